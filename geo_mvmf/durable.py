@@ -1,0 +1,443 @@
+"""The only code that makes bytes permanent.
+
+Every result goes through here: written under a temporary name in its own folder, flushed to the disk, renamed
+into place, and the folder flushed too. So a killed process, a full disk or a power cut leaves the old file or
+the new one, never a torn one. Left-over temporary files carry a name of our own and are swept by the next
+writer of the same folder; foreign files are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from geo_mvmf.errors import LockedError, OutputError
+
+# ".geo-mvmf-<pid>-<8 hex>-" in front of the final name: the suffixes stay, because writers choose drivers by them.
+_TEMPORARY = re.compile(r"^\.geo-mvmf-(\d+)-[0-9a-f]{8}-.+")
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Write a file so that it appears whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        Where the file will be. Its folder is made when missing.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Yields
+    ------
+    Path
+        A temporary name in the same folder, with the same suffixes, to be written by the caller. On a normal
+        exit it is flushed and renamed to `path`; on an error everything written under that name is removed.
+
+    Raises
+    ------
+    OutputError
+        If the file exists and `overwrite` is not set, nothing was written, or the disk refuses.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with replacing(folder / "a.txt") as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> (folder / "a.txt").read_text()
+    'whole'
+    """
+    final = Path(path)
+    with _output_errors(final):
+        _prepare(final, overwrite)
+        temporary = _temporary_name(final)
+    try:
+        with _output_errors(final):
+            yield temporary
+            if not temporary.is_file():
+                raise OutputError(f"{final}: the writer wrote nothing under {temporary.name}")
+            _flush_file(temporary)
+            _commit(temporary, final, overwrite)
+    finally:
+        _remove_all(final.parent, temporary.name)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Write a folder so that it appears whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        Where the folder will be.
+    overwrite : bool
+        Whether an existing folder may be replaced. The old one is set aside first and removed last, so a kill
+        between the two renames leaves the old content under a temporary name, never a mixture of both.
+
+    Yields
+    ------
+    Path
+        A temporary empty folder beside the final one.
+
+    Raises
+    ------
+    OutputError
+        As `replacing`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "chips"
+    >>> with replacing_folder(folder) as temporary:
+    ...     _ = (temporary / "a.txt").write_text("whole")
+    >>> [p.name for p in folder.iterdir()]
+    ['a.txt']
+    """
+    final = Path(path)
+    with _output_errors(final):
+        _prepare(final, overwrite)
+        temporary = _temporary_name(final)
+        temporary.mkdir()
+    try:
+        with _output_errors(final):
+            yield temporary
+            _flush_tree(temporary)
+            _commit_folder(temporary, final)
+    finally:
+        _remove_all(final.parent, temporary.name)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes, *, overwrite: bool = False) -> None:
+    """Write bytes as a whole file.
+
+    Parameters
+    ----------
+    path : path
+    data : bytes
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    OutputError
+        As `replacing`; names the number of bytes.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.bin"
+    >>> write_bytes(path, b"abc")
+    >>> path.read_bytes()
+    b'abc'
+    """
+    with replacing(path, overwrite=overwrite) as temporary:
+        try:
+            temporary.write_bytes(data)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot write {len(data)} bytes: {error.strerror}") from error
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> None:
+    """Write UTF-8 text as a whole file.
+
+    Parameters
+    ----------
+    path : path
+    text : str
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    OutputError
+        As `replacing`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> write_text(path, "Ægir")
+    >>> path.read_text(encoding="utf-8")
+    'Ægir'
+    """
+    write_bytes(path, text.encode("utf-8"), overwrite=overwrite)
+
+
+def write_json(path: str | os.PathLike[str], value: object, *, overwrite: bool = False) -> None:
+    """Write a value as indented JSON with sorted keys.
+
+    Parameters
+    ----------
+    path : path
+    value : object
+        Anything `json` can write; NaN is refused.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    OutputError
+        As `replacing`.
+    ValueError
+        If the value holds NaN or an infinity.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.json"
+    >>> write_json(path, {"b": 1, "a": 2})
+    >>> json.loads(path.read_text())
+    {'a': 2, 'b': 1}
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n", overwrite=overwrite)
+
+
+@contextlib.contextmanager
+def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a folder for this process alone.
+
+    The lock is the kernel's (flock), so it ends with the process however that ends: no stale locks.
+
+    Parameters
+    ----------
+    folder : path
+        Made when missing.
+
+    Raises
+    ------
+    LockedError
+        At once, when another process holds the folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with lock(tempfile.mkdtemp()):
+    ...     pass
+    """
+    folder = Path(folder)
+    with _output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LockedError(
+                f"{folder}: another process is working here; wait for it to end, or choose another folder"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: str | os.PathLike[str]) -> list[str]:
+    """Remove what killed writers left in a folder.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    list of str
+        The names removed. Only names of our own pattern whose process is gone count.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> sweep(tempfile.mkdtemp())
+    []
+    """
+    removed = []
+    for entry in sorted(Path(folder).iterdir()):
+        match = _TEMPORARY.match(entry.name)
+        if match and not _is_alive(int(match.group(1))):
+            _remove(entry)
+            removed.append(entry.name)
+    return removed
+
+
+class AppendLog:
+    """A log of one JSON object a line, appended and flushed line by line.
+
+    Parameters
+    ----------
+    path : path
+        Made when missing. A half-written last line (of a killed process) is cut off first.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "log.jsonl"
+    >>> with AppendLog(path) as log:
+    ...     log.write({"step": 1})
+    >>> path.read_text()
+    '{"step": 1}\\n'
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with _output_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_half_line(self.path)
+            self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record and hand it to the operating system.
+
+        Parameters
+        ----------
+        record : mapping
+            JSON-able values.
+
+        Raises
+        ------
+        OutputError
+            If the disk refuses.
+        """
+        with _output_errors(self.path):
+            self._file.write(json.dumps(dict(record), ensure_ascii=False) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> AppendLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "empty"
+    >>> path.touch()
+    >>> file_sha256(path)[:8]
+    'e3b0c442'
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        raise OutputError(f"{path}: cannot write: {error.strerror or error}{hint}") from error
+
+
+def _prepare(final: Path, overwrite: bool) -> None:  # noqa: FBT001 (private, called by keyword's value)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if not overwrite and os.path.lexists(final):
+        raise OutputError(f"{final}: exists already; choose another name, or ask for overwriting")
+    sweep(final.parent)
+
+
+def _temporary_name(final: Path) -> Path:
+    return final.with_name(f".geo-mvmf-{os.getpid()}-{secrets.token_hex(4)}-{final.name}")
+
+
+def _commit(temporary: Path, final: Path, overwrite: bool) -> None:  # noqa: FBT001 (private)
+    if overwrite:
+        temporary.replace(final)
+    else:
+        # A hard link fails where the name exists, which a rename would not notice: two writers, one winner.
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            raise OutputError(f"{final}: appeared while it was being written; it was left as it is") from None
+        except OSError:  # file systems without hard links
+            temporary.replace(final)
+    _flush_folder(final.parent)
+
+
+def _commit_folder(temporary: Path, final: Path) -> None:
+    aside = _temporary_name(final)
+    if os.path.lexists(final):
+        final.rename(aside)
+    temporary.rename(final)
+    _flush_folder(final.parent)
+    if os.path.lexists(aside):
+        _remove(aside)
+
+
+def _flush_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Opening a folder read-only and flushing it makes the renames inside it permanent (POSIX).
+_flush_folder = _flush_file
+
+
+def _flush_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _flush_file(Path(parent) / name)
+        _flush_folder(Path(parent))
+
+
+def _remove_all(folder: Path, beginning: str) -> None:
+    # Writers leave sidecars (.aux.xml, -journal) that begin with the name they were given.
+    for entry in folder.iterdir():
+        if entry.name.startswith(beginning):
+            _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _cut_half_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        data = file.read()
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            file.truncate(end)

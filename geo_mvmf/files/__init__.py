@@ -1,0 +1,1 @@
+"""Formats and nothing else: vector layers, GeoTIFFs, stores."""

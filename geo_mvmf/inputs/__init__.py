@@ -1,0 +1,1 @@
+"""What the user has: the only readers of foreign files."""

@@ -1,0 +1,1 @@
+"""Views of a mixture: rasters, points and regions."""

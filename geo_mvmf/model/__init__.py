@@ -1,0 +1,1 @@
+"""What is learnt: the only importer of torch."""
