@@ -26,7 +26,9 @@ _POSITION_TO_IJ = np.array([[0, 1, 3, 2], [0, 2, 3, 1], [3, 2, 0, 1], [3, 1, 0, 
 _POSITION_TO_TURN = np.array([1, 0, 0, 3])
 # how x, y, z of a direction give (w, u, v) on each face: axis and sign of each
 _AXES = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1], [0, 2, 1], [1, 2, 0], [2, 1, 0]])
-_SIGNS = np.array([[1, 1, 1], [1, -1, 1], [1, -1, -1], [-1, -1, -1], [-1, -1, 1], [-1, 1, 1]], dtype=np.float64)
+_SIGNS = np.array(
+    [[1, 1, 1], [1, -1, 1], [1, -1, -1], [-1, -1, -1], [-1, -1, 1], [-1, 1, 1]], dtype=np.float64
+)
 
 
 def st_to_uv(s: npt.ArrayLike) -> FloatArray:

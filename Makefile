@@ -1,0 +1,41 @@
+# The two commands of the README are `make demo` and `make test`; both build .venv on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.built-from-pyproject
+
+.PHONY: help demo test test-hard check sample clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# One environment per checkout, rebuilt only when pyproject.toml or constraints.txt changes. uv, where pip can
+# fetch it, installs the same packages in a fraction of the time.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "building $(VENV) (PyTorch is large: one to several minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
+	@if [ -x $(BIN)/uv ]; then \
+	  VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev]'; \
+	else $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'; fi
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## train on the sample raster, predict held-out chips, write layers, maps and a report
+	@$(BIN)/python sample_data/demo.py demo_output
+
+test: $(STAMP)  ## the default tests (under 5 minutes on 2 cores)
+	@$(BIN)/python -m pytest -q -n 2 -m "not hard"
+
+test-hard: $(STAMP)  ## the long and violent tests: kills, floods, full disks
+	@$(BIN)/python -m pytest -q -m hard -p no:randomly
+
+check: $(STAMP)  ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+sample: $(STAMP)  ## regenerate sample_data/ from Natural Earth
+	@$(BIN)/python sample_data/make_sample_data.py
+
+clean:  ## remove the environment and what the demo wrote
+	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache
