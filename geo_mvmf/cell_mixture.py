@@ -50,7 +50,7 @@ class CellMixture:
     --------
     >>> mixture = CellMixture(s2.face_cells(), [0.5, 0.1, 0.1, 0.1, 0.1, 0.1], [0, 6])
     >>> len(mixture), round(float(mixture.log_density([[1.0, 0.0, 0.0]])[0, 0]), 4)
-    (1, -1.4328)
+    (1, -1.4324)
     """
 
     cell_ids: IdArray

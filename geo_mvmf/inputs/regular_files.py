@@ -1,8 +1,8 @@
 """The gate every foreign file passes: an existing regular file, known by its content and not by its name.
 
-GDAL and Pillow open far more than files: addresses, pipes, devices, driver prefixes, a text file that points to
-another file. So a path is looked at here before any of them sees it, and what it holds is decided by its first
-bytes. Nothing is decoded here.
+GDAL and Pillow open far more than files: addresses, pipes, devices, driver prefixes, a text file that points
+to another file. So a path is looked at here before any of them sees it, and what it holds is decided by its
+first bytes. Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*:/{2}", re.IGNORECASE)
 _MAX_SHOWN = 200  # characters of a hostile path that go into a message
 _SNIFFED_BYTES = 4096
 
+# O_NONBLOCK: opening a pipe that nobody writes to would hang; O_NOCTTY: never adopt a terminal
+_OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
+
 # The first bytes of what is read here, and of what is often mistaken for it.
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "jpeg"),
@@ -32,16 +35,14 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"SQLite format 3\x00", "sqlite"),
     (b"PAR1", "parquet"),
 )
-_HEIF_BRANDS = frozenset(
-    [b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"]
-)
+_HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"])
 
 
 def check_regular_file(path: str | os.PathLike[str], *, suffixes: Collection[str] | None = None) -> Path:
     """Make sure that a path names an existing regular file, and give its absolute form.
 
-    The absolute form matters: a driver prefix such as ``GTIFF_DIR:1:a.tif`` means something to GDAL only at the
-    beginning of a name.
+    The absolute form matters: a driver prefix such as ``GTIFF_DIR:1:a.tif`` means something to GDAL only at
+    the beginning of a name.
 
     Parameters
     ----------
@@ -58,9 +59,9 @@ def check_regular_file(path: str | os.PathLike[str], *, suffixes: Collection[str
     Raises
     ------
     ImageError
-        A BadInputError that carries the row status: "missing" where there is no such file, "refused" for an
-        address, a /vsi path, a driver prefix, a NUL byte, a folder, a device, a pipe or a socket, "unsupported"
-        for another suffix, "unreadable" where the system forbids to look.
+        A BadInputError that carries the row status: "missing" where there is no such file, "refused" for
+        an address, a /vsi path, a NUL byte, a folder, a device, a pipe or a socket, "unsupported" for another
+        suffix, "unreadable" where the system forbids to look.
 
     Examples
     --------
@@ -78,12 +79,11 @@ def check_regular_file(path: str | os.PathLike[str], *, suffixes: Collection[str
     return checked
 
 
-def open_regular_file(
-    path: str | os.PathLike[str], *, inside: Iterable[str | os.PathLike[str]] = ()
-) -> BinaryIO:
+def open_regular_file(path: str | os.PathLike[str], *, inside: Iterable[str | os.PathLike[str]] = ()) -> BinaryIO:
     """Open a regular file for reading; a pipe or a device is refused and never waited for.
 
-    The checks are made on the open file, so nothing can be swapped between check and use.
+    The checks are made before opening, because some devices act on being opened, and again on the open
+    file, so that nothing can be exchanged between check and use.
 
     Parameters
     ----------
@@ -108,14 +108,10 @@ def open_regular_file(
     Traceback (most recent call last):
     geo_mvmf.errors.ImageError: '/dev/null' is a device, not a regular file
     """
-    checked = _check_name(path)
-    # O_NONBLOCK: opening a pipe that nobody writes to would hang; O_NOCTTY: never adopt a terminal
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    checked = check_regular_file(path)
     try:
-        descriptor = os.open(checked, flags)
+        descriptor = os.open(checked, _OPEN_FLAGS)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket, or a pipe or device without its other end
-            raise ImageError("refused", f"{_shown(path)} is a socket or device, not a regular file") from error
         raise _system_refusal(checked, error) from error
     try:
         opened = os.fstat(descriptor)
@@ -182,8 +178,8 @@ def sniff_bytes(head: bytes) -> str:
 
 
 def _sniff_text(head: bytes) -> str:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):  # UTF-16: text, and whoever reads it says that it must be UTF-8
-        return "text"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "text"  # UTF-16; whoever reads it says that it must be UTF-8
     stripped = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if stripped.startswith(b"<"):
         return "xml"
@@ -203,7 +199,7 @@ def _check_name(path: str | os.PathLike[str]) -> Path:
     if _ADDRESS.match(text):
         raise ImageError("refused", f"{_shown(text)} is an address, not a file: download it first")
     if text.lower().startswith(("/vsi", "\\vsi")):
-        raise ImageError("refused", f"{_shown(text)} is a GDAL virtual path, not a file: unpack or download it")
+        raise ImageError("refused", f"{_shown(text)} is a GDAL virtual path, not a file")
     return Path(os.path.abspath(text))  # noqa: PTH100  Path.resolve would follow the symbolic links
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -281,11 +280,11 @@ class _WeightsOnMeta(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Any,
-        types: Any,
-        args: Any = (),
-        kwargs: Any = None,  # noqa: ANN401  torch's signature
-    ) -> Any:  # noqa: ANN401  torch's signature
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         options = dict(kwargs or {})
         if func in (torch.empty, torch.zeros, torch.ones):
             options["device"] = "meta"

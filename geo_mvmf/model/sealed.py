@@ -123,7 +123,7 @@ def write_sealed(
     >>> read_sealed(path)[1]["x"].tolist()
     [0.0, 1.0, 2.0]
     """
-    ordered = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items(), key=_by_alignment)}
+    ordered = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items(), key=_by_alignment)}
     header = _header_bytes(ordered, metadata)
     digest = _digest_of(header, ordered)
     start = header.index(_DIGEST_KEY) + len(_DIGEST_KEY)
@@ -196,7 +196,7 @@ def read_sealed(
         if check is not None:
             check(header)
         hasher = hashlib.sha256(raw.replace(header.digest.encode(), _NO_DIGEST.encode(), 1))
-        arrays = {key: _read_array(file, entry, hasher, name) for key, entry in header.tensors.items()}
+        arrays = {key: _read_array(file, entry, hasher.update, name) for key, entry in header.tensors.items()}
         if file.read(1):
             raise BadBundleError(f"{name}: grew while it was read; copy it to a quiet place first")
     if hasher.hexdigest() != header.digest:
@@ -207,7 +207,7 @@ def read_sealed(
     return header, arrays
 
 
-def loads_strict(text: str | bytes) -> Any:  # noqa: ANN401  JSON is any value
+def loads_strict(text: str | bytes) -> Any:
     """Parse JSON that must not hide anything: no duplicate keys, no NaN or infinities, no deep nesting.
 
     Parameters
@@ -354,10 +354,7 @@ def _are_integers(values: object, least: int) -> bool:
 
 
 def _read_array(
-    file: BinaryIO,
-    entry: TensorEntry,
-    hasher: Any,
-    path: str,
+    file: BinaryIO, entry: TensorEntry, hash_update: Callable[[memoryview], None], path: str
 ) -> npt.NDArray[Any]:
     array = np.empty(entry.shape, dtype=DTYPES[entry.dtype])
     view = array.reshape(-1).data.cast("B")
@@ -365,7 +362,7 @@ def _read_array(
         part = view[begin : begin + _CHUNK]
         if file.readinto(part) != len(part):  # type: ignore[attr-defined]  # a buffered reader fills the part
             raise BadBundleError(f"{path}: became shorter while it was read")
-        hasher.update(part)
+        hash_update(part)
     return array
 
 

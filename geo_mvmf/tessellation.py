@@ -1,0 +1,288 @@
+"""One mixture of vMF components -> S2 cells with uniform density, fine where the probability is.
+
+1. Components are dropped, and tails cut, that together hold at most a twentieth of the allowed error.
+2. `patches` are found, on which the density is a polynomial; the mass and the mean derivatives of every smaller cell
+   follow by small matrix products.
+3. A uniform cell errs by half the integral of |density - mean|, which the mean derivatives bound (the first order
+   exactly, the second by the triangle inequality; the third is neglected). The fewest cells for a given total are
+   those that err equally, so there is one threshold: predicted from a quarter of each patch's side, proved by the sum
+   over the cells found.
+4. What was dropped or cut is spread evenly over the sphere, so that no density is zero and all sum to one.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from geo_mvmf import patches, s2, s2_curve
+from geo_mvmf.cell_mixture import CellMixture
+
+FloatArray = npt.NDArray[np.float64]
+IdArray = npt.NDArray[np.uint64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+_CUT = 0.05  # share of the allowed error given to dropped components and tails
+_AIM = 0.97  # share of the rest aimed at, so that one pass nearly always does
+_ATTEMPTS = 6  # at lowering the threshold
+_BINS_PER_LEVEL = 32  # of the histogram of errors
+_DEEPEST = -100  # its lower end in levels: errors below 8^-100 count as that
+
+
+class CoarseCellsWarning(UserWarning):
+    """Some image would need more cells than allowed; `mass_errors` says what error it has."""
+
+
+class Tessellation(NamedTuple):
+    """Cells that tile the sphere.
+
+    Parameters
+    ----------
+    cell_ids : ndarray of uint64, shape (T,)
+        Sorted, disjoint.
+    probabilities : ndarray of float64, shape (T,)
+        Positive, sum to 1.
+    mass_error : float
+        Total variation distance to the mixture.
+    """
+
+    cell_ids: IdArray
+    probabilities: FloatArray
+    mass_error: float
+
+
+class _Pieces(NamedTuple):
+    cell_ids: IdArray
+    masses: FloatArray
+    areas: FloatArray
+
+
+def tessellate(
+    mean_directions: FloatArray,
+    log_concentrations: FloatArray,
+    weights: FloatArray,
+    *,
+    max_mass_error: float,
+    max_cells: int,
+) -> Tessellation:
+    """Tile the sphere with cells of uniform density close to one mixture.
+
+    Parameters
+    ----------
+    mean_directions : ndarray of float64, shape (C, 3)
+        Unit vectors.
+    log_concentrations : ndarray of float64, shape (C,)
+        Natural logarithms of kappa; taken as at most 36 (sigma = 0.1 m), where S2 cells end.
+    weights : ndarray of float64, shape (C,)
+        Mixing weights, sum 1.
+    max_mass_error : float
+        Largest total variation distance to the mixture, in 1e-5..0.5.
+    max_cells : int
+        About how many cells there may be.
+
+    Returns
+    -------
+    Tessellation
+        Its `mass_error` exceeds `max_mass_error` only where `max_cells` was too few.
+
+    Raises
+    ------
+    ValueError
+        `max_mass_error` is outside its range, or `max_cells` is not positive.
+
+    Examples
+    --------
+    >>> cells = tessellate(np.eye(3)[:1], np.zeros(1), np.ones(1), max_mass_error=0.05, max_cells=1000)
+    >>> cells.mass_error <= 0.05, round(float(cells.probabilities.sum()), 12)
+    (True, 1.0)
+    """
+    if not 1e-5 <= max_mass_error <= 0.5:
+        raise ValueError(f"max_mass_error is {max_mass_error}; it must be in 1e-5..0.5")
+    if max_cells < 1:
+        raise ValueError(f"max_cells is {max_cells}; it must be positive")
+    chosen = patches.choose_components(
+        mean_directions, log_concentrations, weights, cut=_CUT * max_mass_error
+    )
+    nodes = patches.NodeValues(patches.find_patches(chosen), chosen)
+    budget = (1.0 - _CUT) * max_mass_error
+    threshold, enough = _threshold(nodes, _AIM * budget, max_cells)
+    pieces, error = _refine(nodes, threshold)
+    for _ in range(_ATTEMPTS if enough else 0):
+        if error <= budget:
+            break
+        threshold *= 0.9 * (_AIM * budget / error) ** 3
+        pieces, error = _refine(nodes, threshold)
+    return _spread([*pieces, _without_mass(nodes.patches.empty)], error, max_mass_error)
+
+
+def assemble(pieces: Sequence[Tessellation], max_mass_error: float) -> CellMixture:
+    """Join the cells of several images into one CellMixture.
+
+    Parameters
+    ----------
+    pieces : sequence of Tessellation
+        One per image.
+    max_mass_error : float
+        What was asked for.
+
+    Warns
+    -----
+    CoarseCellsWarning
+        An image has a larger error.
+
+    Examples
+    --------
+    >>> len(assemble([Tessellation(s2.face_cells(), np.full(6, 1 / 6), 0.0)] * 2, 1e-3))
+    2
+    """
+    errors = np.array([piece.mass_error for piece in pieces], dtype=np.float64)
+    coarse = errors > max_mass_error
+    if np.any(coarse):
+        warnings.warn(
+            f"{int(coarse.sum())} of {errors.size} images reach a mass error of {errors.max():.2g} only, not"
+            f" {max_mass_error:g}: their density has too many narrow peaks; raise max_cells or max_mass_error",
+            CoarseCellsWarning,
+            stacklevel=3,
+        )
+    return CellMixture(
+        np.concatenate([np.empty(0, dtype=np.uint64), *(piece.cell_ids for piece in pieces)]),
+        np.concatenate([np.empty(0), *(piece.probabilities for piece in pieces)]),
+        np.cumsum([0, *(piece.cell_ids.size for piece in pieces)]),
+        errors,
+    )
+
+
+def _threshold(nodes: patches.NodeValues, target: float, max_cells: int) -> tuple[float, bool]:
+    """Give the error per cell for which all errors sum to the target; larger where that needs too many cells.
+
+    The errors of cells two levels below the patches are sorted into bins a fraction of a level wide. An error falls
+    by 8 per level (it goes with side^3) while the number grows by 4.
+    """
+    top = 1.0  # levels above an error of 1: none is larger
+    counts = np.zeros(int((top - _DEEPEST) * _BINS_PER_LEVEL) + 1)
+    for block in nodes.blocks():
+        level = np.log2(np.maximum(_errors(nodes.of(block), 2), 1e-300)) / 3.0
+        bins = np.clip((level - _DEEPEST) * _BINS_PER_LEVEL, 0, counts.size - 1).astype(np.int64)
+        counts += np.bincount(bins.ravel(), minlength=counts.size)
+    levels = _DEEPEST + (np.arange(counts.size) + 0.5) / _BINS_PER_LEVEL
+    wanted = _highest(lambda chosen: _predicted(levels, counts, chosen)[0] <= target, levels)
+    possible = _lowest(lambda chosen: _predicted(levels, counts, chosen)[1] <= max_cells, levels)
+    return float(8.0 ** max(wanted, possible)), wanted >= possible
+
+
+def _predicted(levels: FloatArray, counts: FloatArray, threshold: float) -> tuple[float, float]:
+    """Sum of errors and number of cells when every cell is split until its error is below 8^threshold."""
+    splits = np.maximum(np.ceil(levels - threshold), -2.0)  # -2: the patch itself
+    return float(counts @ (8.0**levels * 2.0**-splits)), float(counts @ 4.0**splits)
+
+
+def _highest(holds: Callable[[float], bool], levels: FloatArray) -> float:
+    """Highest level for which something holds that holds for all low ones, by bisection."""
+    low, high = 0, levels.size
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(levels[middle]) else (low, middle)
+    return float(levels[low])
+
+
+def _lowest(holds: Callable[[float], bool], levels: FloatArray) -> float:
+    """Lowest level for which something holds that holds for all high ones, by bisection."""
+    return -_highest(lambda chosen: holds(-chosen), -levels[::-1])
+
+
+def _refine(nodes: patches.NodeValues, threshold: float) -> tuple[list[_Pieces], float]:
+    """Split every patch until each cell errs by less than the threshold; the cells, and the sum of their errors."""
+    pieces: list[_Pieces] = []
+    total = 0.0
+    for block in nodes.blocks():
+        values = nodes.of(block)
+        finest = s2.MAX_LEVEL - s2.level(values.cell_ids)
+        stack = list(_deeper(np.arange(finest.size), np.ones((finest.size, 1, 1), dtype=np.bool_), 0))
+        while stack:
+            depth, rows, open_ = stack.pop()
+            part = patches.Block(*(value[rows] for value in values))
+            errors = _errors(part, depth)
+            leaf = open_ & ((errors <= threshold) | (finest[rows] <= depth)[:, None, None])
+            total += float(errors[leaf].sum())
+            pieces.append(_leaves(part, leaf, depth))
+            stack.extend(_deeper(rows, (open_ & ~leaf).repeat(2, axis=1).repeat(2, axis=2), depth + 1))
+    return pieces, total
+
+
+def _deeper(rows: IntArray, open_: BoolArray, depth: int) -> Iterator[tuple[int, IntArray, BoolArray]]:
+    """Work left at a depth, in portions that fit into one temporary array."""
+    going = open_.any(axis=(1, 2))
+    rows, open_ = rows[going], open_[going]
+    step = max(1, patches.VALUES_AT_ONCE >> (2 * depth))
+    for start in range(0, rows.size, step):
+        yield depth, rows[start : start + step], open_[start : start + step]
+
+
+def _leaves(values: patches.Block, leaf: BoolArray, depth: int) -> _Pieces:
+    """Give ids, masses and areas of the chosen cells of one depth."""
+    patch, column, row = np.nonzero(leaf)
+    mean, _, _ = _operators(depth)
+    levels = s2.level(values.cell_ids) + depth
+    square = np.ldexp(1.0, -2 * levels)[patch]
+    masses = (mean @ (values.density * values.element) @ mean.T)[leaf] * square
+    areas = (mean @ values.element @ mean.T)[leaf] * square
+    face, i, j = s2_curve.decode(values.cell_ids)
+    size = np.int64(1) << (s2.MAX_LEVEL - levels)  # leaf squares along a chosen cell
+    low = ~((size << depth) - 1)
+    i, j = (i & low)[patch] + column * size[patch], (j & low)[patch] + row * size[patch]
+    return _Pieces(s2.parent(s2_curve.encode(face[patch], i, j), levels[patch]), masses, areas)
+
+
+def _errors(values: patches.Block, depth: int) -> FloatArray:
+    """Half the integral of |density - mean| over the 2^depth x 2^depth cells of each patch."""
+    mean, first, second = _operators(depth)
+    size = 1 << depth
+    along_t = values.density @ np.concatenate([mean, first, second]).T  # (m, NODES, 3 size)
+    plain, slope, bend = along_t[..., :size], along_t[..., size : 2 * size], along_t[..., 2 * size :]
+    a, b = np.abs(first @ plain), np.abs(mean @ slope)
+    high, low = np.maximum(np.maximum(a, b), 1e-300), np.minimum(a, b)
+    # mean |a x + b y| over the unit square; then those of x^2/2 - 1/24, which is sqrt(3)/54, and of x y, 1/16
+    result = high / 4.0 + low * low / (12.0 * high)
+    result += np.sqrt(3.0) / 54.0 * (np.abs(second @ plain) + np.abs(mean @ bend))
+    result += np.abs(first @ slope) / 16.0
+    areas = np.ldexp(values.element.max(axis=(1, 2)), -2 * (s2.level(values.cell_ids) + depth))
+    result *= 0.5 * areas[:, None, None]
+    return np.asarray(result)
+
+
+@functools.cache
+def _operators(depth: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Matrices (2^depth, NODES): node values -> mean, first and second difference over each part of a side.
+
+    The differences are the mean derivatives times the part's length, and times its square.
+    """
+    _, coefficients = patches.rule()
+    edges = np.linspace(-1.0, 1.0, (1 << depth) + 1)
+    width = edges[1] - edges[0]
+    legendre = np.polynomial.legendre
+    basis = np.eye(patches.NODES)
+    integral = np.array([legendre.legval(edges, legendre.legint(row)) for row in basis])
+    value = np.array([legendre.legval(edges, row) for row in basis])
+    slope = np.array([legendre.legval(edges, legendre.legder(row)) for row in basis])
+    mean, first, second = (np.diff(part, axis=1).T @ coefficients for part in (integral, value, slope))
+    return mean / width, first, second * width
+
+
+def _without_mass(cells: IdArray) -> _Pieces:
+    return _Pieces(cells, np.zeros(cells.size), s2.area_sr(cells))
+
+
+def _spread(pieces: Sequence[_Pieces], error: float, max_mass_error: float) -> Tessellation:
+    """Join the cells, and spread the mass that was dropped or cut evenly over the sphere."""
+    ids, masses, areas = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    order = np.argsort(ids)
+    covered = float(masses.sum())
+    rest = max(1.0 - covered, 1e-3 * _CUT * max_mass_error)  # never 0: a density of 0 would be a certainty
+    probabilities = masses[order] * ((1.0 - rest) / covered) + areas[order] * (rest / float(areas.sum()))
+    return Tessellation(ids[order], probabilities / probabilities.sum(), error + rest)
