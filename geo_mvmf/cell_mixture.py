@@ -309,9 +309,7 @@ def random_in_cells(ids: npt.ArrayLike, generator: np.random.Generator) -> Float
     return s2.uv_directions(face, chosen[:, 0], chosen[:, 1])
 
 
-def caps(
-    longitude: npt.ArrayLike, latitude: npt.ArrayLike, radius_km: npt.ArrayLike
-) -> tuple[FloatArray, FloatArray]:
+def caps(longitude: npt.ArrayLike, latitude: npt.ArrayLike, radius_km: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Check caps and turn them into directions and radians.
 
     Parameters
@@ -358,9 +356,7 @@ def _within(cells: IdArray, probabilities: FloatArray, centres: FloatArray, reac
         gap = sphere.angle(middles[:, None], centres[block]) - reach[block]  # (T, points)
         result[block] = probabilities @ (gap <= -radii[:, None])
         row, point = np.nonzero(np.abs(gap) < radii[:, None])
-        np.add.at(
-            result[block], point, _cut(cells[row], density[row], centres[block][point], reach[block][point])
-        )
+        np.add.at(result[block], point, _cut(cells[row], density[row], centres[block][point], reach[block][point]))
     return np.clip(result, 0.0, 1.0)
 
 

@@ -257,12 +257,9 @@ class NodeValues:
 
     def blocks(self) -> Iterator[slice]:
         """Give ranges of patches whose values fit into one temporary array."""
-        size, start = self.patches.cell_ids.size, 0
-        while start < size:
-            most = int(self.patches.starts[start + 1] - self.patches.starts[start])
-            step = max(1, VALUES_AT_ONCE // (NODES**2 * most))
-            yield slice(start, min(start + step, size))
-            start += step
+        step = VALUES_AT_ONCE // NODES**2
+        size = self.patches.cell_ids.size
+        return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
     def of(self, block: slice) -> Block:
         """Evaluate the density at the nodes of some patches.
@@ -283,28 +280,44 @@ class NodeValues:
         cells = self.patches.cell_ids[block]
         face, u, v, element = _nodes(cells)
         points = s2.uv_directions(face[:, None, None], u, v).reshape(face.size, -1, 3)
-        values = Block(cells, self._density(block, points).reshape(element.shape), element)
+        middle = s2.centre(cells)
+        density = np.empty(points.shape[:2])
+        for part in self._parts(block):
+            here = slice(part.start - block.start, part.stop - block.start)
+            density[here] = self._density(part, points[here], middle[here])
+        values = Block(cells, density.reshape(element.shape), element)
         if self._keep:
             self._kept[block.start] = values
         return values
 
-    def _density(self, block: slice, points: FloatArray) -> FloatArray:
+    def _parts(self, block: slice) -> Iterator[slice]:
+        """Ranges of a block so short that all members' values at all nodes fit into one temporary array."""
+        start = block.start
+        while start < block.stop:
+            step = max(1, VALUES_AT_ONCE // (NODES**2 * self._members_of(start)))
+            yield slice(start, min(start + step, block.stop))
+            start += step
+
+    def _members_of(self, patch: int) -> int:
+        return int(self.patches.starts[patch + 1] - self.patches.starts[patch])
+
+    def _density(self, part: slice, points: FloatArray, middle: FloatArray) -> FloatArray:
         """Sum of the members' densities at points (m, NODES^2, 3), in the chord form.
 
         With the patch's centre c, |y - mu|^2 = |y - c|^2 + 2 (y - c).(c - mu) + |c - mu|^2: differences of near
         vectors only, and a matrix product of inner size 5 for all members of a patch.
         """
-        middle = s2.centre(self.patches.cell_ids[block])
         from_middle = points - middle[:, None]
         left = np.empty((*points.shape[:2], 5))
-        left[..., 0] = np.square(from_middle).sum(axis=-1)
+        left[..., 0] = np.einsum("...i,...i->...", from_middle, from_middle)
         left[..., 1:4] = 2.0 * from_middle
         left[..., 4] = 1.0
-        most = int(self.patches.starts[block.start + 1] - self.patches.starts[block.start])
+        most = self._members_of(part.start)
         step = max(1, VALUES_AT_ONCE // points.shape[1])
         total = np.zeros(points.shape[:2])
         for low in range(0, most, step):
-            total += np.exp(left @ self._terms(block, middle, np.arange(low, min(low + step, most)))).sum(axis=-1)
+            exponents = left @ self._terms(part, middle, np.arange(low, min(low + step, most)))
+            total += np.exp(exponents, out=exponents).sum(axis=-1)
         return total
 
     def _terms(self, block: slice, middle: FloatArray, column: IntArray) -> FloatArray:

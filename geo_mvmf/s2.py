@@ -61,6 +61,7 @@ __all__ = [
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
 IntArray = npt.NDArray[np.int64]
+_Point = tuple[FloatArray, FloatArray]
 
 _MEAN_EDGE = 1.459213746386106  # S2 library, kAvgEdge of the quadratic projection: radians at level 0
 
@@ -233,10 +234,10 @@ def area_sr(ids: npt.ArrayLike) -> FloatArray:
     1.0
     """
     _, s, t = st_rectangle(ids)
-    u, v = st_to_uv(s), st_to_uv(t)
+    u0, u1, v0, v1 = st_to_uv(s[..., 0]), st_to_uv(s[..., 1]), st_to_uv(t[..., 0]), st_to_uv(t[..., 1])
     determinant = _difference_uv(s) * _difference_uv(t)
-    first = _half_excess(u[..., [0, 1, 1]], v[..., [0, 0, 1]], determinant)
-    second = _half_excess(u[..., [0, 1, 0]], v[..., [0, 1, 1]], determinant)
+    first = _half_excess((u0, v0), (u1, v0), (u1, v1), determinant)
+    second = _half_excess((u0, v0), (u1, v1), (u0, v1), determinant)
     return 2.0 * (first + second)
 
 
@@ -331,13 +332,13 @@ def _difference_uv(s: FloatArray) -> FloatArray:
     return np.where(high - low == 1.0, 2.0, 4.0 / 3.0 * (high - low) * stretch)
 
 
-def _half_excess(u: FloatArray, v: FloatArray, determinant: FloatArray) -> FloatArray:
-    """Half the spherical excess of triangles with corners (1, u, v), shape (..., 3)."""
-    length = np.sqrt(1.0 + u * u + v * v)
-    after = [1, 2, 0]
-    products = 1.0 + u * u[..., after] + v * v[..., after]
-    others = length[..., [2, 0, 1]]
-    return np.arctan2(determinant, length.prod(axis=-1) + (products * others).sum(axis=-1))
+def _half_excess(a: _Point, b: _Point, c: _Point, determinant: FloatArray) -> FloatArray:
+    """Half the spherical excess of triangles with corners (1, u, v)."""
+    length_a, length_b, length_c = (np.sqrt(1.0 + u * u + v * v) for u, v in (a, b, c))
+    total = length_a * length_b * length_c
+    for (one, other), length in (((a, b), length_c), ((b, c), length_a), ((c, a), length_b)):
+        total += (1.0 + one[0] * other[0] + one[1] * other[1]) * length
+    return np.asarray(np.arctan2(determinant, total))
 
 
 def _directions(values: npt.ArrayLike) -> FloatArray:
@@ -345,7 +346,5 @@ def _directions(values: npt.ArrayLike) -> FloatArray:
     finite = np.isfinite(vectors).all(axis=-1)
     if not np.all(finite):
         (row,) = np.nonzero(~finite.ravel())
-        raise ValueError(
-            f"direction {row[0]} is {vectors.reshape(-1, 3)[row[0]].tolist()}, not three finite numbers"
-        )
+        raise ValueError(f"direction {row[0]} is {vectors.reshape(-1, 3)[row[0]].tolist()}, not three finite numbers")
     return vectors

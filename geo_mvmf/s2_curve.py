@@ -26,9 +26,9 @@ _POSITION_TO_IJ = np.array([[0, 1, 3, 2], [0, 2, 3, 1], [3, 2, 0, 1], [3, 1, 0, 
 _POSITION_TO_TURN = np.array([1, 0, 0, 3])
 # how x, y, z of a direction give (w, u, v) on each face: axis and sign of each
 _AXES = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1], [0, 2, 1], [1, 2, 0], [2, 1, 0]])
-_SIGNS = np.array(
-    [[1, 1, 1], [1, -1, 1], [1, -1, -1], [-1, -1, -1], [-1, -1, 1], [-1, 1, 1]], dtype=np.float64
-)
+_SIGNS = np.array([[1.0, 1, 1], [1, -1, 1], [1, -1, -1], [-1, -1, -1], [-1, -1, 1], [-1, 1, 1]])
+# the same as matrices: (x, y, z) = _FROM_FACE[face] (w, u, v), one entry of +-1 per row
+_FROM_FACE = np.swapaxes(np.eye(3)[_AXES] * _SIGNS[..., None], 1, 2)
 
 
 def st_to_uv(s: npt.ArrayLike) -> FloatArray:
@@ -103,12 +103,14 @@ def uv_directions(face: npt.ArrayLike, u: npt.ArrayLike, v: npt.ArrayLike) -> Fl
     >>> uv_directions(2, 0.0, 0.0).tolist()
     [0.0, 0.0, 1.0]
     """
-    face, u, v = np.broadcast_arrays(np.asarray(face, dtype=np.int64), u, v)
-    local = np.stack([np.ones(u.shape), u, v], axis=-1) * _SIGNS[face]
-    local /= np.sqrt(1.0 + np.square(u) + np.square(v))[..., None]
-    vectors = np.empty_like(local)
-    np.put_along_axis(vectors, _AXES[face], local, axis=-1)
-    return vectors + 0.0  # no -0.0
+    rows = _FROM_FACE[np.asarray(face, dtype=np.int64)]  # (..., 3, 3)
+    u, v = np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64)
+    scale = 1.0 / np.sqrt(1.0 + u * u + v * v)
+    u, v = u * scale, v * scale
+    vectors = np.empty((*np.broadcast_shapes(rows.shape[:-2], u.shape), 3))
+    for axis in range(3):
+        vectors[..., axis] = rows[..., axis, 0] * scale + rows[..., axis, 1] * u + rows[..., axis, 2] * v
+    return vectors
 
 
 def face_uv(directions: npt.ArrayLike) -> tuple[IntArray, FloatArray, FloatArray]:

@@ -65,9 +65,7 @@ def parent(ids: npt.ArrayLike, level: npt.ArrayLike) -> IdArray:
     ids = _ids(ids)
     bit = _bit_of_level(level)
     if np.any(bit < _lowest_bit(ids)):
-        raise ValueError(
-            f"level {np.max(level)} is finer than the cells, whose lowest is {_levels(ids).min()}"
-        )
+        raise ValueError(f"level {np.max(level)} is finer than the cells, whose lowest is {_levels(ids).min()}")
     return np.asarray((ids & ~((bit << _ONE) - _ONE)) | bit)
 
 
@@ -97,9 +95,7 @@ def children(ids: npt.ArrayLike) -> IdArray:
     ids = _ids(ids)
     bit = _lowest_bit(ids)
     if np.any(bit == _ONE):
-        raise ValueError(
-            f"cell {to_token(ids[bit == _ONE].flat[0])} is a leaf (level 30) and has no children"
-        )
+        raise ValueError(f"cell {to_token(ids[bit == _ONE].flat[0])} is a leaf (level 30) and has no children")
     quarter = (bit >> np.uint64(2))[..., None]
     return (ids - bit)[..., None] + quarter * np.array([1, 3, 5, 7], dtype=np.uint64)
 

@@ -158,9 +158,7 @@ def destination(
     east, north = np.moveaxis(_east_north(_floats(longitude), start), -2, 0)
     way = np.radians(_floats(bearing))[..., None]
     arc = (_floats(distance_km) / EARTH_RADIUS_KM)[..., None]
-    return to_longitude_latitude(
-        np.cos(arc) * start + np.sin(arc) * (np.cos(way) * north + np.sin(way) * east)
-    )
+    return to_longitude_latitude(np.cos(arc) * start + np.sin(arc) * (np.cos(way) * north + np.sin(way) * east))
 
 
 def cap_area_km2(radius_km: npt.ArrayLike) -> FloatArray:

@@ -29,7 +29,7 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 _CUT = 0.05  # share of the allowed error given to dropped components and tails
-_AIM = 0.97  # share of the rest aimed at, so that one pass nearly always does
+_AIM = 1.02  # share of the rest aimed at: real sums come out 2 to 11 per cent below the predicted ones
 _ATTEMPTS = 6  # at lowering the threshold
 _BINS_PER_LEVEL = 32  # of the histogram of errors
 _DEEPEST = -100  # its lower end in levels: errors below 8^-100 count as that
@@ -106,9 +106,7 @@ def tessellate(
         raise ValueError(f"max_mass_error is {max_mass_error}; it must be in 1e-5..0.5")
     if max_cells < 1:
         raise ValueError(f"max_cells is {max_cells}; it must be positive")
-    chosen = patches.choose_components(
-        mean_directions, log_concentrations, weights, cut=_CUT * max_mass_error
-    )
+    chosen = patches.choose_components(mean_directions, log_concentrations, weights, cut=_CUT * max_mass_error)
     nodes = patches.NodeValues(patches.find_patches(chosen), chosen)
     budget = (1.0 - _CUT) * max_mass_error
     threshold, enough = _threshold(nodes, _AIM * budget, max_cells)

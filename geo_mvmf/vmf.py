@@ -155,9 +155,7 @@ def cap_quantile(probability: npt.ArrayLike, log_concentration: npt.ArrayLike) -
     return _radius_of_height(_height_quantile(share, np.exp(_floats(log_concentration))))
 
 
-def probability_within(
-    offset: npt.ArrayLike, radius: npt.ArrayLike, log_concentration: npt.ArrayLike
-) -> FloatArray:
+def probability_within(offset: npt.ArrayLike, radius: npt.ArrayLike, log_concentration: npt.ArrayLike) -> FloatArray:
     """Give the probability of a cap whose centre is away from the mean direction.
 
     Parameters
@@ -351,9 +349,7 @@ def _cap_mass(height: FloatArray, kappa: FloatArray) -> FloatArray:
 def _height_quantile(share: FloatArray, kappa: FloatArray) -> FloatArray:
     """The height 1 - cos(angle) below which a share of the mass lies."""
     safe = np.maximum(kappa, 1e-12)
-    with np.errstate(
-        divide="ignore"
-    ):  # share 1 of a narrow component: minus infinity, clipped to the antipode
+    with np.errstate(divide="ignore"):  # share 1 of a narrow component: minus infinity, clipped to the antipode
         return np.clip(-np.log1p(share * np.expm1(-2.0 * safe)) / safe, 0.0, 2.0)
 
 

@@ -6,7 +6,7 @@ exception or a warning, and no other entry is even looked at. Source: CIPA DC-00
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import math
 import re
 import struct
@@ -166,7 +166,7 @@ def _captured_at(directory: Directory) -> str | None:
         return None
     year, month, day, hour, minute, second = (int(part) for part in taken.groups())
     try:
-        moment = datetime.datetime(year, month, day, hour, minute, second)  # noqa: DTZ001  a camera's local time
+        moment = dt.datetime(year, month, day, hour, minute, second)  # noqa: DTZ001  a camera's local time
     except ValueError:
         return None
     return moment.isoformat() + _offset(_text(directory, _TIME_OFFSET))

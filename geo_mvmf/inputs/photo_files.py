@@ -44,6 +44,7 @@ _DECODER_ERRORS = (
     zlib.error,
     Warning,
 )
+_TIFF_TILE_SIZE = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
 _MEMORY_ERRORS = (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -211,8 +212,8 @@ def _open_tiff(file: BinaryIO, pixel_budget: int) -> Photo:
     exif = parse_exif(read_at)
     file.seek(0)
     image = TiffImagePlugin.TiffImageFile(file)
-    tile = [image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
-    check_pixels(*tile, pixel_budget)  # libtiff allocates a tile whatever the size of the picture
+    tile_width, tile_height = (image.tag_v2.get(tag, 0) for tag in _TIFF_TILE_SIZE)
+    check_pixels(tile_width, tile_height, pixel_budget)  # libtiff allocates tiles whatever the picture's size
     return Photo(image, "tiff", exif._replace(orientation=1), None)  # Pillow turns a TIFF while loading it
 
 

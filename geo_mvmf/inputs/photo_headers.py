@@ -7,6 +7,7 @@ rest.
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import BinaryIO, NamedTuple
 
@@ -15,12 +16,19 @@ from geo_mvmf.errors import ImageError
 MAX_METADATA_BYTES = 32 * 1024 * 1024
 """More profile, text and EXIF than this in front of the pixels is refused."""
 
+MAX_METADATA_BLOCKS = 10_000
+"""More segments or chunks of metadata than this are refused: each costs time."""
+
 MAX_JPEG_SCANS = 100
 """Each scan of a progressive JPEG is a pass over the whole picture; cameras and editors write about ten."""
 
 _STANDALONE = frozenset([0x01, 0xD8, *range(0xD0, 0xD8)])  # JPEG markers without a length
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = frozenset([0xC0, 0xC1])
+_SCAN_MARKER = 0xDA
+_MAX_STRAY_BYTES = 65_536
+_PNG_PIXELS = frozenset([b"IDAT", b"fdAT"])
+_MAX_PNG_CHUNKS = 1_000_000  # 64 million pixels in chunks of the customary 8 kB are 32 000
 
 
 class JpegLayout(NamedTuple):
@@ -60,28 +68,28 @@ def jpeg_layout(file: BinaryIO) -> JpegLayout:
     JpegLayout(buffered=False, scans=1)
     """
     frame, components = 0, 0
-    while True:
+    for _ in range(MAX_METADATA_BLOCKS):
         marker = _next_marker(file)
         if marker in _STANDALONE:
             continue
-        length = _unsigned(_exactly(file, 2))
+        length = int.from_bytes(_exactly(file, 2), "big")
+        if marker == _SCAN_MARKER:
+            break
         if marker in _FRAME_MARKERS:
             frame, components = marker, _exactly(file, 6)[5]
-            file.seek(length - 8, 1)
-        elif marker == 0xDA:
-            first_scan = _exactly(file, 1)[0]
-            break
-        else:
-            file.seek(max(length - 2, 0), 1)
+            length -= 6
+        file.seek(max(length - 2, 0), os.SEEK_CUR)
         _check_metadata(file.tell())
+    else:
+        raise ImageError("too_large", f"more than {MAX_METADATA_BLOCKS} segments in front of the pixels")
     if not components:
         raise ImageError("unreadable", "a scan comes before the frame header of this JPEG")
-    buffered = frame not in _SEQUENTIAL or first_scan < components
+    buffered = frame not in _SEQUENTIAL or _exactly(file, 1)[0] < components
     return JpegLayout(buffered, _count_scans(file) if buffered else 1)
 
 
 def check_png_chunks(file: BinaryIO) -> None:
-    r"""Refuse a PNG whose metadata would fill the memory.
+    r"""Refuse a PNG whose metadata would fill the memory, or that ends early.
 
     Parameters
     ----------
@@ -91,7 +99,7 @@ def check_png_chunks(file: BinaryIO) -> None:
     Raises
     ------
     ImageError
-        "too_large", or "unreadable" where the file ends before the pixels.
+        "too_large", or "unreadable" where the file ends before its end chunk.
 
     Examples
     --------
@@ -100,13 +108,20 @@ def check_png_chunks(file: BinaryIO) -> None:
     Traceback (most recent call last):
     geo_mvmf.errors.ImageError: 2147483647 bytes of metadata, more than the 33554432 that are read
     """
-    file.seek(8, 1)
+    file.seek(8, os.SEEK_CUR)
+    metadata, blocks = 0, 0
     while True:
         length, name = struct.unpack(">I4s", _exactly(file, 8))
-        if name == b"IDAT":
+        pixels = name in _PNG_PIXELS
+        metadata += 0 if pixels else length
+        blocks += 1 if pixels else _MAX_PNG_CHUNKS // MAX_METADATA_BLOCKS
+        _check_metadata(metadata)
+        if blocks > _MAX_PNG_CHUNKS:
+            raise ImageError("too_large", "more chunks than a picture needs")
+        file.seek(length, os.SEEK_CUR)
+        _exactly(file, 4)  # the checksum: there only if the chunk is
+        if name == b"IEND":
             return
-        _check_metadata(length if name in (b"IHDR", b"PLTE") else file.tell() - 16 + length)
-        file.seek(length + 4, 1)
 
 
 def webp_size(head: bytes) -> tuple[int, int]:
@@ -145,15 +160,13 @@ def webp_size(head: bytes) -> tuple[int, int]:
 
 
 def _next_marker(file: BinaryIO) -> int:
-    byte = _exactly(file, 1)[0]
-    skipped = 0
-    while byte != 0xFF:  # decoders skip stray bytes between segments, so this walk does too
-        byte = _exactly(file, 1)[0]
-        skipped += 1
-        _check_metadata(skipped)
-    while byte == 0xFF:
-        byte = _exactly(file, 1)[0]
-    return byte
+    """Skip stray and fill bytes, as decoders do, up to a marker."""
+    block = b""
+    for _ in range(_MAX_STRAY_BYTES):
+        last, block = block, _exactly(file, 1)
+        if last == b"\xff" and block not in (b"\xff", b"\x00"):
+            return block[0]
+    raise ImageError("unreadable", f"no JPEG marker within {_MAX_STRAY_BYTES} bytes")
 
 
 def _count_scans(file: BinaryIO) -> int:
@@ -171,10 +184,7 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
     return data
 
 
-def _unsigned(data: bytes) -> int:
-    return int.from_bytes(data, "big")
-
-
 def _check_metadata(count: int) -> None:
     if count > MAX_METADATA_BYTES:
-        raise ImageError("too_large", f"{count} bytes of metadata, more than the {MAX_METADATA_BYTES} that are read")
+        limit = f"more than the {MAX_METADATA_BYTES} that are read"
+        raise ImageError("too_large", f"{count} bytes of metadata, {limit}")

@@ -90,7 +90,7 @@ def _grey_to_rgb(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def _range(image: ImageFile.ImageFile, values: npt.NDArray[np.generic]) -> tuple[float, float]:
-    """The values that become black and white."""
+    """Find the values that become black and white."""
     if image.mode.startswith("I;16"):
         return 0.0, float(2 ** min(_tag(image, TiffImagePlugin.BITSPERSAMPLE, 16), 16) - 1)
     if image.format == "PNG":  # older Pillow hands 16-bit PNG out as 32-bit integers

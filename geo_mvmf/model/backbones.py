@@ -1,16 +1,13 @@
-"""Backbones: torchvision's networks without their classifier, from pixels to features.
+"""Backbones: from pixels to features, with weights from a seed, a local file, or - by name only - torchvision.
 
-Any classification network of `torchvision.models` can be named; its last linear layer is taken off, whatever it
-is called there. Two small residual networks for chips of 32 to 128 pixels are built from torchvision's own
-blocks. Weights are random from a seed, come from a local ``.safetensors`` file, or - only when asked for by
-name - are downloaded by torchvision's own loader with its hash check. Pickled weights are never opened.
+Weights are random from a seed, come from a local ``.safetensors`` file, or - only when asked for by name - are
+downloaded by torchvision's own loader with its hash check. Pickled weights are never opened.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import http.client
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors
@@ -18,74 +15,30 @@ import safetensors.torch
 import torch
 import torchvision.models
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torchvision.models.resnet import BasicBlock
 
 from geo_mvmf.errors import BadInputError, GeoMvmfError, ImageError, UsageError
 from geo_mvmf.inputs.images import ImageSpec
 from geo_mvmf.inputs.regular_files import open_regular_file
+from geo_mvmf.model.networks import (
+    CHIP_NETWORKS,
+    BackboneConfig,
+    WeightsOnMeta,
+    default_size,
+    first_convolution,
+    make_network,
+    names,
+    normalisation,
+    whole_network,
+)
 
-CHIP_NETWORKS = {"chip_resnet10": (1, 1, 1, 1), "chip_resnet18": (2, 2, 2, 2)}  # blocks per stage
+__all__ = ["Backbone", "BackboneConfig", "backbone_skeleton", "build_backbone", "fill", "names"]
+
 CONVERT_HINT = (
     'convert a file that you trust once: python -c "import torch, safetensors.torch as s; '
     "s.save_file({k: v.contiguous() for k, v in torch.load('weights.pth', weights_only=True).items()}, "
     "'weights.safetensors')\""
 )
-# torchvision normalises with the statistics of ImageNet (its weights' `transforms()`).
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Two old networks rescale inside to (x - 0.5) / 0.5; said here once instead of twice in a row there.
-_HALF_NORMALISED = ("googlenet", "inception_v3")
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-
-
-@dataclasses.dataclass(frozen=True)
-class BackboneConfig:
-    """What a backbone is, without its weights.
-
-    Parameters
-    ----------
-    name : str
-        A name of `names`.
-    channels : int
-        Input channels, 1..64.
-    width : int
-        Channels of the first stage of a chip network, 8..256; 64 for torchvision's networks.
-    stem_stride : int
-        1 or 2: stride of a chip network's first convolution; 1 for torchvision's networks.
-
-    Raises
-    ------
-    UsageError
-        If a value is out of range.
-
-    Examples
-    --------
-    >>> BackboneConfig("chip_resnet10", width=16).channels
-    3
-    """
-
-    name: str
-    channels: int = 3
-    width: int = 64
-    stem_stride: int = 1
-
-    def __post_init__(self) -> None:
-        if self.name not in names():
-            raise UsageError(
-                f"backbone {self.name!r} is neither a classification network of torchvision.models nor one of "
-                f"{', '.join(CHIP_NETWORKS)}; try wide_resnet50_2 or resnet18"
-            )
-        if not 1 <= self.channels <= 64:
-            raise UsageError(f"backbone {self.name}: channels {self.channels} is not in 1..64")
-        if self.name not in CHIP_NETWORKS and (self.width, self.stem_stride) != (64, 1):
-            raise UsageError(
-                f"backbone {self.name}: width {self.width} and stem stride {self.stem_stride} can be chosen for "
-                f"{' and '.join(CHIP_NETWORKS)} only"
-            )
-        if not 8 <= self.width <= 256 or self.stem_stride not in (1, 2):
-            raise UsageError(
-                f"backbone {self.name}: width {self.width} must be in 8..256, stem stride {self.stem_stride} 1 or 2"
-            )
 
 
 class Backbone(nn.Module):
@@ -125,7 +78,7 @@ class Backbone(nn.Module):
         self.config = config
         self.network = network
         self.num_features = num_features
-        mean, std = _normalisation(config)
+        mean, std = normalisation(config)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
@@ -137,7 +90,7 @@ class Backbone(nn.Module):
     @property
     def image_spec(self) -> ImageSpec:
         """How images are prepared for this network unless something else is asked for."""
-        resize, crop = _default_size(self.name)
+        resize, crop = default_size(self.name)
         return ImageSpec(resize=resize, crop=crop, channels=self.config.channels)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -161,17 +114,6 @@ class Backbone(nn.Module):
         pixels = (images.to(self.mean.dtype) / scale - self.mean.view(shape)) / self.std.view(shape)
         features: Tensor = self.network(pixels.contiguous(memory_format=torch.channels_last))
         return features.flatten(1)
-
-
-def names() -> tuple[str, ...]:
-    """Names that `build_backbone` knows.
-
-    Examples
-    --------
-    >>> "wide_resnet50_2" in names() and "chip_resnet10" in names()
-    True
-    """
-    return (*CHIP_NETWORKS, *torchvision.models.list_models(module=torchvision.models))
 
 
 def build_backbone(
@@ -223,7 +165,7 @@ def build_backbone(
         _check_weights_name(name, weights)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        backbone = _build(config)
+        backbone = Backbone(config, *make_network(config))
     if weights is not None:
         _load_weights(backbone, weights)
     return backbone.eval()
@@ -241,8 +183,8 @@ def backbone_skeleton(config: BackboneConfig) -> Backbone:
     >>> backbone_skeleton(BackboneConfig("wide_resnet50_2")).num_features
     2048
     """
-    with _WeightsOnMeta():
-        return _build(config).eval()
+    with WeightsOnMeta():
+        return Backbone(config, *make_network(config)).eval()
 
 
 def fill(backbone: Backbone, tensors: Mapping[str, Tensor], *, where: str, error: type[GeoMvmfError]) -> None:
@@ -273,121 +215,6 @@ def fill(backbone: Backbone, tensors: Mapping[str, Tensor], *, where: str, error
     )
     cast = {name: _as_own(name, own[name], tensors[name], where, error) for name in own}
     backbone.load_state_dict(cast, strict=True, assign=True)
-
-
-class _WeightsOnMeta(TorchFunctionMode):
-    """Creates parameters without memory; index tables, which the architecture computes, stay real."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: dict[str, object] | None = None,
-    ) -> object:
-        options = dict(kwargs or {})
-        if func in (torch.empty, torch.zeros, torch.ones):
-            options["device"] = "meta"
-        return func(*args, **options)
-
-
-def _build(config: BackboneConfig) -> Backbone:
-    if config.name in CHIP_NETWORKS:
-        return Backbone(config, _chip_network(config), 8 * config.width)
-    network = _torchvision_network(config.name)
-    if config.channels != 3:
-        _replace_first_convolution(network, config.channels)
-    return Backbone(config, network, _remove_classifier(network))
-
-
-def _torchvision_network(name: str) -> nn.Module:
-    options = {"aux_logits": False, "init_weights": True} if name in _HALF_NORMALISED else {}
-    network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
-    return network
-
-
-def _chip_network(config: BackboneConfig) -> nn.Module:
-    # ResNet (He et al. 2016, arXiv 1512.03385, table 1) with the small-image stem of their section 4.2: 3 x 3, no
-    # pooling. torchvision's ResNet fixes the width at 64, so its blocks are stacked here.
-    width = config.width
-    layers: list[nn.Module] = [
-        nn.Conv2d(config.channels, width, 3, stride=config.stem_stride, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-    ]
-    planes = width
-    for stage, blocks in enumerate(CHIP_NETWORKS[config.name]):
-        for block in range(blocks):
-            stride = 2 if stage > 0 and block == 0 else 1
-            layers.append(_basic_block(planes, width << stage, stride))
-            planes = width << stage
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return network
-
-
-def _basic_block(inputs: int, outputs: int, stride: int) -> nn.Module:
-    shortcut = None
-    if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
-    block: nn.Module = BasicBlock(inputs, outputs, stride=stride, downsample=shortcut)
-    return block
-
-
-def _named_last(network: nn.Module, kind: type[nn.Module]) -> tuple[str, nn.Module] | None:
-    found = [(name, module) for name, module in network.named_modules() if isinstance(module, kind)]
-    return found[-1] if found else None
-
-
-def _remove_classifier(network: nn.Module) -> int:
-    last = _named_last(network, nn.Linear)
-    if last is not None and isinstance(last[1], nn.Linear):
-        network.set_submodule(last[0], nn.Identity())
-        return last[1].in_features
-    # SqueezeNet classifies by a last convolution: the features are the average pool of what it would see.
-    last = _named_last(network, nn.Conv2d)
-    if last is None or not isinstance(last[1], nn.Conv2d) or not hasattr(network, "classifier"):
-        raise UsageError(f"{type(network).__name__} has no classifier to take off; choose another backbone")
-    network.set_submodule("classifier", nn.AdaptiveAvgPool2d(1))
-    return last[1].in_channels
-
-
-def _first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            return name, module
-    raise UsageError(f"{type(network).__name__} has no convolution to adapt to other than 3 channels")
-
-
-def _replace_first_convolution(network: nn.Module, channels: int) -> None:
-    name, old = _first_convolution(network)
-    new = nn.Conv2d(
-        channels,
-        old.out_channels,
-        (old.kernel_size[0], old.kernel_size[1]),
-        stride=(old.stride[0], old.stride[1]),
-        padding=old.padding if isinstance(old.padding, str) else (old.padding[0], old.padding[1]),
-        bias=old.bias is not None,
-    )
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    network.set_submodule(name, new)
-
-
-def _normalisation(config: BackboneConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if config.name in _HALF_NORMALISED:
-        return (0.5,) * config.channels, (0.5,) * config.channels
-    if config.channels == 3:
-        return _IMAGENET_MEAN, _IMAGENET_STD
-    # Other bands have no published statistics: the middle of the range, and about ImageNet's spread.
-    return (0.45,) * config.channels, (0.225,) * config.channels
-
-
-def _default_size(name: str) -> tuple[int, int]:
-    if name in CHIP_NETWORKS:
-        return 64, 64
-    return (342, 299) if name == "inception_v3" else (256, 224)
 
 
 def _check_weights_name(name: str, weights: str) -> None:
@@ -455,8 +282,8 @@ def _download(name: str, weights: str) -> dict[str, Tensor]:
 def _classifier_names(backbone: Backbone) -> Iterator[str]:
     if backbone.name in CHIP_NETWORKS:
         return
-    with _WeightsOnMeta():
-        whole = _torchvision_network(backbone.name)
+    with WeightsOnMeta():
+        whole = whole_network(backbone.name)
     own = backbone.network.state_dict()
     for name in whole.state_dict():
         if name not in own:
@@ -468,7 +295,7 @@ def _is_auxiliary(name: str) -> bool:
 
 
 def _adapt_first_convolution(backbone: Backbone, tensors: dict[str, Tensor]) -> None:
-    name = f"network.{_first_convolution(backbone.network)[0]}.weight"
+    name = f"network.{first_convolution(backbone.network)[0]}.weight"
     given = tensors.get(name)
     if given is not None and given.ndim == 4 and given.shape[1] == 3:
         channels = backbone.config.channels

@@ -24,7 +24,10 @@ from geo_mvmf.inputs.images import ImageSpec
 from geo_mvmf.mixture import CellMixture, VmfMixture
 from geo_mvmf.model import bundle_format, heads, sealed
 from geo_mvmf.model.backbones import Backbone, BackboneConfig, backbone_skeleton, fill
-from geo_mvmf.model.bundle_format import read_header as read_header
+from geo_mvmf.model.bundle_format import read_header
+from geo_mvmf.model.devices import choose_device
+
+__all__ = ["Bundle", "Head", "choose_device", "load_bundle", "read_header", "save_bundle", "untrained_bundle"]
 
 Head = heads.MvmfHead | heads.CrossEntropyHead
 
@@ -184,41 +187,6 @@ class Bundle:
         return self.head
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """Choose where to compute.
-
-    Parameters
-    ----------
-    name : str
-        "auto" (the first CUDA device if there is one), "cpu", "cuda" or "cuda:N".
-
-    Returns
-    -------
-    torch.device
-
-    Raises
-    ------
-    UsageError
-        If the name is unknown or the device is not there.
-
-    Examples
-    --------
-    >>> choose_device("cpu")
-    device(type='cpu')
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    if name == "cpu":
-        return torch.device("cpu")
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or (number and not number.isdecimal()) or name.endswith(":"):
-        raise UsageError(f"device {name!r} is not auto, cpu, cuda or cuda:N")
-    if int(number or 0) >= count:
-        raise UsageError(f"device {name}: this machine has {count} CUDA devices; use auto or cpu")
-    return torch.device("cuda", int(number or 0))
-
-
 def save_bundle(bundle: Bundle, path: str | os.PathLike[str], *, half: bool = False, overwrite: bool = False) -> str:
     """Write a bundle as one file, whole or not at all.
 
@@ -259,7 +227,7 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike[str], *, half: bool = Fa
     config, arrays = _content(bundle)
     if half:
         arrays = {name: _halved(name, array) for name, array in arrays.items()}
-    _check_values(arrays, str(path))
+    bundle_format.check_values(arrays, str(path))
     metadata = {
         "format": bundle_format.FORMAT,
         "format_version": str(bundle_format.FORMAT_VERSION),
@@ -305,7 +273,7 @@ def load_bundle(path: str | os.PathLike[str], device: str = "auto") -> Bundle:
         found["backbone"] = _checked_skeleton(header, found["config"])
 
     header, arrays = sealed.read_sealed(path, check=check)
-    _check_values(arrays, header.path)
+    bundle_format.check_values(arrays, header.path)
     config, backbone = found["config"], found["backbone"]
     fill(backbone, _tensors(arrays, "backbone."), where=header.path, error=BadBundleError)
     head = _head(_tensors(arrays, "head."), config, header.path)
@@ -399,28 +367,6 @@ def _array(value: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _halved(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     halve = array.dtype == np.float32 and array.ndim > 1 and name.startswith(("backbone.", "head.weight"))
     return array.astype(np.float16) if halve else array
-
-
-def _check_values(arrays: Mapping[str, npt.NDArray[Any]], path: str) -> None:
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise BadBundleError(f"{path}: tensor {name} holds values that are not finite")
-    if (arrays["counts"] < 0).any() or (arrays["feature_std"] < 0).any():
-        raise BadBundleError(f"{path}: counts or feature_std hold negative values")
-    _check_cells(arrays["cell_ids"], path)
-    directions = arrays.get("head.mean_directions")
-    if directions is not None:
-        worst = float(np.abs(np.linalg.norm(directions, axis=1) - 1.0).max())
-        if worst > 1e-6:
-            raise BadBundleError(f"{path}: a mean direction has length 1 +- {worst:.3g}; unit vectors are needed")
-
-
-def _check_cells(cell_ids: npt.NDArray[np.uint64], path: str) -> None:
-    # An S2 cell id is a face 0..5 in the upper three bits, and its lowest set bit stands at an even place.
-    lowest = cell_ids & (~cell_ids + np.uint64(1))
-    valid = ((cell_ids >> np.uint64(61)) < 6) & ((lowest & np.uint64(0x1555555555555555)) != 0)
-    if not valid.all() or (np.diff(np.sort(cell_ids)) == 0).any():
-        raise BadBundleError(f"{path}: cell_ids must be different S2 cell ids; {int((~valid).sum())} are no ids")
 
 
 def _checked_skeleton(header: sealed.SealedHeader, config: Mapping[str, Any]) -> Backbone:

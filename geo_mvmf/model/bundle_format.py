@@ -13,6 +13,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from geo_mvmf import s2_ids
 from geo_mvmf.errors import BadBundleError
 from geo_mvmf.model import sealed
 
@@ -245,6 +249,40 @@ def expected_tensors(config: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ..
     return tensors
 
 
+def check_values(arrays: Mapping[str, npt.NDArray[Any]], path: str) -> None:
+    """Check what only the values can show: finite, unit directions, valid S2 cells, no negative counts.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array
+        All tensors of a bundle.
+    path : str
+        What messages begin with.
+
+    Raises
+    ------
+    BadBundleError
+        Naming the tensor.
+
+    Examples
+    --------
+    >>> check_values({"head.bias": np.array([np.nan])}, "a.safetensors")
+    Traceback (most recent call last):
+    geo_mvmf.errors.BadBundleError: a.safetensors: tensor head.bias holds values that are not finite
+    """
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise BadBundleError(f"{path}: tensor {name} holds values that are not finite")
+    if (arrays["counts"] < 0).any() or (arrays["feature_std"] < 0).any():
+        raise BadBundleError(f"{path}: counts or feature_std hold negative values")
+    _check_cells(arrays["cell_ids"], path)
+    directions = arrays.get("head.mean_directions")
+    if directions is not None:
+        worst = float(np.abs(np.linalg.norm(directions, axis=1) - 1.0).max())
+        if worst > 1e-6:
+            raise BadBundleError(f"{path}: a mean direction has length 1 +- {worst:.3g}; unit vectors are needed")
+
+
 def _check_format(header: sealed.SealedHeader) -> None:
     form, version = header.metadata.get("format"), header.metadata.get("format_version")
     if form != FORMAT:
@@ -335,3 +373,12 @@ def _check_text(value: object, what: str, length: int, path: str) -> None:
     # Terminals and labels would obey control characters.
     if any(not character.isprintable() and character != "\n" for character in value):
         raise BadBundleError(f"{path}: {what} holds control characters: {value!r:.60}")
+
+
+def _check_cells(cell_ids: npt.NDArray[np.uint64], path: str) -> None:
+    valid = s2_ids.is_valid(cell_ids)
+    if not valid.all():
+        raise BadBundleError(f"{path}: cell_ids holds {int(cell_ids[~valid][0]):#x}, which is no S2 cell id")
+    ordered = np.sort(cell_ids)
+    if (s2_ids.range_max(ordered[:-1]) >= s2_ids.range_min(ordered[1:])).any():
+        raise BadBundleError(f"{path}: the S2 cells of cell_ids overlap; a partition is needed")

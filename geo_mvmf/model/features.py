@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import geopandas as gpd
 import numpy as np
@@ -213,11 +213,18 @@ def _digests(
 def _file_digest(path: Path) -> bytes | ImageError:
     try:
         with open_regular_file(path) as file:
-            return hashlib.file_digest(file, "sha256").digest()
+            return _sha256(file)
     except ImageError as error:
         return error
     except OSError as error:
         return ImageError("unreadable", f"{path.name}: cannot be read: {error.strerror or error}")
+
+
+def _sha256(file: BinaryIO) -> bytes:
+    hasher = hashlib.sha256()
+    while part := file.read(2**20):
+        hasher.update(part)
+    return hasher.digest()
 
 
 def _wanted(digests: Sequence[bytes], paths: Sequence[Path], known: set[bytes]) -> dict[bytes, Path]:
@@ -262,8 +269,8 @@ class _Computer:
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Shard:
     path: Path
-    digests: npt.NDArray[np.uint8]
-    failed: npt.NDArray[np.bool_]
+    digests: npt.NDArray[Any]  # (n, 32) uint8
+    failed: npt.NDArray[Any]  # (n,) bool
 
 
 class _Store:
@@ -281,7 +288,7 @@ class _Store:
 
     def append(self, digests: Sequence[bytes], features: npt.NDArray[np.float32]) -> None:
         """Commit one shard."""
-        failed = np.isnan(features).any(axis=1)
+        failed = np.asarray(np.isnan(features).any(axis=1))
         with np.errstate(over="ignore"):
             stored = np.where(failed[:, None], 0, features).astype(self.dtype)
         if not np.isfinite(stored).all():
@@ -340,7 +347,7 @@ class _Store:
 
     def _shard(self, path: Path) -> _Shard:
         arrays = _read_shard(path)
-        return _Shard(path, arrays["digests"], arrays["failed"] != 0)
+        return _Shard(path, arrays["digests"], arrays["failed"].astype(np.bool_))
 
     def _remove_stale(self) -> None:
         current = {self._path(kind, len(self.digests)) for kind in ("features", "digests")}
@@ -374,7 +381,7 @@ def _explain(
     index: npt.NDArray[np.int64], paths: Sequence[Path], spec: ImageSpec, status: list[str], message: list[str]
 ) -> None:
     """Say why rows that looked good have no features, by reading these few images again."""
-    for row in np.flatnonzero(index < 0):
+    for row in np.flatnonzero(index < 0).tolist():
         if status[row] != "ok":
             continue
         try:

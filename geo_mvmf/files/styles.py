@@ -1,0 +1,288 @@
+"""How QGIS draws the layers: made from the data, with legends in words and colour-blind-safe colours.
+
+Points: the size tells the radius that holds 90 % of the probability, the colour (cividis) the area it covers. Both
+matter: a photo that could be from one of two towns has a large radius and a small area.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from xml.etree import ElementTree as ET
+
+from geo_mvmf.files import qml
+from geo_mvmf.files.qml import Band, Colour, Rule
+
+ALIASES: Mapping[str, str] = {
+    "image_id": "Image",
+    "path": "File",
+    "filename": "File name",
+    "captured_at": "Captured at",
+    "status": "Status",
+    "message": "Message",
+    "longitude": "Longitude (°)",
+    "latitude": "Latitude (°)",
+    "estimator": "Estimator",
+    "component_weight": "Weight of the component (0..1)",
+    "density_max": "Highest density (km⁻²)",
+    "probability": "Probability (0..1)",
+    "probability_25_km": "Probability within 25 km (0..1)",
+    "probability_200_km": "Probability within 200 km (0..1)",
+    "area_50_km2": "Area holding 50 % (km²)",
+    "area_90_km2": "Area holding 90 % (km²)",
+    "radius_90_km": "Radius holding 90 % (km)",
+    "n_parts_90": "Parts of the 90 % region",
+    "expected_error_km": "Expected error (km)",
+    "information_bits": "Information (bits)",
+    "in_training_area": "In the training area",
+    "training_density_percentile": "Training density (percentile)",
+    "feature_distance": "Distance from the training features",
+    "claimed_longitude": "Claimed longitude (°)",
+    "claimed_latitude": "Claimed latitude (°)",
+    "claimed_level": "Credible level of the claim (0..1)",
+    "true_longitude": "True longitude (°)",
+    "true_latitude": "True latitude (°)",
+    "error_km": "Error (km)",
+    "searched_probability": "Probability searched before the truth (0..1)",
+    "searched_area_km2": "Area searched before the truth (km²)",
+    "level": "Credible level (0..1)",
+    "area_km2": "Area (km²)",
+    "n_parts": "Parts",
+}
+"""Column to the words, with units, that QGIS shows in its place."""
+
+# Nunez, Anderton and Renslow (2018), "Optimizing colormaps with consideration for color vision deficiency".
+CIVIDIS = (Colour(0, 34, 78), Colour(66, 78, 108), Colour(125, 124, 120), Colour(187, 175, 112), Colour(254, 232, 56))
+_RADII_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # the thresholds of accuracy_at_km
+_SIZES_MM = (2.2, 2.7, 3.3, 4.0, 4.8, 5.6)
+_LARGEST_LOG_AREA = 8.0  # 10^8 km2; land and sea together are 5.1 * 10^8
+_OUTLINE = Colour(20, 20, 30, 230)
+_LEVEL_COLOURS = (Colour(122, 1, 119), Colour(197, 27, 138), Colour(240, 104, 161), Colour(250, 159, 181))
+_OUTSIDE = Colour(255, 255, 255, 0)
+
+
+def points_style(columns: Iterable[str], *, root: str = "") -> str:
+    """Make the style of a layer of estimates.
+
+    Parameters
+    ----------
+    columns : iterable of str
+        Names in their order.
+    root : str
+        Folder that relative paths start from; the map tip shows the photo.
+
+    Returns
+    -------
+    str
+        A QML document.
+
+    Examples
+    --------
+    >>> "within 25 km" in points_style(["image_id", "radius_90_km", "area_90_km2"])
+    True
+    """
+    names = list(columns)
+    rules = _radius_rules(names) + _area_rules(names)
+    renderer = qml.rule_renderer(rules, order_by="radius_90_km" if "radius_90_km" in names else "")
+    title = next((name for name in ("filename", "image_id") if name in names), "")
+    tips = [qml.text_element("mapTip", _map_tip(names, root))]
+    if title:
+        tips.append(qml.text_element("previewExpression", f'"{title}"'))
+    return qml.document([renderer, *_fields(names), *tips])
+
+
+def regions_style(columns: Iterable[str], levels: Sequence[float]) -> str:
+    """Make the style of a layer of credible regions.
+
+    Parameters
+    ----------
+    columns : iterable of str
+        Names in their order.
+    levels : sequence of float
+        The levels that occur, 0..1.
+
+    Returns
+    -------
+    str
+        A QML document: fills of 35 to 15 % opacity from the smallest level to the largest, an outline of the
+        smallest only.
+
+    Examples
+    --------
+    >>> "50 % of the probability" in regions_style(["image_id", "level"], [0.9, 0.5])
+    True
+    """
+    ordered = sorted(set(levels))
+    rules = [_level_rule(level, rank, len(ordered)) for rank, level in enumerate(ordered)]
+    names = list(columns)
+    tip = '<b>[% round("level" * 100, 1) %] % of the probability</b><br>' + _escaped('"image_id"')
+    area = '<br>[% format_number("area_km2", 0) %] km²' if "area_km2" in names else ""
+    renderer = qml.rule_renderer(rules, order_by="level")
+    return qml.document([renderer, *_fields(names), qml.text_element("mapTip", tip + area)])
+
+
+def density_style(thresholds: Mapping[float, float], *, maximum: float) -> str:
+    """Make the style of a density raster from its own credible thresholds.
+
+    Parameters
+    ----------
+    thresholds : mapping of float to float
+        Credible level (0..1) to the least density (km-2) of its region.
+    maximum : float
+        Largest density, km-2.
+
+    Returns
+    -------
+    str
+        A QML document; what lies outside the largest level is transparent.
+
+    Examples
+    --------
+    >>> "densest 50 % of the probability" in density_style({0.5: 2.0, 0.9: 1.0}, maximum=3.0)
+    True
+    """
+    ordered = sorted(thresholds.items(), reverse=True)  # large levels, small densities first
+    uppers = [just_below(value) for _, value in ordered] + [math.inf]
+    outside = f"outside the {_percent(ordered[0][0])} region"
+    labels = [outside, *(f"densest {_percent(level)} of the probability" for level, _ in ordered)]
+    colours = [_OUTSIDE, *reversed(_level_colours(len(ordered)))]
+    bands = [Band(*entry) for entry in zip(uppers, colours, labels, strict=True)]
+    return _raster_style(bands, minimum=0.0, maximum=maximum)
+
+
+def level_style(levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> str:
+    """Make the style of a raster of credible levels, 0 at the densest place and 1 at the least dense.
+
+    Parameters
+    ----------
+    levels : sequence of float
+        Where the classes end, 0..1.
+
+    Returns
+    -------
+    str
+        A QML document.
+
+    Examples
+    --------
+    >>> "within the 95 % region" in level_style()
+    True
+    """
+    ordered = sorted(levels)
+    colours = [*_level_colours(len(ordered)), _OUTSIDE]
+    labels = [f"within the {_percent(level)} region" for level in ordered]
+    labels.append(f"outside the {_percent(ordered[-1])} region")
+    bands = [Band(*entry) for entry in zip([*ordered, math.inf], colours, labels, strict=True)]
+    return _raster_style(bands, minimum=0.0, maximum=1.0)
+
+
+def just_below(value: float) -> float:
+    """Largest number a class may end at so that a float32 raster value of `value` is in the next class.
+
+    Parameters
+    ----------
+    value : float
+
+    Examples
+    --------
+    >>> 0.9999 < just_below(1.0) < 1.0
+    True
+    """
+    return value * (1.0 - 1e-7)
+
+
+def _radius_rules(names: Sequence[str]) -> list[Rule]:
+    colour = _area_expression() if "area_90_km2" in names else ""
+    if "radius_90_km" not in names:
+        return [Rule("Estimate", "", qml.marker(CIVIDIS[3], _SIZES_MM[1], outline=_OUTLINE, fill_expression=colour))]
+    edges = (0.0, *_RADII_KM, math.inf)
+    rules = []
+    for index, size in enumerate(_SIZES_MM):
+        low, high = edges[index], edges[index + 1]
+        parts = [f'"radius_90_km" > {low:g}'] * (index > 0) + [f'"radius_90_km" <= {high:g}'] * math.isfinite(high)
+        label = f"within {high:g} km" if math.isfinite(high) else f"farther than {low:g} km"
+        fill = _cividis(1.0 - index / (len(_SIZES_MM) - 1))
+        rules.append(Rule(label, " AND ".join(parts), qml.marker(fill, size, outline=_OUTLINE, fill_expression=colour)))
+    grey = qml.marker(Colour(160, 160, 160), _SIZES_MM[1], outline=_OUTLINE)
+    unknown = Rule("not known", '"radius_90_km" IS NULL', grey)
+    return [Rule("Size: 90 % of the probability is", children=(*rules, unknown))]
+
+
+def _area_rules(names: Sequence[str]) -> list[Rule]:
+    # These rules match nothing: they are there to be read in the legend.
+    if "area_90_km2" not in names:
+        return []
+    entries = [(2, "100 km²"), (4, "10 000 km²"), (6, "1 000 000 km²"), (8, "100 000 000 km²")]
+    rules = [
+        Rule(f"on {text}", "FALSE", qml.marker(_cividis(1.0 - log / _LARGEST_LOG_AREA), 3.0, outline=_OUTLINE))
+        for log, text in entries
+    ]
+    return [Rule("Colour: 90 % of the probability is", children=tuple(rules))]
+
+
+def _area_expression() -> str:
+    stops = ", ".join(f"{i / (len(CIVIDIS) - 1):g}, '{colour.hex}'" for i, colour in enumerate(CIVIDIS))
+    position = f'1 - log10(max("area_90_km2", 1)) / {_LARGEST_LOG_AREA:g}'
+    return f"ramp_color(create_ramp(map({stops})), max(0, min(1, {position})))"
+
+
+def _cividis(position: float) -> Colour:
+    scaled = min(max(position, 0.0), 1.0) * (len(CIVIDIS) - 1)
+    index = min(int(scaled), len(CIVIDIS) - 2)
+    share = scaled - index
+    low, high = CIVIDIS[index], CIVIDIS[index + 1]
+    return Colour(*(round(a + share * (b - a)) for a, b in zip(low[:3], high[:3], strict=True)))
+
+
+def _level_rule(level: float, rank: int, count: int) -> Rule:
+    colour = _LEVEL_COLOURS[0]
+    opacity = 0.35 - 0.20 * rank / max(count - 1, 1)
+    symbol = qml.fill(colour._replace(alpha=round(255 * opacity)), outline=colour if rank == 0 else None)
+    return Rule(f"{_percent(level)} of the probability", f'abs("level" - {level:.17g}) < 1e-9', symbol)
+
+
+def _level_colours(count: int) -> list[Colour]:
+    """Colours from the densest region to the largest."""
+    last = len(_LEVEL_COLOURS) - 1
+    return [_LEVEL_COLOURS[round(i * last / max(count - 1, 1))] for i in range(count)]
+
+
+def _raster_style(bands: Sequence[Band], *, minimum: float, maximum: float) -> str:
+    pipe = qml.discrete_raster(bands, minimum=minimum, maximum=maximum)
+    multiply = "6"  # QPainter's mode as QGIS numbers it: the map below stays readable
+    return qml.document([pipe, qml.text_element("blendMode", multiply)])
+
+
+def _fields(names: Sequence[str]) -> list[ET.Element]:
+    aliases = {name: ALIASES.get(name, "") for name in names}
+    return qml.fields(aliases, file_fields=[name for name in ("path",) if name in names])
+
+
+def _map_tip(names: Sequence[str], root: str) -> str:
+    lines = [f"<b>{_escaped(chr(34) + name + chr(34))}</b>" for name in ("filename", "image_id") if name in names][:1]
+    if "radius_90_km" in names:
+        lines.append('90 % of the probability within [% format_number("radius_90_km", 1) %] km')
+    if "area_90_km2" in names:
+        lines.append('on [% format_number("area_90_km2", 0) %] km²')
+    if "error_km" in names:
+        lines.append(
+            "[% CASE WHEN \"error_km\" IS NOT NULL THEN 'error ' || format_number(\"error_km\", 1) || ' km' END %]"
+        )
+    picture = f'<img src="[% {_address(root)} %]" width="320"><br>' if "path" in names else ""
+    return picture + "<br>".join(lines)
+
+
+def _escaped(expression: str) -> str:
+    """Make the text of an expression unable to act as HTML."""
+    return f"[% replace({expression}, map('&', '&amp;', '<', '&lt;', '>', '&gt;', '\"', '&quot;')) %]"
+
+
+def _address(root: str) -> str:
+    quoted = root.replace("'", "''").rstrip("/")
+    absolute = f'if(regexp_match("path", \'^(/|[A-Za-z]:)\'), "path", \'{quoted}/\' || "path")'
+    coded = "map('%', '%25', '#', '%23', '?', '%3F', '\"', '%22', '<', '%3C', '>', '%3E', '&', '%26')"
+    return f"'file:///' || ltrim(replace({absolute}, {coded}), '/')"
+
+
+def _percent(level: float) -> str:
+    return f"{100.0 * level:.4g} %"

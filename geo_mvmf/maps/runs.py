@@ -1,0 +1,311 @@
+"""Probability of narrow components in the raster cells of a geographic grid, exact by rows.
+
+Along a row of raster cells the integral over longitude is a closed form (`circle`), so only latitude needs
+quadrature: Gauss-Legendre nodes between the row's edges, as many as the component's width asks for. What a component
+gives to a row is a run of neighbouring raster cells; all runs together are one sparse matrix, made once for a grid and
+its components and used for every image.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from geo_mvmf import sphere, vmf
+from geo_mvmf.maps import circle
+from geo_mvmf.maps.grid import Grid
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+REACH = 19.0
+"""Nats below the peak where a component ends: the mass beyond is exp(-19) = 6e-9."""
+
+# extent in sigma up to which so many Gauss-Legendre nodes err by less than 1e-6 (1e-7 beyond 2 sigma) of the mass
+_NODES = ((0.25, 2), (0.7, 3), (1.3, 4), (2.0, 5), (2.6, 6), (4.0, 8), (5.5, 10), (7.0, 12), (10.0, 16), (math.inf, 24))
+_ENTRIES_AT_ONCE = 200_000  # cells of the runs worked on together; the arrays of a few MB stay near the cache
+
+
+class Runs(NamedTuple):
+    """What components give to raster cells: one sparse row per run.
+
+    Parameters
+    ----------
+    component : ndarray of int64, shape (P,)
+        Whose run it is.
+    matrix : csr_array of float32, shape (P, cells)
+        Probability of each raster cell, numbered row by row.
+    """
+
+    component: IntArray
+    matrix: sparse.csr_array
+
+    def apply(self, weights: FloatArray) -> FloatArray:
+        """Mix the components.
+
+        Parameters
+        ----------
+        weights : ndarray of float64, shape (C,)
+            Mixing weights.
+
+        Returns
+        -------
+        ndarray of float64, shape (cells,)
+            Probability of every raster cell.
+        """
+        of_runs = weights[self.component]
+        used = of_runs > 0.0
+        if 4 * np.count_nonzero(used) < used.size:
+            return np.asarray(self.matrix[np.flatnonzero(used)].T @ of_runs[used], dtype=np.float64)
+        return np.asarray(self.matrix.T @ of_runs, dtype=np.float64)
+
+
+class _Pairs(NamedTuple):
+    """Components that reach rows of the grid."""
+
+    component: IntArray  # (P,)
+    row: IntArray  # (P,)
+    low: FloatArray  # (P,) latitudes between which the component reaches the row, radians
+    high: FloatArray
+
+
+class _Slices(NamedTuple):
+    """The latitude nodes of pairs, each a von Mises density over longitude."""
+
+    amplitude: FloatArray  # (P, g) integral over longitude = amplitude * integral of exp(-2 q sin^2(t / 2))
+    q: FloatArray  # (P, g)
+    half_width: FloatArray  # (P,) difference of longitude within which the component reaches the row, radians
+
+
+class _Piece(NamedTuple):
+    component: IntArray  # (P,)
+    length: IntArray  # (P,)
+    cells: npt.NDArray[np.int32]  # (entries,)
+    values: npt.NDArray[np.float32]
+
+
+def reach_angle(log_concentrations: FloatArray) -> FloatArray:
+    """Give the angle from the mean direction beyond which a component counts as nothing.
+
+    Parameters
+    ----------
+    log_concentrations : ndarray of float64, shape (C,)
+        Natural logarithms of kappa.
+
+    Returns
+    -------
+    ndarray of float64, shape (C,)
+        Radians; pi for components that cover the sphere.
+
+    Examples
+    --------
+    >>> round(float(reach_angle(np.array([16.0]))[0]) * 6371.0088, 1)
+    13.2
+    """
+    half_height = REACH / 2.0 * np.exp(-np.asarray(log_concentrations, dtype=np.float64))
+    return np.asarray(2.0 * np.arcsin(np.sqrt(np.minimum(half_height, 1.0))))
+
+
+def make_runs(mean_directions: FloatArray, log_concentrations: FloatArray, components: IntArray, grid: Grid) -> Runs:
+    """Integrate components over the raster cells of a geographic grid.
+
+    Parameters
+    ----------
+    mean_directions : ndarray of float64, shape (C, 3)
+        Unit vectors.
+    log_concentrations : ndarray of float64, shape (C,)
+        Natural logarithms of kappa.
+    components : ndarray of int64, shape (K,)
+        Which of them.
+    grid : Grid
+        Geographic.
+
+    Returns
+    -------
+    Runs
+        Probabilities to about 1e-7 of each component's mass.
+
+    Examples
+    --------
+    >>> runs = make_runs(np.array([[0.0, 0.0, 1.0]]), np.array([16.0]), np.array([0]), Grid.globe(90.0))
+    >>> runs.apply(np.array([1.0])).round(6).tolist()
+    [0.25, 0.25, 0.25, 0.25, 0.0, 0.0, 0.0, 0.0]
+    """
+    pairs = _find_pairs(mean_directions, log_concentrations, components, grid)
+    longitude, latitude = sphere.to_longitude_latitude(mean_directions)
+    pieces = list(_pieces(pairs, np.radians(longitude), np.radians(latitude), log_concentrations, grid))
+    length = np.concatenate([piece.length for piece in pieces] or [np.empty(0, dtype=np.int64)])
+    pointers = np.concatenate([[0], np.cumsum(length)])
+    cells = np.concatenate([piece.cells for piece in pieces] or [np.empty(0, dtype=np.int32)])
+    values = np.concatenate([piece.values for piece in pieces] or [np.empty(0, dtype=np.float32)])
+    component = np.concatenate([piece.component for piece in pieces] or [np.empty(0, dtype=np.int64)])
+    narrow = np.int32 if cells.size < np.iinfo(np.int32).max else np.int64
+    matrix = sparse.csr_array((values, cells, pointers.astype(narrow)), shape=(length.size, grid.num_cells))
+    return Runs(component, matrix)
+
+
+def _find_pairs(
+    mean_directions: FloatArray, log_concentrations: FloatArray, components: IntArray, grid: Grid
+) -> _Pairs:
+    edges = np.radians(grid.edges[1])
+    flipped = edges[0] > edges[-1]
+    rising = edges[::-1] if flipped else edges
+    _, latitude = sphere.to_longitude_latitude(mean_directions[components])
+    reach = reach_angle(log_concentrations[components])
+    low, high = np.radians(latitude) - reach, np.radians(latitude) + reach
+    first = np.clip(np.searchsorted(rising, low, side="right") - 1, 0, rising.size - 1)
+    last = np.clip(np.searchsorted(rising, high, side="left"), 0, rising.size - 1)
+    which, row = spread(first, np.maximum(last - first, 0))
+    inside_low, inside_high = np.maximum(rising[row], low[which]), np.minimum(rising[row + 1], high[which])
+    kept = inside_high > inside_low
+    row = rising.size - 2 - row if flipped else row
+    return _Pairs(components[which][kept], row[kept], inside_low[kept], inside_high[kept])
+
+
+def spread(first: IntArray, count: IntArray) -> tuple[IntArray, IntArray]:
+    """List first[k], first[k] + 1, ... (count[k] of them) for every k: which k, and the number.
+
+    Parameters
+    ----------
+    first, count : ndarray of int64, shape (K,)
+        Where each range begins and how long it is.
+
+    Returns
+    -------
+    which, number : ndarray of int64, shape (sum of count,)
+        In order.
+
+    Examples
+    --------
+    >>> which, number = spread(np.array([5, 9]), np.array([2, 1]))
+    >>> which.tolist(), number.tolist()
+    ([0, 0, 1], [5, 6, 9])
+    """
+    which = np.repeat(np.arange(count.size), count)
+    start = np.cumsum(count) - count
+    return which, np.arange(which.size) + np.repeat(first - start, count)
+
+
+def _pieces(
+    pairs: _Pairs, longitude: FloatArray, latitude: FloatArray, log_concentrations: FloatArray, grid: Grid
+) -> Iterator[_Piece]:
+    """Work on pairs that need equally many nodes together."""
+    kappa = np.exp(log_concentrations[pairs.component])
+    extent = (pairs.high - pairs.low) * np.sqrt(kappa + 4.0)  # the 4: cos(latitude) varies however wide the component
+    limits = np.array([limit for limit, _ in _NODES[:-1]])
+    rule = np.searchsorted(limits, extent)
+    for number in np.unique(rule):
+        (chosen,) = np.nonzero(rule == number)
+        nodes = _NODES[number][1]
+        for start in range(0, chosen.size, _ENTRIES_AT_ONCE // nodes):
+            block = chosen[start : start + _ENTRIES_AT_ONCE // nodes]
+            some = _Pairs(*(part[block] for part in pairs))
+            slices = _slice(some, nodes, latitude[some.component], log_concentrations[some.component])
+            yield from _integrate(some, slices, longitude[some.component], grid)
+
+
+def _slice(pairs: _Pairs, nodes: int, latitude: FloatArray, log_kappa: FloatArray) -> _Slices:
+    x, w = gauss_legendre(nodes)
+    width = (pairs.high - pairs.low)[:, None]
+    phi = pairs.low[:, None] + width * x  # (P, g)
+    kappa = np.exp(log_kappa)[:, None]
+    fall = 2.0 * kappa * np.square(np.sin(0.5 * (phi - latitude[:, None])))
+    amplitude = np.exp(vmf.log_normaliser(log_kappa)[:, None] - fall) * np.cos(phi) * (w * width)
+    q = kappa * np.cos(phi) * np.cos(latitude)[:, None]
+    with np.errstate(divide="ignore"):
+        room = np.maximum(REACH - fall, 0.0) / (2.0 * np.maximum(q, 1e-300))
+    half_width = 2.0 * np.arcsin(np.sqrt(np.minimum(room, 1.0))).max(axis=1)
+    # nodes end just inside the row: a little more than the widest of them
+    return _Slices(amplitude, q, np.minimum(half_width * 1.05 + 0.3 / np.sqrt(q.max(axis=1) + 1.0), math.pi))
+
+
+@functools.cache
+def gauss_legendre(nodes: int) -> tuple[FloatArray, FloatArray]:
+    """Give nodes and weights on 0..1.
+
+    Examples
+    --------
+    >>> gauss_legendre(1)[0].tolist(), gauss_legendre(1)[1].tolist()
+    ([0.5], [1.0])
+    """
+    x, w = np.polynomial.legendre.leggauss(nodes)
+    return (x + 1.0) / 2.0, w / 2.0
+
+
+def _integrate(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid) -> Iterator[_Piece]:
+    wide = slices.q.min(axis=1) < circle.WIDE
+    if np.any(wide):
+        yield from _whole_rows(*_take(pairs, slices, longitude, wide), grid)
+    q = slices.q.min(axis=1)
+    for low, high in ((circle.WIDE, 500.0), (500.0, 1e4), (1e4, math.inf)):  # so that few terms serve most
+        chosen = (q >= low) & (q < high)
+        if np.any(chosen):
+            yield from _windows(*_take(pairs, slices, longitude, chosen), grid)
+
+
+def _take(
+    pairs: _Pairs, slices: _Slices, longitude: FloatArray, chosen: npt.NDArray[np.bool_]
+) -> tuple[_Pairs, _Slices, FloatArray]:
+    return (
+        _Pairs(*(part[chosen] for part in pairs)),
+        _Slices(*(part[chosen] for part in slices)),
+        longitude[chosen],
+    )
+
+
+def _whole_rows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid) -> Iterator[_Piece]:
+    """Near a pole, or for wide components: all columns, by the Fourier series over longitude."""
+    columns = grid.shape[1]
+    edges = np.radians(grid.edges[0])
+    step = max(1, _ENTRIES_AT_ONCE // columns)
+    for start in range(0, pairs.row.size, step):
+        part = slice(start, start + step)
+        series = np.einsum("pg,pgn->pn", slices.amplitude[part], circle.fourier(slices.q[part]))
+        orders = np.arange(1, series.shape[1])
+        wave = series[:, 1:] / orders * np.exp(-1j * orders * longitude[part, None])  # (P, n)
+        turns = np.exp(1j * orders[:, None] * edges)  # (n, columns + 1)
+        cumulative = wave.real @ turns.imag + wave.imag @ turns.real + series[:, :1] * edges
+        values = np.maximum(np.diff(cumulative, axis=1), 0.0)
+        cells = (pairs.row[part, None] * columns + np.arange(columns)).astype(np.int32)
+        length = np.full(values.shape[0], columns)
+        yield _Piece(pairs.component[part], length, cells.ravel(), values.astype(np.float32).ravel())
+
+
+def _windows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid) -> Iterator[_Piece]:
+    """The columns within reach, on whichever turn of 360 degrees they lie."""
+    edges = np.radians(grid.edges[0])
+    width = edges[1] - edges[0]
+    columns = grid.shape[1]
+    start = np.mod(longitude - edges[0], 2.0 * math.pi)
+    which = np.tile(np.arange(start.size), 3)
+    centre = np.concatenate([start - 2.0 * math.pi, start, start + 2.0 * math.pi])
+    first = np.clip(np.floor((centre - slices.half_width[which]) / width), 0, columns).astype(np.int64)
+    last = np.clip(np.ceil((centre + slices.half_width[which]) / width), 0, columns).astype(np.int64)
+    used = last > first
+    which, centre, first, last = which[used], centre[used], first[used], last[used]
+    for block in _blocks(last - first):
+        pair, begin, count = which[block], first[block], (last - first)[block]
+        run, edge = spread(begin, count + 1)
+        angle = np.clip(edge * width - centre[block][run], -slices.half_width[pair][run], slices.half_width[pair][run])
+        cumulative = circle.integral(angle[:, None], slices.q[pair][run])
+        cumulative = np.einsum("eg,eg->e", cumulative, slices.amplitude[pair][run])
+        inner = np.ones(edge.size - 1, dtype=bool)
+        inner[np.cumsum(count + 1)[:-1] - 1] = False  # not from the last edge of a run to the first of the next
+        values = np.maximum(np.diff(cumulative)[inner], 0.0).astype(np.float32)
+        cells = (pairs.row[pair][run] * columns + edge)[:-1][inner].astype(np.int32)
+        yield _Piece(pairs.component[pair], count, cells, values)
+
+
+def _blocks(counts: IntArray) -> Iterator[slice]:
+    """Slices of about `_ENTRIES_AT_ONCE` entries."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if ends.size else 0
+    cuts = np.searchsorted(ends, np.arange(_ENTRIES_AT_ONCE, total, _ENTRIES_AT_ONCE), side="left") + 1
+    borders = np.unique(np.concatenate([[0], cuts, [counts.size]]))
+    return (slice(int(a), int(b)) for a, b in zip(borders[:-1], borders[1:], strict=True))

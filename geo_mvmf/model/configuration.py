@@ -1,0 +1,371 @@
+"""TrainingConfig: everything that decides a training run, read from one TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from geo_mvmf.errors import UsageError
+from geo_mvmf.model.augmentation import Augmentation
+
+STAGES = ("backbone", "head", "finetune")
+
+# Ranges and choices are kept apart from the fields so that both can be read at a glance.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "stage": STAGES,
+    "head": ("mvmf", "cross_entropy"),
+    "mean_direction": ("centre", "photos"),
+    "optimiser": ("adam", "adamw"),
+    "schedule": ("drops", "cosine", "constant"),
+    "balance": ("none", "cell", "area"),
+    "validation": ("random", "blocks", "column", "table", "none"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "features_dtype": ("float16", "float32"),
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    "backbone_width": (8, 256),
+    "stem_stride": (1, 2),
+    "channels": (1, 64),
+    "resize": (8, 4096),
+    "crop": (8, 4096),
+    "ground_km": (1e-3, 2e4),
+    "num_components": (6, 2**24),
+    "max_level": (1, 30),
+    "floor": (0, 1e300),
+    "learning_rate": (0, 10),
+    "backbone_learning_rate": (0, 10),
+    "mean_direction_learning_rate": (0, 1),
+    "concentration_learning_rate": (0, 10),
+    "drop_factor": (1e-6, 1),
+    "warmup_steps": (0, 1e9),
+    "weight_decay": (0, 10),
+    "gradient_clip": (1e-9, 1e9),
+    "ema_decay": (0, 0.999999),
+    "batch_size": (1, 2**20),
+    "steps": (1, 1e12),
+    "epochs": (1e-6, 1e9),
+    "seed": (0, 2**31 - 1),
+    "validation_fraction": (0, 0.9),
+    "block_level": (0, 12),
+    "validate_steps": (1, 1e12),
+    "checkpoint_steps": (1, 1e12),
+    "checkpoint_seconds": (0, 1e9),
+    "log_steps": (1, 1e9),
+    "threads": (1, 1024),
+    "workers": (1, 256),
+    "cache_images_gigabytes": (0, 1e5),
+}
+_PATHS = ("table", "root", "out", "init_bundle", "validation_table", "polygons", "cache_dir")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything that decides a training run.
+
+    Parameters
+    ----------
+    stage : {"backbone", "head", "finetune"}
+        Country classification; the output layer on cached features; everything under the true loss.
+    table : str
+        Image table or folder of images with true locations (`read_image_table`).
+    out : str
+        Run folder: config.json, log.jsonl, checkpoints, and at the end bundle.safetensors (backbone.safetensors
+        after stage backbone).
+    root, layer, crs, exif
+        Given to `read_image_table`.
+    backbone, backbone_width, stem_stride, weights
+        Given to `build_backbone`. Not together with `init_bundle`.
+    init_bundle : str, optional
+        Bundle to start from: its backbone (stage head), or backbone and head (stage finetune).
+    resize, crop, channels, bands, stretch, ground_km
+        How images are prepared (`ImageSpec`); by default the backbone's own size.
+    head : {"mvmf", "cross_entropy"}
+    num_components : int, optional
+        At least so many; 6 + 3 j come out (paper, section 3.2). 1024 by default.
+    max_level : int
+        Deepest S2 level of the partition.
+    mean_direction : {"centre", "photos"}
+        Initial mean direction: centre of the S2 cell, or mean of its photos.
+    initial_log_concentration : "auto" or float
+        Per component from its cell's size, or one value (the paper's is 16).
+    train_mean_directions, train_log_concentrations : bool
+    floor : float, optional
+        Density per steradian below which the likelihood is cut; None is exact.
+    optimiser : {"adam", "adamw"}
+        `weight_decay` is the L2 gradient with adam (the authors' 1e-5), decoupled decay with adamw.
+    learning_rate, backbone_learning_rate, mean_direction_learning_rate, concentration_learning_rate : float
+        The second defaults to the first, the fourth too. The third is in radians per step.
+    schedule : {"drops", "cosine", "constant"}
+        Times `drop_factor` at every step of `drop_steps` (authors: 0.1 at 1e5 and 5e5), or down to zero along a
+        cosine; after `warmup_steps` of linear growth.
+    gradient_clip : float, optional
+        Largest norm of the gradient of all weights together.
+    ema_decay : float
+        Decay of the running mean of the weights that is validated and released; 0 switches it off.
+    batch_size, steps, epochs, seed
+        Steps or epochs, not both; 20 epochs by default (the paper's).
+    balance : {"none", "cell", "area"}
+        Images drawn as they are; every populated S2 cell of the partition equally often; proportionally to
+        the cell's area. Times the table's `weight` in any case.
+    validation : {"random", "blocks", "column", "table", "none"}
+        A random `validation_fraction` of the rows; of whole S2 cells of level `block_level`; the rows where
+        `validation_column` is true; the rows of `validation_table`.
+    validate_steps : int, optional
+        Once per epoch by default. The state with the lowest validation NLL is released.
+    checkpoint_steps, checkpoint_seconds, log_steps
+        A checkpoint is written when either has passed; 0 seconds writes one at every step.
+    device, precision, threads, workers
+        Precision auto: bfloat16 for the backbone on CUDA where the device has it, float32 elsewhere.
+    cache_images_gigabytes : float
+        Decoded images are kept in memory when they fit into this.
+    features_dtype, cache_dir
+        Of the feature cache (stage head); by default inside the run folder.
+    augment : Augmentation
+        Table ``[augment]`` of the TOML file.
+    polygons, label_column
+        Stage backbone: the country layer, and the column that names a country (default: every row is one).
+    half : bool
+        Store the bundle's weights as float16.
+    description, licence : str
+        Go into the bundle.
+
+    Raises
+    ------
+    UsageError
+        Naming the option, its value and what is allowed.
+
+    Examples
+    --------
+    >>> TrainingConfig(stage="head", table="photos.csv", out="run").num_epochs
+    20.0
+    >>> TrainingConfig(stage="head", table="photos.csv", out="run", batch_size=0)
+    Traceback (most recent call last):
+    geo_mvmf.errors.UsageError: batch_size is 0; 1..1048576 is allowed
+    """
+
+    stage: str
+    table: str
+    out: str
+    root: str | None = None
+    layer: str | None = None
+    crs: str | None = None
+    exif: bool = False
+    backbone: str = "wide_resnet50_2"
+    backbone_width: int = 64
+    stem_stride: int = 1
+    weights: str | None = None
+    init_bundle: str | None = None
+    resize: int | None = None
+    crop: int | None = None
+    channels: int = 3
+    bands: list[int] | None = None
+    stretch: list[list[float]] | None = None
+    ground_km: float | None = None
+    head: str = "mvmf"
+    num_components: int | None = None
+    max_level: int = 22
+    mean_direction: str = "centre"
+    initial_log_concentration: str | float = "auto"
+    train_mean_directions: bool = False
+    train_log_concentrations: bool = False
+    floor: float | None = None
+    optimiser: str = "adam"
+    learning_rate: float = 1e-4
+    backbone_learning_rate: float | None = None
+    mean_direction_learning_rate: float = 1e-5
+    concentration_learning_rate: float | None = None
+    schedule: str = "drops"
+    drop_steps: list[int] = dataclasses.field(default_factory=lambda: [100_000, 500_000])
+    drop_factor: float = 0.1
+    warmup_steps: int = 0
+    weight_decay: float = 1e-5
+    gradient_clip: float | None = None
+    ema_decay: float = 0.0
+    batch_size: int = 64
+    steps: int | None = None
+    epochs: float | None = None
+    seed: int = 0
+    balance: str = "none"
+    validation: str = "random"
+    validation_fraction: float = 0.05
+    validation_column: str | None = None
+    validation_table: str | None = None
+    block_level: int = 4
+    validate_steps: int | None = None
+    checkpoint_steps: int = 1000
+    checkpoint_seconds: float = 600.0
+    log_steps: int = 50
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    workers: int = 4
+    cache_images_gigabytes: float = 2.0
+    features_dtype: str = "float16"
+    cache_dir: str | None = None
+    augment: Augmentation = dataclasses.field(default_factory=Augmentation)
+    polygons: str | None = None
+    label_column: str | None = None
+    half: bool = False
+    description: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field, getattr(self, field.name))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; one of {', '.join(choices)} is allowed")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"{name} is {value}; {low:g}..{high:.7g} is allowed")
+        _check_combinations(self)
+
+    @property
+    def num_epochs(self) -> float:
+        """Epochs, where no number of steps is given."""
+        return 20.0 if self.epochs is None else float(self.epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options as plain values, as config.json holds them."""
+        return dataclasses.asdict(self)
+
+
+def read_config(path: str | os.PathLike[str]) -> TrainingConfig:
+    """Read a training configuration.
+
+    Parameters
+    ----------
+    path : path
+        TOML file. Relative paths in it are relative to its folder.
+
+    Returns
+    -------
+    TrainingConfig
+
+    Raises
+    ------
+    UsageError
+        If it is no TOML, an option is unknown (the nearest known one is named), or a value is not allowed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "train.toml"
+    >>> _ = path.write_text("batchsize = 3")
+    >>> try:
+    ...     read_config(path)
+    ... except UsageError as error:
+    ...     print(str(error).split(": ")[1])
+    unknown option 'batchsize'; did you mean batch_size?
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as TOML: {error}") from error
+    return config_from_dict(values, where=str(path), base=path.parent)
+
+
+def config_from_dict(
+    values: Mapping[str, Any], *, where: str = "configuration", base: str | os.PathLike[str] = "."
+) -> TrainingConfig:
+    """Make a training configuration from plain values.
+
+    Parameters
+    ----------
+    values : mapping
+        As a TOML file holds them.
+    where : str
+        What messages begin with.
+    base : path
+        Folder that relative paths are relative to.
+
+    Raises
+    ------
+    UsageError
+        As `read_config`.
+
+    Examples
+    --------
+    >>> config_from_dict({"stage": "head", "table": "/a.csv", "out": "/run"}).stage
+    'head'
+    """
+    options = dict(values)
+    _check_names(options, TrainingConfig, where)
+    for name in ("stage", "table", "out"):
+        if name not in options:
+            raise UsageError(f"{where}: option {name} is missing; stage, table and out are always needed")
+    augment = options.pop("augment", {})
+    if not isinstance(augment, dict):
+        raise UsageError(f"{where}: augment is {augment!r}; a TOML table [augment] is needed")
+    _check_names(augment, Augmentation, f"{where}: [augment]")
+    for name in _PATHS:
+        if isinstance(options.get(name), str):
+            options[name] = os.path.normpath(Path(base).absolute() / options[name])
+    if str(options.get("weights", "")).endswith((".safetensors", ".pth", ".pt")):
+        options["weights"] = os.path.normpath(Path(base).absolute() / options["weights"])
+    try:
+        return TrainingConfig(**options, augment=Augmentation(**augment))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _check_names(values: Mapping[str, Any], kind: type, where: str) -> None:
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise UsageError(f"{where}: unknown option {name!r}; did you mean {near[0]}?")
+
+
+def _check_type(field: dataclasses.Field[Any], value: object) -> None:
+    kinds = {
+        "str": (str,),
+        "int": (int,),
+        "float": (int, float),
+        "bool": (bool,),
+        "list[int]": (list,),
+        "list[list[float]]": (list,),
+        "Augmentation": (Augmentation,),
+        "None": (type(None),),
+    }
+    names = [name.strip() for name in str(field.type).split("|")]
+    allowed = tuple(kind for name in names for kind in kinds[name])
+    # True is an int to Python, and a mistake to everybody else.
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        raise UsageError(f"{field.name} is {value!r}; {' or '.join(names)} is needed")
+
+
+def _check_combinations(config: TrainingConfig) -> None:
+    if config.steps is not None and config.epochs is not None:
+        raise UsageError(f"steps {config.steps} and epochs {config.epochs} exclude each other; give one")
+    if isinstance(config.initial_log_concentration, str) and config.initial_log_concentration != "auto":
+        raise UsageError(f"initial_log_concentration is {config.initial_log_concentration!r}; auto or a number")
+    if any(type(step) is not int for step in config.drop_steps):
+        raise UsageError(f"drop_steps is {config.drop_steps}; a list of integers is needed")
+    for kind, option in (("column", "validation_column"), ("table", "validation_table")):
+        if (config.validation == kind) != (getattr(config, option) is not None):
+            raise UsageError(
+                f"validation {config.validation!r}: {option} is {getattr(config, option)!r}; give both or none"
+            )
+    if config.stage == "backbone" and config.polygons is None:
+        raise UsageError("stage backbone classifies countries: polygons is missing, the layer of countries")
+    _check_start(config)
+
+
+def _check_start(config: TrainingConfig) -> None:
+    if config.init_bundle is None:
+        return
+    if config.weights is not None:
+        raise UsageError(f"weights {config.weights} and init_bundle {config.init_bundle} exclude each other; give one")
+    if config.stage == "finetune" and config.num_components is not None:
+        raise UsageError(
+            f"num_components {config.num_components}: stage finetune takes the head of init_bundle; leave one out"
+        )
