@@ -1,8 +1,8 @@
 """Great-circle errors -> numbers with intervals.
 
-Distances are on the sphere of radius `sphere.EARTH_RADIUS_KM` (6371.0088 km), "within X km" means <= X. An image without
-a prediction has the error NaN: it is counted, never dropped, and taken as farther away than any place. Intervals hold
-95 per cent.
+Distances are on the sphere of radius `sphere.EARTH_RADIUS_KM` (6371.0088 km), "within X km" means <= X. An image
+without a prediction has the error NaN: it is counted, never dropped, and taken as farther away than any place.
+Intervals hold 95 per cent.
 """
 
 from __future__ import annotations

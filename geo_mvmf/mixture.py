@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from geo_mvmf import sphere, tessellation, vmf
-from geo_mvmf.cell_mixture import CellMixture, Seed, caps
+from geo_mvmf.cell_caps import caps
+from geo_mvmf.cell_mixture import CellMixture, Seed
 
 __all__ = ["CellMixture", "VmfMixture"]
 
@@ -246,7 +247,7 @@ def _draw(weights: FloatArray, uniform: FloatArray) -> IntArray:
     """Draw components by weight; a component of weight 0 is never drawn."""
     edges = np.cumsum(weights)
     last = int(np.flatnonzero(weights)[-1])
-    return np.minimum(np.searchsorted(edges, uniform * edges[-1], side="right"), last)
+    return np.asarray(np.minimum(np.searchsorted(edges, uniform * edges[-1], side="right"), last))
 
 
 def _groups(log_weights: FloatArray) -> Iterator[tuple[IntArray, IntArray]]:
@@ -283,7 +284,7 @@ def _check_shapes(mean_directions: FloatArray, log_concentrations: FloatArray, l
     fit = shapes[:2] == ((components, 3), (components,)) and log_weights.ndim == 2 and shapes[2][1] == components
     if not fit or components == 0:
         raise ValueError(
-            f"mean_directions, log_concentrations, log_mixing_weights have shapes {shapes[0]}, {shapes[1]}, {shapes[2]};"
+            f"mean_directions, log_concentrations, log_mixing_weights are of shapes {shapes[0]}, {shapes[1]}, {shapes[2]};"
             " they must be (C, 3), (C,), (N, C) with C >= 1"
         )
 

@@ -33,6 +33,7 @@ VALUES_AT_ONCE = 1 << 17
 """Values of a temporary array: 1 MB, which stays in the cache."""
 
 _MAX_EDGE = 1.704897179199218  # S2 library, kMaxEdge of the quadratic projection: radians at level 0
+_MAX_RADIUS = 1.219328  # half of its kMaxDiag: no point of a cell of level 0 is farther from its centre (tested)
 _NARROWEST = 36.0  # log concentration whose patch, level 28, still leaves cells to split it into
 _COARSEST = 2  # a patch of lower level would see the projection's area element vary too much
 _KEPT_NODES = 1 << 26  # node values kept for a second pass: 512 MB; beyond they are computed twice
@@ -117,7 +118,8 @@ def choose_components(
 
     Examples
     --------
-    >>> choose_components(np.eye(3), np.zeros(3), np.array([0.0001, 0.9, 0.0999]), cut=1e-3).log_weights.round(2).tolist()
+    >>> chosen = choose_components(np.eye(3), np.zeros(3), np.array([0.0001, 0.9, 0.0999]), cut=1e-3)
+    >>> chosen.log_weights.round(2).tolist()
     [-0.11, -2.3]
     """
     order = np.argsort(weights)[::-1]
@@ -156,7 +158,7 @@ def find_patches(components: Components) -> Patches:
     done: list[tuple[IdArray, IntArray, IntArray]] = []
     empty: list[IdArray] = []
     for level in range(s2.MAX_LEVEL + 1):
-        near = _meets(cells, owner, member, components)
+        near = _meets(cells, level, owner, member, components)
         owner, member = owner[near], member[near]
         counts = np.bincount(owner, minlength=cells.size)
         narrow = _largest(root_kappa[member], counts)
@@ -178,15 +180,14 @@ def _largest(values: FloatArray, counts: IntArray) -> FloatArray:
     return result
 
 
-def _meets(cells: IdArray, owner: IntArray, member: IntArray, components: Components) -> BoolArray:
+def _meets(cells: IdArray, level: int, owner: IntArray, member: IntArray, components: Components) -> BoolArray:
     """Say which pairs may share a point: by chords, which obey the triangle inequality."""
     middles = s2.centre(cells)
-    size = 2.0 * np.sin(s2.bounding_radius(cells) / 2.0)
-    limit = size[owner] + components.reach[member]
+    limit = np.ldexp(_MAX_RADIUS, -level) + components.reach[member]
     squared = np.zeros(owner.size)
     for axis in range(3):
         squared += np.square(middles[owner, axis] - components.mean_directions[member, axis])
-    return squared <= np.square(limit)
+    return np.asarray(squared <= np.square(limit))
 
 
 def _split(
@@ -251,6 +252,7 @@ class NodeValues:
     def __init__(self, patches: Patches, components: Components) -> None:
         self.patches = patches
         self._components = components
+        self._half_kappas = -0.5 * np.exp(components.log_concentrations)
         self._log_peaks = vmf.log_normaliser(components.log_concentrations) + components.log_weights
         self._keep = patches.cell_ids.size * NODES**2 <= _KEPT_NODES
         self._kept: dict[int, Block] = {}
@@ -278,13 +280,11 @@ class NodeValues:
         if kept is not None:
             return kept
         cells = self.patches.cell_ids[block]
-        face, u, v, element = _nodes(cells)
-        points = s2.uv_directions(face[:, None, None], u, v).reshape(face.size, -1, 3)
-        middle = s2.centre(cells)
-        density = np.empty(points.shape[:2])
+        face, local, middle, element = _nodes(cells)
+        density = np.empty((cells.size, NODES**2))
         for part in self._parts(block):
             here = slice(part.start - block.start, part.stop - block.start)
-            density[here] = self._density(part, points[here], middle[here])
+            density[here] = self._density(part, s2_curve.FROM_FACE[face[here]], local[here], middle[here])
         values = Block(cells, density.reshape(element.shape), element)
         if self._keep:
             self._kept[block.start] = values
@@ -301,37 +301,38 @@ class NodeValues:
     def _members_of(self, patch: int) -> int:
         return int(self.patches.starts[patch + 1] - self.patches.starts[patch])
 
-    def _density(self, part: slice, points: FloatArray, middle: FloatArray) -> FloatArray:
-        """Sum of the members' densities at points (m, NODES^2, 3), in the chord form.
+    def _density(self, part: slice, frames: FloatArray, local: FloatArray, middle: FloatArray) -> FloatArray:
+        """Sum of the members' densities at points (m, 3, NODES^2) given in the faces' own frames, in the chord form.
 
         With the patch's centre c, |y - mu|^2 = |y - c|^2 + 2 (y - c).(c - mu) + |c - mu|^2: differences of near
         vectors only, and a matrix product of inner size 5 for all members of a patch.
         """
-        from_middle = points - middle[:, None]
-        left = np.empty((*points.shape[:2], 5))
-        left[..., 0] = np.einsum("...i,...i->...", from_middle, from_middle)
-        left[..., 1:4] = 2.0 * from_middle
-        left[..., 4] = 1.0
+        right = np.empty((local.shape[0], 5, local.shape[2]))
+        from_middle = np.subtract(local, middle[..., None], out=right[:, 1:4])
+        right[:, 0] = np.einsum("mik,mik->mk", from_middle, from_middle)
+        from_middle *= 2.0
+        right[:, 4] = 1.0
         most = self._members_of(part.start)
-        step = max(1, VALUES_AT_ONCE // points.shape[1])
-        total = np.zeros(points.shape[:2])
+        step = max(1, VALUES_AT_ONCE // local.shape[2])
+        total = np.zeros((local.shape[0], local.shape[2]))
         for low in range(0, most, step):
-            exponents = left @ self._terms(part, middle, np.arange(low, min(low + step, most)))
-            total += np.exp(exponents, out=exponents).sum(axis=-1)
+            terms = self._terms(part, frames, middle, np.arange(low, min(low + step, most)))
+            exponents = terms @ right  # (m, k, NODES^2)
+            total += np.exp(exponents, out=exponents).sum(axis=1)
         return total
 
-    def _terms(self, block: slice, middle: FloatArray, column: IntArray) -> FloatArray:
-        """Coefficients (m, 5, k) of each patch's members of some columns; where it has fewer, a density of 0."""
-        starts = self.patches.starts[block.start : block.stop + 1]
+    def _terms(self, part: slice, frames: FloatArray, middle: FloatArray, column: IntArray) -> FloatArray:
+        """Coefficients (m, k, 5) of each patch's members of some columns; where it has fewer, a density of 0."""
+        starts = self.patches.starts[part.start : part.stop + 1]
         present = column < np.diff(starts)[:, None]  # (m, k)
         member = self.patches.members[np.where(present, starts[:-1, None] + column, starts[:-1, None])]
-        half_kappa = np.where(present, -0.5 * np.exp(self._components.log_concentrations[member]), 0.0)
-        apart = middle[:, None] - self._components.mean_directions[member]  # (m, k, 3)
-        terms = np.empty((member.shape[0], 5, member.shape[1]))
-        terms[:, 0] = half_kappa
-        terms[:, 1:4] = np.moveaxis(half_kappa[..., None] * apart, -1, 1)
-        terms[:, 4] = half_kappa * np.square(apart).sum(axis=-1) + self._log_peaks[member]
-        terms[:, 4][~present] = -np.inf
+        half_kappa = np.where(present, self._half_kappas[member], 0.0)
+        apart = middle[:, None] - self._components.mean_directions[member] @ frames  # (m, k, 3)
+        terms = np.empty((*member.shape, 5))
+        terms[..., 0] = half_kappa
+        terms[..., 1:4] = half_kappa[..., None] * apart
+        terms[..., 4] = half_kappa * np.einsum("mki,mki->mk", apart, apart) + self._log_peaks[member]
+        terms[..., 4][~present] = -np.inf
         return terms
 
 
@@ -353,16 +354,20 @@ def rule() -> tuple[FloatArray, FloatArray]:
     True
     """
     x, _ = np.polynomial.legendre.leggauss(NODES)
-    return (x + 1.0) / 2.0, np.linalg.inv(np.polynomial.legendre.legvander(x, NODES - 1))
+    inverse = np.linalg.inv(np.polynomial.legendre.legvander(x, NODES - 1))
+    return (x + 1.0) / 2.0, np.asarray(inverse, dtype=np.float64)
 
 
 def _nodes(cells: IdArray) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
-    """Face (m,), u (m, NODES, 1), v (m, 1, NODES) and area element d(area) / ds dt (m, NODES, NODES)."""
+    """Face (m,); nodes (m, 3, NODES^2) and centre (m, 3) in its own frame; d(area) / ds dt (m, NODES, NODES)."""
     face, s_bounds, t_bounds = s2.st_rectangle(cells)
     x, _ = rule()
     s = s_bounds[:, :1] + np.diff(s_bounds) * x
     t = t_bounds[:, :1] + np.diff(t_bounds) * x
     u, v = s2_curve.st_to_uv(s)[:, :, None], s2_curve.st_to_uv(t)[:, None, :]
-    square = 1.0 + u * u + v * v
-    element = s2_curve.st_slope(s)[:, :, None] * s2_curve.st_slope(t)[:, None, :] / (square * np.sqrt(square))
-    return face, u, v, element
+    scale = 1.0 / np.sqrt(1.0 + u * u + v * v)
+    local = np.stack([scale, scale * u, scale * v], axis=1).reshape(face.size, 3, -1)
+    element = s2_curve.st_slope(s)[:, :, None] * s2_curve.st_slope(t)[:, None, :] * scale**3
+    centre_uv = (s2_curve.st_to_uv(bounds.mean(axis=1)) for bounds in (s_bounds, t_bounds))
+    middle = np.stack([np.ones(face.size), *centre_uv], axis=1)
+    return face, local, middle / np.linalg.norm(middle, axis=1, keepdims=True), element

@@ -225,8 +225,8 @@ def area_sr(ids: npt.ArrayLike) -> FloatArray:
 
     Notes
     -----
-    Two triangles by tan(E/2) = a.(b x c) / (1 + a.b + b.c + c.a) (van Oosterom and Strackee 1983). On the cube's face the
-    triple product is (u1 - u0) (v1 - v0) over three lengths, so that nothing cancels.
+    Two triangles by tan(E/2) = a.(b x c) / (1 + a.b + b.c + c.a) (van Oosterom and Strackee 1983). On the cube's
+    face the triple product is (u1 - u0) (v1 - v0) over three lengths, so that nothing cancels.
 
     Examples
     --------
@@ -238,7 +238,7 @@ def area_sr(ids: npt.ArrayLike) -> FloatArray:
     determinant = _difference_uv(s) * _difference_uv(t)
     first = _half_excess((u0, v0), (u1, v0), (u1, v1), determinant)
     second = _half_excess((u0, v0), (u1, v1), (u0, v1), determinant)
-    return 2.0 * (first + second)
+    return np.asarray(2.0 * (first + second))
 
 
 def edge_length(level: npt.ArrayLike) -> FloatArray:

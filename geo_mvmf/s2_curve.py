@@ -27,8 +27,8 @@ _POSITION_TO_TURN = np.array([1, 0, 0, 3])
 # how x, y, z of a direction give (w, u, v) on each face: axis and sign of each
 _AXES = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1], [0, 2, 1], [1, 2, 0], [2, 1, 0]])
 _SIGNS = np.array([[1.0, 1, 1], [1, -1, 1], [1, -1, -1], [-1, -1, -1], [-1, -1, 1], [-1, 1, 1]])
-# the same as matrices: (x, y, z) = _FROM_FACE[face] (w, u, v), one entry of +-1 per row
-_FROM_FACE = np.swapaxes(np.eye(3)[_AXES] * _SIGNS[..., None], 1, 2)
+# the same as matrices: (x, y, z) = FROM_FACE[face] (w, u, v), one entry of +-1 per row
+FROM_FACE = np.swapaxes(np.eye(3)[_AXES] * _SIGNS[..., None], 1, 2)
 
 
 def st_to_uv(s: npt.ArrayLike) -> FloatArray:
@@ -45,7 +45,7 @@ def st_to_uv(s: npt.ArrayLike) -> FloatArray:
     [-1.0, 0.0, 1.0]
     """
     s = np.asarray(s, dtype=np.float64)
-    return np.where(s >= 0.5, (4.0 * s * s - 1.0) / 3.0, (1.0 - 4.0 * (1.0 - s) ** 2) / 3.0)
+    return np.asarray(np.where(s >= 0.5, 4.0 * s * s - 1.0, 1.0 - 4.0 * (1.0 - s) ** 2) / 3.0)
 
 
 def uv_to_st(u: npt.ArrayLike) -> FloatArray:
@@ -80,7 +80,7 @@ def st_slope(s: npt.ArrayLike) -> FloatArray:
     [2.6667, 1.3333, 2.6667]
     """
     s = np.asarray(s, dtype=np.float64)
-    return np.asarray(8.0 / 3.0 * np.maximum(s, 1.0 - s))
+    return np.asarray(8.0 / 3.0 * np.maximum(s, 1.0 - s), dtype=np.float64)
 
 
 def uv_directions(face: npt.ArrayLike, u: npt.ArrayLike, v: npt.ArrayLike) -> FloatArray:
@@ -103,13 +103,13 @@ def uv_directions(face: npt.ArrayLike, u: npt.ArrayLike, v: npt.ArrayLike) -> Fl
     >>> uv_directions(2, 0.0, 0.0).tolist()
     [0.0, 0.0, 1.0]
     """
-    rows = _FROM_FACE[np.asarray(face, dtype=np.int64)]  # (..., 3, 3)
-    u, v = np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64)
-    scale = 1.0 / np.sqrt(1.0 + u * u + v * v)
-    u, v = u * scale, v * scale
-    vectors = np.empty((*np.broadcast_shapes(rows.shape[:-2], u.shape), 3))
+    rows = FROM_FACE[np.asarray(face, dtype=np.int64)]  # (..., 3, 3)
+    u_, v_ = np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64)
+    scale = 1.0 / np.sqrt(1.0 + u_ * u_ + v_ * v_)
+    local = (scale, u_ * scale, v_ * scale)
+    vectors = np.empty((*np.broadcast_shapes(rows.shape[:-2], scale.shape), 3))
     for axis in range(3):
-        vectors[..., axis] = rows[..., axis, 0] * scale + rows[..., axis, 1] * u + rows[..., axis, 2] * v
+        vectors[..., axis] = sum(rows[..., axis, k] * local[k] for k in range(3))
     return vectors
 
 
@@ -145,7 +145,7 @@ def face_uv(directions: npt.ArrayLike) -> tuple[IntArray, FloatArray, FloatArray
 
 
 def st_to_ij(s: npt.ArrayLike) -> IntArray:
-    """Number the leaf square that holds s (or t).
+    """Find the leaf square that holds s (or t).
 
     Parameters
     ----------

@@ -59,7 +59,7 @@ def parent(ids: npt.ArrayLike, level: npt.ArrayLike) -> IdArray:
 
     Examples
     --------
-    >>> bool(parent(leaf_ids([0.0, 1.0, 0.0]), 0) == face_cells()[1])
+    >>> bool(parent(range_min(face_cells()[1]), 0) == face_cells()[1])
     True
     """
     ids = _ids(ids)
@@ -162,7 +162,7 @@ def contains(ids: npt.ArrayLike, others: npt.ArrayLike) -> npt.NDArray[np.bool_]
 
     Examples
     --------
-    >>> contains(face_cells(), leaf_ids([0.0, 1.0, 0.0])).tolist()
+    >>> contains(face_cells(), range_max(face_cells()[1])).tolist()
     [False, True, False, False, False, False]
     """
     others = _ids(others)
@@ -195,8 +195,8 @@ def to_token(ids: npt.ArrayLike) -> npt.NDArray[np.str_]:
 
     Examples
     --------
-    >>> to_token(leaf_ids([1.0, 0.0, 0.0])).tolist()
-    '1000000000000001'
+    >>> to_token(range_max(face_cells()[0])).tolist()
+    '1fffffffffffffff'
     """
     ids = _ids(ids)
     shifts = np.arange(60, -4, -4, dtype=np.uint64)

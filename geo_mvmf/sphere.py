@@ -310,7 +310,7 @@ def tangent_basis(directions: npt.ArrayLike) -> FloatArray:
 
 
 def _east_north(longitude: FloatArray, start: FloatArray) -> FloatArray:
-    """Unit vectors to the east and to the north; at a pole the longitude still says which way is which."""
+    """Give unit vectors to the east and to the north; at a pole the longitude still says which is which."""
     lam = np.radians(np.broadcast_to(longitude, start.shape[:-1]))
     east = np.stack([-np.sin(lam), np.cos(lam), np.zeros_like(lam)], axis=-1)
     return np.stack([east, np.cross(start, east)], axis=-2)

@@ -204,7 +204,7 @@ def _refine(nodes: patches.NodeValues, threshold: float) -> tuple[list[_Pieces],
         stack = list(_deeper(np.arange(finest.size), np.ones((finest.size, 1, 1), dtype=np.bool_), 0))
         while stack:
             depth, rows, open_ = stack.pop()
-            part = patches.Block(*(value[rows] for value in values))
+            part = patches.Block(values.cell_ids[rows], values.density[rows], values.element[rows])
             errors = _errors(part, depth)
             leaf = open_ & ((errors <= threshold) | (finest[rows] <= depth)[:, None, None])
             total += float(errors[leaf].sum())

@@ -273,9 +273,10 @@ def log_concentration_for(radius: npt.ArrayLike, probability: npt.ArrayLike) -> 
     share, height = np.broadcast_arrays(share, height)
     wrong = ~((share < 1.0) & (share > height / 2.0) & (height > 0.0))
     if np.any(wrong):
+        cap = height[wrong].flat[0]
         raise ValueError(
-            f"no concentration puts probability {share[wrong].flat[0]} within radius {_radius_of_height(height)[wrong].flat[0]}"
-            f" rad, which is {height[wrong].flat[0] / 2.0} of the sphere; give a probability between that and 1"
+            f"no concentration puts probability {share[wrong].flat[0]} within radius {_radius_of_height(np.asarray(cap))} rad,"
+            f" which is {cap / 2.0} of the sphere; give a probability between that and 1"
         )
     kappa = -np.log1p(-share) / height
     for _ in range(60):  # concave and started right of the root: Newton descends monotonically
@@ -331,11 +332,11 @@ def _off_centre(delta: FloatArray, reach: FloatArray, kappa: FloatArray, width: 
     sin_t = np.sin(t)
     value = np.exp(-2.0 * kappa[:, None] * np.sin((t - delta[:, None]) / 2.0) ** 2)
     value *= special.i0e((kappa * np.sin(delta))[:, None] * sin_t) * sin_t
-    return np.clip(value @ w * (high - low) * _kappa_over_mass(kappa), 0.0, 1.0)
+    return np.asarray(np.clip(value @ w * (high - low) * _kappa_over_mass(kappa), 0.0, 1.0))
 
 
 def _kappa_over_mass(kappa: FloatArray) -> FloatArray:
-    """kappa / (1 - exp(-2 kappa)), 1/2 at 0."""
+    """Give kappa / (1 - exp(-2 kappa)), which is 1/2 at 0."""
     safe = np.maximum(kappa, 1e-300)
     return np.asarray(safe / -np.expm1(-2.0 * safe))
 
@@ -347,7 +348,7 @@ def _cap_mass(height: FloatArray, kappa: FloatArray) -> FloatArray:
 
 
 def _height_quantile(share: FloatArray, kappa: FloatArray) -> FloatArray:
-    """The height 1 - cos(angle) below which a share of the mass lies."""
+    """Give the height 1 - cos(angle) below which a share of the mass lies."""
     safe = np.maximum(kappa, 1e-12)
     with np.errstate(divide="ignore"):  # share 1 of a narrow component: minus infinity, clipped to the antipode
         return np.clip(-np.log1p(share * np.expm1(-2.0 * safe)) / safe, 0.0, 2.0)

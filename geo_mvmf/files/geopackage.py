@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
@@ -96,6 +96,7 @@ def _write_layer(path: Path, name: str, layer: geopandas.GeoDataFrame) -> None:
             driver="GPKG",
             geometry_type=_geometry_type(name, layer),
             promote_to_multi=_geometry_type(name, layer).startswith("Multi"),
+            dataset_options={"VERSION": "1.2"},  # the newest that GDAL of QGIS 3.22 takes without a warning
             layer_options={"GEOMETRY_NAME": _GEOMETRY, "SPATIAL_INDEX": "YES"},
         )
 
@@ -148,7 +149,7 @@ def _register(database: sqlite3.Connection, table: str, description: str) -> Non
 
 def _now() -> str:
     # OGR warns about any other form than YYYY-MM-DDTHH:MM:SS.sssZ
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 def _check(path: Path, database: sqlite3.Connection, layers: Mapping[str, geopandas.GeoDataFrame]) -> None:

@@ -225,6 +225,9 @@ def discrete_raster(bands: Sequence[Band], *, minimum: float, maximum: float, ba
     'inf'
     """
     pipe = ET.Element("pipe")
+    # Values, not colours, are interpolated: classes get smooth edges when zoomed in, means when zoomed out.
+    smooth = {"enabled": "true", "zoomedInResamplingMethod": "bilinear", "zoomedOutResamplingMethod": "average"}
+    ET.SubElement(ET.SubElement(pipe, "provider"), "resampling", smooth | {"maxOversampling": "2"})
     attributes = {"type": "singlebandpseudocolor", "band": str(band), "opacity": "1", "alphaBand": "-1"}
     extremes = {"classificationMin": f"{minimum:.17g}", "classificationMax": f"{maximum:.17g}"}
     renderer = ET.SubElement(pipe, "rasterrenderer", attributes | extremes)
@@ -240,6 +243,7 @@ def discrete_raster(bands: Sequence[Band], *, minimum: float, maximum: float, ba
     ET.SubElement(pipe, "brightnesscontrast", {"brightness": "0", "contrast": "0", "gamma": "1"})
     ET.SubElement(pipe, "huesaturation", {"saturation": "0", "grayscaleMode": "0", "colorizeOn": "0"})
     ET.SubElement(pipe, "rasterresampler", {"maxOversampling": "2"})
+    ET.SubElement(pipe, "resamplingStage").text = "provider"
     return pipe
 
 

@@ -265,9 +265,7 @@ def _map_tip(names: Sequence[str], root: str) -> str:
     if "area_90_km2" in names:
         lines.append('on [% format_number("area_90_km2", 0) %] km²')
     if "error_km" in names:
-        lines.append(
-            "[% CASE WHEN \"error_km\" IS NOT NULL THEN 'error ' || format_number(\"error_km\", 1) || ' km' END %]"
-        )
+        lines.append("[% coalesce('error ' || format_number(\"error_km\", 1) || ' km', '') %]")
     picture = f'<img src="[% {_address(root)} %]" width="320"><br>' if "path" in names else ""
     return picture + "<br>".join(lines)
 
@@ -281,7 +279,7 @@ def _address(root: str) -> str:
     quoted = root.replace("'", "''").rstrip("/")
     absolute = f'if(regexp_match("path", \'^(/|[A-Za-z]:)\'), "path", \'{quoted}/\' || "path")'
     coded = "map('%', '%25', '#', '%23', '?', '%3F', '\"', '%22', '<', '%3C', '>', '%3E', '&', '%26')"
-    return f"'file:///' || ltrim(replace({absolute}, {coded}), '/')"
+    return f"'file:///' || regexp_replace(replace({absolute}, {coded}), '^/+', '')"
 
 
 def _percent(level: float) -> str:

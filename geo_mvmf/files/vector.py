@@ -115,9 +115,9 @@ def check_suffix(path: str | os.PathLike[str]) -> str:
     --------
     >>> check_suffix("album.GPKG")
     '.gpkg'
-    >>> check_suffix("album.kml")
+    >>> check_suffix("a.kml")
     Traceback (most recent call last):
-    geo_mvmf.errors.UsageError: album.kml: '.kml' is not written; use one of .gpkg, .parquet, .geoparquet, .geojson, .csv
+    geo_mvmf.errors.UsageError: a.kml: '.kml' is not written; use one of .gpkg, .parquet, .geoparquet, .geojson, .csv
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
@@ -162,8 +162,8 @@ def _write_one_each(
 
 
 def _write_geoparquet(path: Path, name: str, layer: geopandas.GeoDataFrame, run: Run) -> None:
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow as pa
+    from pyarrow import parquet
 
     described = layer.copy(deep=False)
     described.attrs = {"layer": name, "run": dict(columns.key_values(run).itertuples(index=False, name=None))}
@@ -176,15 +176,15 @@ def _write_geoparquet(path: Path, name: str, layer: geopandas.GeoDataFrame, run:
             write_covering_bbox=True,
             row_group_size=65536,
         )
-        count = pyarrow.parquet.read_metadata(path).num_rows
-    except pyarrow.ArrowException as error:
+        count = parquet.read_metadata(path).num_rows
+    except pa.ArrowException as error:
         raise OutputError(f"cannot write GeoParquet: {error}; is there space on the disk?") from error
     if count != len(layer):
         raise OutputError(f"{path.name}: layer {name!r} holds {count} rows of {len(layer)}; is the disk full?")
 
 
 def _write_geojson(path: Path, name: str, layer: geopandas.GeoDataFrame, run: Run) -> None:
-    head = {"type": "FeatureCollection", "name": name}
+    head: dict[str, object] = {"type": "FeatureCollection", "name": name}
     if run:
         head["run"] = dict(columns.key_values(run).itertuples(index=False, name=None))
     with path.open("w", encoding="utf-8", newline="\n") as file:

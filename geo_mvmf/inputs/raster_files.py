@@ -238,7 +238,7 @@ def open_raster(path: str | os.PathLike[str], *, bounds: Bounds | None = None, c
             raise UsageError(f"bounds {bounds} were given without the CRS that they are in: give crs too")
         if not is_georeferenced(checked):
             raise BadInputError(f"{checked}: has no place on Earth in it; give bounds and crs, or georeference it")
-    dataset = _open_dataset(checked, SCENE_DRIVERS[kind])
+    dataset = _open_dataset(checked, SCENE_DRIVERS[kind], placeless=crs is not None)
     try:
         with reading(checked):
             _check_dataset(checked, dataset)
@@ -297,10 +297,11 @@ def _first_directory_tags(file: BinaryIO, head: bytes) -> frozenset[int]:
     return frozenset(struct.unpack_from(order + "H", entries, start)[0] for start in starts)
 
 
-def _open_dataset(path: Path, driver: str) -> Any:
-    with reading(path), warnings.catch_warnings():
-        # only pictures whose place the caller gave come here without one
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+def _open_dataset(path: Path, driver: str, *, placeless: bool) -> Any:
+    with reading(path), contextlib.ExitStack() as stack:
+        if placeless:  # only here: changing the warning filters is no business of threads
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         return rasterio.open(path, driver=driver)
 
 

@@ -29,6 +29,7 @@ REACH = 19.0
 
 # extent in sigma up to which so many Gauss-Legendre nodes err by less than 1e-6 (1e-7 beyond 2 sigma) of the mass
 _NODES = ((0.25, 2), (0.7, 3), (1.3, 4), (2.0, 5), (2.6, 6), (4.0, 8), (5.5, 10), (7.0, 12), (10.0, 16), (math.inf, 24))
+_SUMS_AT_ONCE = 64  # values added to a raster cell in single precision, on average
 _ENTRIES_AT_ONCE = 200_000  # cells of the runs worked on together; the arrays of a few MB stay near the cache
 
 
@@ -39,12 +40,15 @@ class Runs(NamedTuple):
     ----------
     component : ndarray of int64, shape (P,)
         Whose run it is.
-    matrix : csr_array of float32, shape (P, cells)
-        Probability of each raster cell, numbered row by row.
+    matrices : tuple of csr_array of float32, shapes (p, cells) with the p summing to P
+        Values of each raster cell, numbered row by row.
+    num_cells : int
+        Number of raster cells.
     """
 
     component: IntArray
-    matrix: sparse.csr_array
+    matrices: tuple[sparse.csr_array, ...]
+    num_cells: int
 
     def apply(self, weights: FloatArray) -> FloatArray:
         """Mix the components.
@@ -57,13 +61,59 @@ class Runs(NamedTuple):
         Returns
         -------
         ndarray of float64, shape (cells,)
-            Probability of every raster cell.
+            The weighted sum in every raster cell.
         """
-        of_runs = weights[self.component]
-        used = of_runs > 0.0
-        if 4 * np.count_nonzero(used) < used.size:
-            return np.asarray(self.matrix[np.flatnonzero(used)].T @ of_runs[used], dtype=np.float64)
-        return np.asarray(self.matrix.T @ of_runs, dtype=np.float64)
+        # the matrices are single precision: double weights would make scipy copy them
+        of_runs = weights.astype(np.float32)[self.component]
+        total = np.zeros(self.num_cells)
+        start = 0
+        for matrix in self.matrices:
+            own = of_runs[start : start + matrix.shape[0]]
+            start += matrix.shape[0]
+            used = own > 0.0
+            if not np.any(used):
+                continue
+            if 4 * np.count_nonzero(used) < used.size:
+                matrix, own = matrix[np.flatnonzero(used)], own[used]
+            total += matrix.T @ own
+        return total
+
+    @property
+    def num_values(self) -> int:
+        """How many values all runs have."""
+        return sum(int(matrix.nnz) for matrix in self.matrices)
+
+
+def collect_runs(
+    component: IntArray,
+    length: IntArray,
+    cells: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float32],
+    num_cells: int,
+) -> Runs:
+    """Put runs into matrices, each with few values per raster cell so that single precision sums stay exact enough.
+
+    Parameters
+    ----------
+    component, length : ndarray of int64, shape (P,)
+        Whose run, and how many cells it has.
+    cells : ndarray of int32, shape (sum of length,)
+        Raster cells of the runs one after the other.
+    values : ndarray of float32, shape (sum of length,)
+        What they get.
+    num_cells : int
+        Number of raster cells.
+    """
+    ends = np.concatenate([[0], np.cumsum(length)])
+    parts = math.ceil(max(cells.size / (_SUMS_AT_ONCE * num_cells), cells.size / np.iinfo(np.int32).max, 1.0))
+    cuts = np.unique(np.searchsorted(ends, np.linspace(0, ends[-1], parts + 1)))
+    matrices = []
+    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        own = slice(int(ends[start]), int(ends[stop]))
+        pointers = (ends[start : stop + 1] - ends[start]).astype(np.int32)
+        shape = (int(stop - start), num_cells)
+        matrices.append(sparse.csr_array((values[own], cells[own], pointers), shape=shape))
+    return Runs(component, tuple(matrices), num_cells)
 
 
 class _Pairs(NamedTuple):
@@ -139,15 +189,10 @@ def make_runs(mean_directions: FloatArray, log_concentrations: FloatArray, compo
     """
     pairs = _find_pairs(mean_directions, log_concentrations, components, grid)
     longitude, latitude = sphere.to_longitude_latitude(mean_directions)
-    pieces = list(_pieces(pairs, np.radians(longitude), np.radians(latitude), log_concentrations, grid))
-    length = np.concatenate([piece.length for piece in pieces] or [np.empty(0, dtype=np.int64)])
-    pointers = np.concatenate([[0], np.cumsum(length)])
-    cells = np.concatenate([piece.cells for piece in pieces] or [np.empty(0, dtype=np.int32)])
-    values = np.concatenate([piece.values for piece in pieces] or [np.empty(0, dtype=np.float32)])
-    component = np.concatenate([piece.component for piece in pieces] or [np.empty(0, dtype=np.int64)])
-    narrow = np.int32 if cells.size < np.iinfo(np.int32).max else np.int64
-    matrix = sparse.csr_array((values, cells, pointers.astype(narrow)), shape=(length.size, grid.num_cells))
-    return Runs(component, matrix)
+    empty = _Piece(*(np.empty(0, dtype=kind) for kind in (np.int64, np.int64, np.int32, np.float32)))
+    pieces = [empty, *_pieces(pairs, np.radians(longitude), np.radians(latitude), log_concentrations, grid)]
+    component, length, cells, values = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    return collect_runs(component, length, cells, values, grid.num_cells)
 
 
 def _find_pairs(
@@ -289,7 +334,7 @@ def _windows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid) 
     last = np.clip(np.ceil((centre + slices.half_width[which]) / width), 0, columns).astype(np.int64)
     used = last > first
     which, centre, first, last = which[used], centre[used], first[used], last[used]
-    for block in _blocks(last - first):
+    for block in blocks_of(last - first):
         pair, begin, count = which[block], first[block], (last - first)[block]
         run, edge = spread(begin, count + 1)
         angle = np.clip(edge * width - centre[block][run], -slices.half_width[pair][run], slices.half_width[pair][run])
@@ -302,8 +347,19 @@ def _windows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid) 
         yield _Piece(pairs.component[pair], count, cells, values)
 
 
-def _blocks(counts: IntArray) -> Iterator[slice]:
-    """Slices of about `_ENTRIES_AT_ONCE` entries."""
+def blocks_of(counts: IntArray) -> Iterator[slice]:
+    """Cut a list of ranges into slices of about 200,000 entries each (a range is never cut).
+
+    Parameters
+    ----------
+    counts : ndarray of int64, shape (K,)
+        Entries of each range.
+
+    Examples
+    --------
+    >>> list(blocks_of(np.array([150_000, 100_000, 1])))
+    [slice(0, 2, None), slice(2, 3, None)]
+    """
     ends = np.cumsum(counts)
     total = int(ends[-1]) if ends.size else 0
     cuts = np.searchsorted(ends, np.arange(_ENTRIES_AT_ONCE, total, _ENTRIES_AT_ONCE), side="left") + 1

@@ -134,7 +134,7 @@ def read_newest(folder: str | os.PathLike[str]) -> tuple[Checkpoint | None, list
     >>> checkpoint.step, checkpoint.facts, damaged
     (1, {'threads': 1}, [])
     """
-    damaged = []
+    damaged: list[str] = []
     for path in checkpoint_paths(folder):
         try:
             return read_checkpoint(path), damaged

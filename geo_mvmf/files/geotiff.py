@@ -1,0 +1,381 @@
+"""Maps of one image or album as Cloud Optimized GeoTIFFs that QGIS draws by itself.
+
+A density is float32 per square kilometre, so that averaging overviews keep its meaning; a map of credible levels
+goes into a file of its own. Tags and statistics are written into a temporary tiled GeoTIFF that is then copied: a
+COG is never edited, and nothing lies beside it but the `.qml` made from its own values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import xarray
+from rasterio import shutil as raster_shutil
+from rasterio._err import CPLE_BaseError  # copying to COG raises these bare, and no public name exists
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+import geo_mvmf
+from geo_mvmf import durable
+from geo_mvmf.errors import OutputError, UsageError
+from geo_mvmf.files import styles
+from geo_mvmf.maps import density as densities
+from geo_mvmf.maps.grid import Grid
+
+FloatArray = npt.NDArray[np.float64]
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+"""Credible levels that styles show."""
+
+BLOCK = 512
+_BLOCKS_AT_ONCE = 16  # across; a window is at most 512 x 8192 raster cells
+_BITS_DROPPED = 12  # of a float32: thresholds are found to 2^-11 of their value
+_BINS = 1 << (31 - _BITS_DROPPED)
+
+
+def write_density(
+    path: str | os.PathLike[str],
+    density: xarray.DataArray | npt.ArrayLike,
+    grid: Grid | None = None,
+    *,
+    tags: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a density as a COG, with a style made from its own credible thresholds beside it.
+
+    Parameters
+    ----------
+    path : path
+        Ends in .tif or .tiff; the style has the same name with .qml.
+    density : DataArray or array_like of float, shape (rows, columns) or (1, rows, columns)
+        Density per km2, NaN outside the domain of the projection. A lazy array is computed window by window.
+    grid : Grid, optional
+        Needed where `density` is no DataArray.
+    tags : mapping, optional
+        Written as text with upper-case names: model, weights hash, image id. PROBABILITY_SUM is the coordinate
+        `probability_sum` of the DataArray, or the sum of density times area where there is none.
+    overwrite : bool
+        Whether existing files may be replaced.
+
+    Returns
+    -------
+    Path
+        The COG.
+
+    Raises
+    ------
+    UsageError
+        The suffix, the shape or a missing grid.
+    OutputError
+        A file exists already, or the disk refuses.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> grid = Grid.globe(10.0)
+    >>> uniform = np.full(grid.shape, 1 / 5.1e8)
+    >>> path = write_density(Path(tempfile.mkdtemp()) / "uniform.tif", uniform, grid)
+    >>> with rasterio.open(path) as raster:
+    ...     raster.units, round(float(raster.tags()["PROBABILITY_SUM"]), 3)
+    (('km-2',), 1.0)
+    """
+    source = _source(path, density, grid)
+    measured = _Measured()
+
+    def tags_of() -> dict[str, object]:
+        total = source.probability_sum if source.probability_sum is not None else measured.total
+        thresholds = {f"CREDIBLE_DENSITY_{100 * level:g}": value for level, value in measured.thresholds().items()}
+        return {"PROBABILITY_SUM": total, **thresholds, **(tags or {})}
+
+    def style_of() -> str:
+        return styles.density_style(measured.thresholds(), maximum=measured.maximum)
+
+    look = _Look("density_per_km2", "km-2", "Probability density per square kilometre", "AVERAGE")
+    return _write(source, look, measured, tags_of, style_of, overwrite=overwrite)
+
+
+def write_level(
+    path: str | os.PathLike[str],
+    level: xarray.DataArray | npt.ArrayLike,
+    grid: Grid | None = None,
+    *,
+    levels: Sequence[float] = LEVELS,
+    tags: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a map of credible levels as a COG with its style.
+
+    Parameters
+    ----------
+    path : path
+        Ends in .tif or .tiff.
+    level : DataArray or array_like of float, shape (rows, columns) or (1, rows, columns)
+        The level of the smallest credible region that a raster cell belongs to, 0..1, NaN outside the domain.
+    grid : Grid, optional
+        Needed where `level` is no DataArray.
+    levels : sequence of float
+        Where the classes of the style end.
+    tags : mapping, optional
+        Written as text with upper-case names.
+    overwrite : bool
+        Whether existing files may be replaced.
+
+    Returns
+    -------
+    Path
+        The COG.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `write_density`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = write_level(Path(tempfile.mkdtemp()) / "level.tif", np.ones((18, 36)), Grid.globe(10.0))
+    >>> path.with_suffix(".qml").exists()
+    True
+    """
+    source = _source(path, level, grid)
+    look = _Look("credible_level", "1", "Level of the smallest credible region that holds the place", "NEAREST")
+    return _write(
+        source, look, _Measured(), lambda: dict(tags or {}), lambda: styles.level_style(levels), overwrite=overwrite
+    )
+
+
+def credible_thresholds(
+    density: npt.ArrayLike, area_km2: npt.ArrayLike, levels: Sequence[float] = LEVELS
+) -> dict[float, float]:
+    """Find the least density of each credible region of a raster.
+
+    Parameters
+    ----------
+    density : array_like of float, shape (...)
+        Per km2; NaN counts as nothing.
+    area_km2 : array_like of float, shape (...)
+        Of the raster cells.
+    levels : sequence of float
+        Shares of the raster's whole probability, 0..1.
+
+    Returns
+    -------
+    dict of float to float
+        Level to density; at most 0.05 % too low, so that the cells above it hold at least the level.
+
+    Examples
+    --------
+    >>> found = credible_thresholds([4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0], levels=[0.4, 0.7])
+    >>> {level: round(value, 2) for level, value in found.items()}
+    {0.4: 4.0, 0.7: 3.0}
+    """
+    measured = _Measured()
+    measured.add(np.asarray(density, dtype=np.float32).ravel(), np.asarray(area_km2, dtype=np.float64).ravel())
+    return measured.thresholds(levels)
+
+
+class _Look(NamedTuple):
+    name: str
+    unit: str
+    description: str
+    overviews: str
+
+
+class _Source(NamedTuple):
+    path: Path
+    values: Any  # (rows, columns), perhaps lazy
+    grid: Grid
+    probability_sum: float | None
+
+    def windows(self) -> Iterator[tuple[slice, slice]]:
+        rows, columns = self.grid.shape
+        across = BLOCK * _BLOCKS_AT_ONCE
+        for top in range(0, rows, BLOCK):
+            for left in range(0, columns, across):
+                yield slice(top, min(top + BLOCK, rows)), slice(left, min(left + across, columns))
+
+
+@dataclasses.dataclass
+class _Measured:
+    """What is learnt about the values while they pass by, window by window."""
+
+    count: int = 0
+    cells: int = 0
+    total: float = 0.0
+    first: float = 0.0
+    second: float = 0.0
+    minimum: float = np.inf
+    maximum: float = -np.inf
+    checksums: list[int] = dataclasses.field(default_factory=list)
+    mass: FloatArray = dataclasses.field(default_factory=lambda: np.zeros(_BINS))
+
+    def add(self, values: npt.NDArray[np.float32], area_km2: FloatArray) -> None:
+        """Take in float32 values and the areas of their raster cells."""
+        self.checksums.append(zlib.crc32(np.ascontiguousarray(values).tobytes()))
+        self.cells += values.size
+        valid = np.isfinite(values) & np.isfinite(area_km2)
+        kept = values[valid].astype(np.float64)
+        if not kept.size:
+            return
+        self.count += kept.size
+        self.first += float(kept.sum())
+        self.second += float(np.square(kept).sum())
+        self.minimum, self.maximum = min(self.minimum, float(kept.min())), max(self.maximum, float(kept.max()))
+        mass = kept * area_km2[valid]
+        self.total += float(mass.sum())
+        # The bits of positive float32 numbers, read as integers, are in the order of the numbers.
+        bins = np.maximum(values[valid], np.float32(0.0)).view(np.uint32) >> _BITS_DROPPED
+        self.mass += np.bincount(bins, weights=np.maximum(mass, 0.0), minlength=_BINS)
+
+    def thresholds(self, levels: Sequence[float] = LEVELS) -> dict[float, float]:
+        """Least densities of credible regions, levels ascending."""
+        from_top = np.cumsum(self.mass[::-1])
+        result = {}
+        for level in sorted(levels):
+            place = int(np.searchsorted(from_top, level * from_top[-1] * (1.0 - 1e-12)))
+            bits = np.array([max(_BINS - 1 - place, 0) << _BITS_DROPPED], dtype=np.uint32)
+            result[level] = float(bits.view(np.float32)[0])
+        return result
+
+    def statistics(self) -> dict[str, str]:
+        """Tags that GIS programs read in place of the whole raster."""
+        if not self.count:
+            return {"STATISTICS_VALID_PERCENT": "0"}
+        mean = self.first / self.count
+        spread = np.sqrt(max(self.second / self.count - mean**2, 0.0))
+        numbers = {"MINIMUM": self.minimum, "MAXIMUM": self.maximum, "MEAN": mean, "STDDEV": spread}
+        numbers["VALID_PERCENT"] = 100.0 * self.count / self.cells
+        return {f"STATISTICS_{name}": f"{value:.9g}" for name, value in numbers.items()}
+
+
+def _source(path: str | os.PathLike[str], values: Any, grid: Grid | None) -> _Source:
+    final = Path(path)
+    if final.suffix.lower() not in (".tif", ".tiff"):
+        raise UsageError(f"{final}: a raster is written as .tif, not {final.suffix!r}")
+    total: float | None = None
+    if isinstance(values, xarray.DataArray):
+        grid = Grid.like(values) if grid is None else grid
+        if "probability_sum" in values.coords and values.coords["probability_sum"].size == 1:
+            total = float(values.coords["probability_sum"].to_numpy().ravel()[0])
+        values = values.data
+    if grid is None:
+        raise UsageError(f"{final}: an array alone does not say where it lies; give its grid")
+    plain = values if hasattr(values, "ndim") else np.asarray(values, dtype=np.float64)
+    if plain.ndim == 3 and plain.shape[0] == 1:
+        plain = plain[0]
+    if tuple(plain.shape) != grid.shape:
+        raise UsageError(
+            f"{final}: the map has shape {tuple(plain.shape)}, the grid {grid.shape}; write one image at a time"
+        )
+    return _Source(final, plain, grid, total)
+
+
+def _write(
+    source: _Source,
+    look: _Look,
+    measured: _Measured,
+    tags_of: Callable[[], Mapping[str, object]],
+    style_of: Callable[[], str],
+    *,
+    overwrite: bool,
+) -> Path:
+    final = source.path
+    # The raster is renamed first and its style right after: a style never lies beside a raster that is not there.
+    with (
+        durable.replacing(final.with_suffix(".qml"), overwrite=overwrite) as style,
+        durable.replacing(final, overwrite=overwrite) as temporary,
+        _errors_named(temporary),
+        rasterio.Env(GDAL_PAM_ENABLED=False, GDAL_NUM_THREADS=1),  # PAM would leave .aux.xml files
+    ):
+        # The name begins with the temporary one, so that durable removes it too.
+        tiled = temporary.with_name(f"{temporary.name}.tiled.tif")
+        _write_tiled(tiled, source, look, measured, tags_of)
+        _copy_to_cog(tiled, temporary, look)
+        tiled.unlink()
+        _check_copy(temporary, source, measured)
+        style.write_text(style_of(), encoding="utf-8")
+    return final
+
+
+def _write_tiled(
+    path: Path, source: _Source, look: _Look, measured: _Measured, tags_of: Callable[[], Mapping[str, object]]
+) -> None:
+    rows, columns = source.grid.shape
+    profile = {"driver": "GTiff", "dtype": "float32", "count": 1, "height": rows, "width": columns, "nodata": np.nan}
+    layout = {
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "compress": "DEFLATE",
+        "zlevel": 1,
+        "predictor": 3,
+    }
+    place = {"crs": _raster_crs(source.grid), "transform": source.grid.transform}
+    with rasterio.open(path, "w", BIGTIFF="IF_SAFER", **profile, **layout, **place) as raster:
+        for across in source.windows():
+            values = np.asarray(source.values[across], dtype=np.float32)
+            values[~np.isfinite(values)] = np.nan
+            area = densities.cell_area_km2(source.grid.window(*across))
+            measured.add(values.ravel(), np.broadcast_to(area, values.shape).ravel())
+            raster.write(values, 1, window=Window.from_slices(*across, height=rows, width=columns))
+        raster.set_band_description(1, look.name)
+        raster.set_band_unit(1, look.unit)
+        software = f"geo_mvmf {geo_mvmf.__version__}"
+        fixed = {"AREA_OR_POINT": "Area", "TIFFTAG_SOFTWARE": software, "TIFFTAG_IMAGEDESCRIPTION": look.description}
+        raster.update_tags(**fixed, **{str(k).upper(): _tag_text(v) for k, v in tags_of().items() if v is not None})
+        raster.update_tags(1, **measured.statistics())
+
+
+def _copy_to_cog(tiled: Path, cog: Path, look: _Look) -> None:
+    raster_shutil.copy(
+        tiled,
+        cog,
+        driver="COG",
+        blocksize=BLOCK,
+        compress="DEFLATE",
+        predictor="FLOATING_POINT",
+        bigtiff="IF_SAFER",
+        overview_resampling=look.overviews,
+        overviews="IGNORE_EXISTING",
+    )
+
+
+def _check_copy(cog: Path, source: _Source, measured: _Measured) -> None:
+    rows, columns = source.grid.shape
+    with rasterio.open(cog, driver="GTiff") as raster:
+        for across, expected in zip(source.windows(), measured.checksums, strict=True):
+            values = raster.read(1, window=Window.from_slices(*across, height=rows, width=columns))
+            if zlib.crc32(values.tobytes()) != expected:
+                raise OutputError(
+                    f"{source.path}: the raster read back differs from what was written; is the disk full?"
+                )
+
+
+def _raster_crs(grid: Grid) -> Any:
+    if grid.crs.equals("OGC:CRS84") or grid.crs.equals("EPSG:4326"):
+        return rasterio.crs.CRS.from_epsg(4326)
+    return rasterio.crs.CRS.from_wkt(grid.crs.to_wkt())
+
+
+def _tag_text(value: object) -> str:
+    return f"{value:.17g}" if isinstance(value, float) else str(value)
+
+
+@contextlib.contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        raise OutputError(
+            f"cannot write the raster after {size} bytes: {error}; is there space on the disk?"
+        ) from error
