@@ -284,8 +284,8 @@ def _check_shapes(mean_directions: FloatArray, log_concentrations: FloatArray, l
     fit = shapes[:2] == ((components, 3), (components,)) and log_weights.ndim == 2 and shapes[2][1] == components
     if not fit or components == 0:
         raise ValueError(
-            f"mean_directions, log_concentrations, log_mixing_weights are of shapes {shapes[0]}, {shapes[1]}, {shapes[2]};"
-            " they must be (C, 3), (C,), (N, C) with C >= 1"
+            f"mean_directions {shapes[0]}, log_concentrations {shapes[1]}, log_mixing_weights {shapes[2]}:"
+            " the shapes must be (C, 3), (C,), (N, C) with C >= 1"
         )
 
 

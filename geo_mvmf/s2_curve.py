@@ -63,7 +63,7 @@ def uv_to_st(u: npt.ArrayLike) -> FloatArray:
     """
     u = np.asarray(u, dtype=np.float64)
     root = 0.5 * np.sqrt(1.0 + 3.0 * np.abs(u))
-    return np.where(u >= 0.0, root, 1.0 - root)
+    return np.asarray(np.where(u >= 0.0, root, 1.0 - root))
 
 
 def st_slope(s: npt.ArrayLike) -> FloatArray:

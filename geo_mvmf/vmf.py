@@ -188,7 +188,8 @@ def probability_within(offset: npt.ArrayLike, radius: npt.ArrayLike, log_concent
     )
     shape = delta.shape
     delta, reach, kappa = delta.ravel(), reach.ravel(), np.exp(log_kappa).ravel()
-    width = _HALF_WIDTH / np.sqrt(np.maximum(kappa, 1e-300))
+    # all but exp(-32) of the mass lies within this angle of the mean direction: 8 sigma, or the whole sphere
+    width = _radius_of_height(np.minimum(2.0, _HALF_WIDTH**2 / (2.0 * np.maximum(kappa, 1e-300))))
     result = np.where(reach >= math.pi, 1.0, (reach - delta >= width).astype(np.float64))
     # below minus 40 sigma even the largest density times the whole cap underflows
     (todo,) = np.nonzero((result < 1.0) & (reach > 0.0) & (delta - reach < 5.0 * width))
@@ -273,10 +274,10 @@ def log_concentration_for(radius: npt.ArrayLike, probability: npt.ArrayLike) -> 
     share, height = np.broadcast_arrays(share, height)
     wrong = ~((share < 1.0) & (share > height / 2.0) & (height > 0.0))
     if np.any(wrong):
-        cap = height[wrong].flat[0]
+        share_of_sphere = height[wrong].flat[0] / 2.0
         raise ValueError(
-            f"no concentration puts probability {share[wrong].flat[0]} within radius {_radius_of_height(np.asarray(cap))} rad,"
-            f" which is {cap / 2.0} of the sphere; give a probability between that and 1"
+            f"no concentration puts probability {share[wrong].flat[0]} into a cap that is {share_of_sphere} of the"
+            f" sphere (radius {2.0 * math.asin(math.sqrt(share_of_sphere))} rad); it must be between that and 1"
         )
     kappa = -np.log1p(-share) / height
     for _ in range(60):  # concave and started right of the root: Newton descends monotonically

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
-import re
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,15 +22,20 @@ import pyproj
 import rasterio
 import rasterio.enums
 import rasterio.errors
-from rasterio.transform import Affine, from_bounds
+from rasterio.transform import Affine
 
 from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.inputs.placement import (
+    Bounds,
+    checked_transform,
+    parse_crs,
+    transform_of_bounds,
+    world_file_transform,
+)
 from geo_mvmf.inputs.regular_files import check_regular_file, open_regular_file, sniff_bytes
 
 SCENE_DRIVERS: Mapping[str, str] = {"tiff": "GTiff", "jp2": "JP2OpenJPEG", "jpeg": "JPEG", "png": "PNG"}
 """What a file's first bytes say -> the only GDAL driver that may open it. JPEG and PNG need explicit bounds."""
-
-Bounds = tuple[float, float, float, float]
 
 _JP2_MAGIC = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 # The GeoJP2 box's identifier, and the label of GMLJP2: without either a JPEG 2000 file has no place.
@@ -41,8 +44,6 @@ _JP2_SEARCHED_BYTES = 1 << 20
 _GEO_KEYS, _PIXEL_SCALE, _TRANSFORMATION = 34735, 33550, 34264  # GeoTIFF 1.1, annex B
 _MOST_TIFF_ENTRIES = 4096
 _MOST_BLOCK_BYTES = 1 << 30
-_MOST_WORLD_FILE_BYTES = 4096
-_AUTHORITY = re.compile(r"^(EPSG|OGC|ESRI|IAU_2015):[A-Za-z0-9]{1,12}$", re.IGNORECASE)
 
 # EMPTY_DIR hides all neighbours (.msk, .ovr, .aux.xml); no place is taken from one; damage is an error.
 _SAFE_OPTIONS = {
@@ -204,7 +205,7 @@ def open_raster(path: str | os.PathLike[str], *, bounds: Bounds | None = None, c
     bounds : (west, south, east, north), optional
         Outer edges in units of `crs`. Without it, but with `crs`, a world file beside the picture is read.
     crs : str or pyproj.CRS, optional
-        As `parse_crs`. With it the place given replaces the file's own.
+        As `placement.parse_crs`. With it the place given replaces the file's own.
 
     Returns
     -------
@@ -247,38 +248,6 @@ def open_raster(path: str | os.PathLike[str], *, bounds: Bounds | None = None, c
     except BaseException:
         dataset.close()
         raise
-
-
-def parse_crs(crs: object) -> pyproj.CRS:
-    """Turn what a user gave into a CRS; never a path, an address or a pipeline.
-
-    Parameters
-    ----------
-    crs : str or pyproj.CRS
-        Such as "EPSG:32633" or "OGC:CRS84".
-
-    Returns
-    -------
-    pyproj.CRS
-
-    Raises
-    ------
-    UsageError
-        If it is another text, or an unknown code.
-
-    Examples
-    --------
-    >>> parse_crs("EPSG:3857").name
-    'WGS 84 / Pseudo-Mercator'
-    """
-    if isinstance(crs, pyproj.CRS):
-        return crs
-    if not isinstance(crs, str) or not _AUTHORITY.match(crs):
-        raise UsageError(f"crs {str(crs)[:80]!r} is not of the form EPSG:4326 or OGC:CRS84")
-    try:
-        return pyproj.CRS.from_user_input(crs)
-    except pyproj.exceptions.CRSError as error:
-        raise UsageError(f"crs {crs!r} is not known to PROJ") from error
 
 
 def _first_directory_tags(file: BinaryIO, head: bytes) -> frozenset[int]:
@@ -325,41 +294,10 @@ def _own_place(path: Path, dataset: Any) -> tuple[pyproj.CRS, Affine]:
         crs = pyproj.CRS.from_wkt(dataset.crs.to_wkt())
     except pyproj.exceptions.CRSError as error:
         raise BadInputError(f"{path}: its CRS {str(dataset.crs)[:80]!r} is not known to PROJ") from error
-    return crs, _checked_transform(path, dataset.transform)
+    return crs, checked_transform(path, dataset.transform)
 
 
 def _given_place(path: Path, dataset: Any, bounds: Bounds | None, crs: object) -> tuple[pyproj.CRS, Affine]:
     if bounds is None:
-        return parse_crs(crs), _checked_transform(path, _world_file_transform(path))
-    west, south, east, north = (float(value) for value in bounds)
-    if not (west < east and south < north and all(map(math.isfinite, (west, south, east, north)))):
-        raise UsageError(f"bounds {tuple(bounds)} are not (west, south, east, north) with west < east, south < north")
-    return parse_crs(crs), from_bounds(west, south, east, north, dataset.width, dataset.height)
-
-
-def _checked_transform(path: Path, transform: Affine) -> Affine:
-    values = tuple(transform)[:6]
-    area = transform.a * transform.e - transform.b * transform.d
-    if not all(map(math.isfinite, values)) or area == 0.0 or transform == Affine.identity():
-        raise BadInputError(f"{path}: its transform {values} is none; give bounds and crs")
-    return transform
-
-
-def _world_file_transform(path: Path) -> Affine:
-    suffix = path.suffix
-    names = [
-        path.with_suffix(f".{suffix[1:2]}{suffix[-1:]}w"),
-        path.with_suffix(f"{suffix}w"),
-        path.with_suffix(".wld"),
-    ]
-    found = [name for name in names if name.is_file()]
-    if not found:
-        raise BadInputError(f"{path}: neither bounds nor a world file ({names[0].name}) say where it lies")
-    with open_regular_file(found[0]) as file:
-        text = file.read(_MOST_WORLD_FILE_BYTES)
-    try:
-        a, d, b, e, c, f = (float(line) for line in text.decode("ascii").split())
-    except ValueError as error:  # UnicodeDecodeError too
-        raise BadInputError(f"{found[0]}: a world file holds six numbers, this one {text[:60]!r}") from error
-    # a world file gives the centre of the first raster cell
-    return Affine(a, b, c, d, e, f) * Affine.translation(-0.5, -0.5)
+        return parse_crs(crs), world_file_transform(path)
+    return parse_crs(crs), transform_of_bounds(bounds, dataset.width, dataset.height)

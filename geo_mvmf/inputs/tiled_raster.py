@@ -20,7 +20,8 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from geo_mvmf.errors import BadInputError, UsageError
-from geo_mvmf.inputs.raster_files import Bounds, RasterFile, open_raster, reading
+from geo_mvmf.inputs.placement import Bounds, apply_transform, shifted
+from geo_mvmf.inputs.raster_files import RasterFile, open_raster, reading
 from geo_mvmf.inputs.regular_files import check_regular_file
 
 Pixels = npt.NDArray[Any]
@@ -117,7 +118,7 @@ class TiledRaster:
         self.tiles = tuple(tile._replace(row=tile.row - row, column=tile.column - column) for tile in tiles)
         self.height = max(tile.row + tile.height for tile in self.tiles)
         self.width = max(tile.column + tile.width for tile in self.tiles)
-        self.transform: Affine = first.transform * Affine.translation(column, row)
+        self.transform: Affine = shifted(first.transform, column, row)
 
     def close(self) -> None:
         """Close all files."""
@@ -253,35 +254,29 @@ def _folder_files(folder: Path) -> list[Path]:
 
 def _place_tile(file: RasterFile, first: RasterFile) -> Tile:
     _check_same(file, first)
-    column, row = ~first.transform * (file.transform.c, file.transform.f)
-    placed = Tile(file.path, round(row), round(column), file.dataset.height, file.dataset.width)
-    far = [~first.transform * (file.transform * corner) for corner in ((0, placed.height), (placed.width, 0))]
-    off = max(
-        abs(far[0][0] - placed.column),
-        abs(far[0][1] - placed.row - placed.height),
-        abs(far[1][0] - placed.column - placed.width),
-        abs(far[1][1] - placed.row),
-    )
+    height, width = file.dataset.height, file.dataset.width
+    x, y = apply_transform(file.transform, [0, width, 0], [0, 0, height])
+    columns, rows = apply_transform(~first.transform, x, y)
+    column, row = round(float(columns[0])), round(float(rows[0]))
+    off = np.abs([columns - [column, column + width, column], rows - [row, row, row + height]]).max()
     if off > _GRID_TOLERANCE:
+        here, there = ((each.transform.c, each.transform.f) for each in (file, first))
         raise BadInputError(
-            f"{file.path}: lies {off:.3g} raster cells off the grid of {first.path}: corner {file.transform.c}, "
-            f"{file.transform.f} against {first.transform.c}, {first.transform.f}; resample them to one grid"
+            f"{file.path}: lies {off:.3g} raster cells off the grid of {first.path} (corners {here} and {there}); "
+            f"resample all tiles to one grid"
         )
-    return placed
+    return Tile(file.path, row, column, height, width)
 
 
 def _check_same(file: RasterFile, first: RasterFile) -> None:
     resolutions = _resolution(file), _resolution(first)
-    agreements: tuple[tuple[str, object, object, bool], ...] = (
+    equal_crs = file.crs.equals(first.crs, ignore_axis_order=True)
+    agreements: list[tuple[str, object, object, bool]] = [
         ("bands", file.dataset.count, first.dataset.count, file.dataset.count == first.dataset.count),
-        ("type", *(each.dataset.dtypes[0] for each in (file, first)), file.dataset.dtypes == first.dataset.dtypes),
-        (
-            "CRS",
-            *(each.crs.to_string()[:80] for each in (file, first)),
-            file.crs.equals(first.crs, ignore_axis_order=True),
-        ),
-        ("resolution", *resolutions, np.allclose(*resolutions, rtol=1e-6, atol=0.0)),
-    )
+        ("type", file.dataset.dtypes[0], first.dataset.dtypes[0], file.dataset.dtypes == first.dataset.dtypes),
+        ("CRS", file.crs.to_string()[:80], first.crs.to_string()[:80], equal_crs),
+        ("resolution", *resolutions, bool(np.allclose(*resolutions, rtol=1e-6, atol=0.0))),
+    ]
     for what, here, there, agree in agreements:
         if not agree:
             raise BadInputError(

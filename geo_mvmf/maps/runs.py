@@ -29,6 +29,7 @@ REACH = 19.0
 
 # extent in sigma up to which so many Gauss-Legendre nodes err by less than 1e-6 (1e-7 beyond 2 sigma) of the mass
 _NODES = ((0.25, 2), (0.7, 3), (1.3, 4), (2.0, 5), (2.6, 6), (4.0, 8), (5.5, 10), (7.0, 12), (10.0, 16), (math.inf, 24))
+_FINE = 0.5  # columns up to this many sigma: two nodes err by 4e-5 of the peak, and not at all in sum
 _SUMS_AT_ONCE = 64  # values added to a raster cell in single precision, on average
 _ENTRIES_AT_ONCE = 200_000  # cells of the runs worked on together; the arrays of a few MB stay near the cache
 
@@ -334,17 +335,33 @@ def _windows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid) 
     last = np.clip(np.ceil((centre + slices.half_width[which]) / width), 0, columns).astype(np.int64)
     used = last > first
     which, centre, first, last = which[used], centre[used], first[used], last[used]
+    fine = bool(np.sqrt(slices.q.max(initial=0.0)) * width <= _FINE)
     for block in blocks_of(last - first):
         pair, begin, count = which[block], first[block], (last - first)[block]
-        run, edge = spread(begin, count + 1)
-        angle = np.clip(edge * width - centre[block][run], -slices.half_width[pair][run], slices.half_width[pair][run])
-        cumulative = circle.integral(angle[:, None], slices.q[pair][run])
-        cumulative = np.einsum("eg,eg->e", cumulative, slices.amplitude[pair][run])
-        inner = np.ones(edge.size - 1, dtype=bool)
-        inner[np.cumsum(count + 1)[:-1] - 1] = False  # not from the last edge of a run to the first of the next
-        values = np.maximum(np.diff(cumulative)[inner], 0.0).astype(np.float32)
-        cells = (pairs.row[pair][run] * columns + edge)[:-1][inner].astype(np.int32)
-        yield _Piece(pairs.component[pair], count, cells, values)
+        amplitude, q = slices.amplitude[pair], slices.q[pair]
+        if fine:
+            run, column = spread(begin, count)
+            values = _by_nodes(column * width - centre[block][run], width, amplitude[run], q[run])
+        else:
+            run, edge = spread(begin, count + 1)
+            half = slices.half_width[pair][run]
+            cumulative = circle.integral(np.clip(edge * width - centre[block][run], -half, half)[:, None], q[run])
+            inner = np.ones(edge.size - 1, dtype=bool)
+            inner[np.cumsum(count + 1)[:-1] - 1] = False  # not from the last edge of a run to the first of the next
+            values = np.maximum(np.diff(np.einsum("eg,eg->e", cumulative, amplitude[run]))[inner], 0.0)
+            run, column = run[:-1][inner], edge[:-1][inner]
+        cells = (pairs.row[pair][run] * columns + column).astype(np.int32)
+        yield _Piece(pairs.component[pair], count, cells, values.astype(np.float32))
+
+
+def _by_nodes(left: FloatArray, width: float, amplitude: FloatArray, q: FloatArray) -> FloatArray:
+    """Two Gauss-Legendre nodes for columns that are narrow against the component, whose peak is at longitude 0."""
+    total = np.zeros(left.size)
+    for x in gauss_legendre(2)[0]:
+        height = -2.0 * np.square(np.sin(0.5 * left + 0.5 * width * float(x)))
+        for k in range(q.shape[1]):
+            total += amplitude[:, k] * np.exp(q[:, k] * height)
+    return 0.5 * width * total
 
 
 def blocks_of(counts: IntArray) -> Iterator[slice]:

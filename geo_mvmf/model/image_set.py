@@ -1,4 +1,4 @@
-"""Examples: the images of a training run, their true places, who is held out, and in which order they are drawn.
+"""ImageSet: the images of a training run, their true places, who is held out, and in which order they are drawn.
 
 Nothing here keeps a state: the split is a function of the seed and the row, the order of an epoch of the seed and
 the epoch.
@@ -28,7 +28,7 @@ _SPLIT_PURPOSE = 1001  # keeps the numbers of the split apart from those of the 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Examples:
+class ImageSet:
     """Images with true places.
 
     Parameters
@@ -57,36 +57,25 @@ class Examples:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def keep(self, mask: npt.NDArray[np.bool_]) -> Examples:
-        """Leave rows out: their images cannot be read.
+    def without(self, unreadable: npt.NDArray[np.bool_]) -> ImageSet:
+        """Take rows out of training and validation; nothing is renumbered.
 
         Parameters
         ----------
-        mask : array, shape (N,), bool
+        unreadable : array, shape (N,), bool
 
         Returns
         -------
-
-        Examples
-        --------
+        ImageSet
 
         Raises
         ------
         TrainingError
             If nothing is left to train on.
         """
-        place = np.cumsum(mask) - 1
-        kept = Examples(
-            table=self.table[mask].reset_index(drop=True),
-            paths=[path for path, keep in zip(self.paths, mask, strict=True) if keep],
-            longitude=self.longitude[mask],
-            latitude=self.latitude[mask],
-            directions=self.directions[mask],
-            weight=self.weight[mask],
-            training=place[self.training[mask[self.training]]],
-            validation=place[self.validation[mask[self.validation]]],
-        )
-        return _not_empty(kept)
+        training = self.training[~unreadable[self.training]]
+        validation = self.validation[~unreadable[self.validation]]
+        return _not_empty(dataclasses.replace(self, training=training, validation=validation))
 
     def digest(self) -> str:
         """SHA-256 of everything that decides a run: names, places, weights, split.
@@ -102,7 +91,7 @@ class Examples:
         return hasher.hexdigest()
 
 
-def load_examples(config: TrainingConfig) -> Generator[Progress, None, Examples]:
+def load_image_set(config: TrainingConfig) -> Generator[Progress, None, ImageSet]:
     """Read the table of a run and split it.
 
     Parameters
@@ -116,8 +105,7 @@ def load_examples(config: TrainingConfig) -> Generator[Progress, None, Examples]
 
     Returns
     -------
-
-    Examples
+    ImageSet
     --------
 
     Raises
@@ -140,7 +128,7 @@ def load_examples(config: TrainingConfig) -> Generator[Progress, None, Examples]
     held_out = _held_out(config, joined, directions, len(table))
     yield Progress("read", 1, 1)
     return _not_empty(
-        Examples(
+        ImageSet(
             table=joined,
             paths=paths,
             longitude=longitude,
@@ -153,7 +141,7 @@ def load_examples(config: TrainingConfig) -> Generator[Progress, None, Examples]
     )
 
 
-def sampling_weights(config: TrainingConfig, examples: Examples, partition: Partition) -> npt.NDArray[np.float64]:
+def sampling_weights(config: TrainingConfig, image_set: ImageSet, partition: Partition) -> npt.NDArray[np.float64]:
     """How often every training image is drawn, relatively.
 
     Parameters
@@ -161,19 +149,19 @@ def sampling_weights(config: TrainingConfig, examples: Examples, partition: Part
     config : TrainingConfig
         `balance`: "none"; "cell": all populated S2 cells of the partition together equally often; "area":
         in proportion to their areas.
-    examples : Examples
+    image_set : ImageSet
     partition : Partition
         Of the training images.
 
     Returns
     -------
-    array, shape (len(examples.training),), float64
+    array, shape (len(image_set.training),), float64
     """
-    rows = examples.training
-    weight = examples.weight[rows]
+    rows = image_set.training
+    weight = image_set.weight[rows]
     if config.balance == "none":
         return weight
-    cells = partition.assign(examples.longitude[rows], examples.latitude[rows])
+    cells = partition.assign(image_set.longitude[rows], image_set.latitude[rows])
     share = 1.0 / np.bincount(cells, weights=weight, minlength=len(partition))[cells]
     if config.balance == "area":
         share = share * s2.area_sr(partition.cell_ids)[cells]
@@ -213,14 +201,14 @@ def epoch_order(weights: npt.NDArray[np.float64], seed: int, epoch: int) -> npt.
     return generator.permutation(drawn)
 
 
-def country_labels(config: TrainingConfig, examples: Examples) -> tuple[npt.NDArray[np.int64], list[str]]:
+def country_labels(config: TrainingConfig, image_set: ImageSet) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Class of every image for stage backbone: the polygon that contains it.
 
     Parameters
     ----------
     config : TrainingConfig
         `polygons` and `label_column`.
-    examples : Examples
+    image_set : ImageSet
 
     Returns
     -------
@@ -241,7 +229,7 @@ def country_labels(config: TrainingConfig, examples: Examples) -> tuple[npt.NDAr
     named = layer[column].astype(str) if column is not None else pd.Series([str(row) for row in range(len(layer))])
     names = sorted(set(named))
     class_of = np.array([0] + [1 + names.index(name) for name in named], dtype=np.int64)
-    found = polygons.containing(layer, examples.longitude, examples.latitude)
+    found = polygons.containing(layer, image_set.longitude, image_set.latitude)
     return class_of[found + 1], ["no country", *names]
 
 
@@ -293,9 +281,9 @@ def _truth(table: gpd.GeoDataFrame, column: str) -> npt.NDArray[np.bool_]:
     return np.asarray(texts.isin(["true", "1", "1.0", "yes"]), dtype=np.bool_)
 
 
-def _not_empty(examples: Examples) -> Examples:
-    if len(examples.training) == 0 or examples.weight[examples.training].sum() <= 0:
+def _not_empty(image_set: ImageSet) -> ImageSet:
+    if len(image_set.training) == 0 or image_set.weight[image_set.training].sum() <= 0:
         raise TrainingError(
-            f"no image is left to train on: {len(examples)} usable rows, {len(examples.validation)} held out"
+            f"no image is left to train on: {len(image_set)} usable rows, {len(image_set.validation)} held out"
         )
-    return examples
+    return image_set

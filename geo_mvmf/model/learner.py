@@ -1,0 +1,324 @@
+"""Learner: what is trained, and one step of it. A step is a pure function of the state, the seed and the step number."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from geo_mvmf import s2, sphere
+from geo_mvmf.errors import TrainingError
+from geo_mvmf.model import checkpoint, devices, optimisation
+from geo_mvmf.model.augmentation import Augmentation, augment
+from geo_mvmf.model.backbones import Backbone
+from geo_mvmf.model.configuration import TrainingConfig
+from geo_mvmf.model.country_head import CountryHead
+from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead
+from geo_mvmf.model.sources import Batch
+
+AnyHead = MvmfHead | CrossEntropyHead | CountryHead
+
+
+@dataclasses.dataclass(eq=False)
+class Learner:
+    """A model in training.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    head : MvmfHead, CrossEntropyHead or CountryHead
+    backbone : Backbone or None
+        None where features are given and only the head is trained.
+    targets : Tensor, shape (N, 3) float64 or (N,) int64
+        True directions, or classes, of all rows.
+    size : int
+        Pixels of the network's input.
+    steps : int
+        Of the whole run.
+    device : torch.device
+    """
+
+    config: TrainingConfig
+    head: AnyHead
+    backbone: Backbone | None
+    targets: Tensor
+    size: int
+    steps: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.head.to(self.device)
+        if self.backbone is not None:
+            self.backbone.to(self.device, memory_format=torch.channels_last)
+        self.targets = self.targets.to(self.device)
+        self.optimiser = optimisation.make_optimiser(self.config, self.backbone, self.head)
+        self.mean_state = _clone(self.state()) if self.config.ema_decay else None
+        self.best_state: dict[str, Tensor] | None = None
+        self.best: dict[str, Any] = {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the live tensors of the model by dotted names."""
+        state = {f"head.{name}": value for name, value in self.head.state_dict().items()}
+        if self.backbone is not None:
+            state |= {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
+        return state
+
+    def train_step(self, step: int, batch: Batch) -> float:
+        """Do one step.
+
+        Parameters
+        ----------
+        step : int
+            From 0.
+        batch : Batch
+
+        Returns
+        -------
+        float
+            The loss before the step, nats.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not finite, or no image of the batch can be read; the state is then as before.
+        """
+        self._set_training(training=True)
+        # Two words into one seed; dropout and stochastic depth are all that draw from it.
+        with devices.seeded((self.config.seed * 0x9E3779B97F4A7C15 + step) % 2**63, self.device):
+            loss = self._loss(step, batch)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(f"step {step}: the loss is {value} for rows {batch.rows.tolist()}; {_HINT}")
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+        self._update(step)
+        return value
+
+    def evaluate(self, batches: Iterable[Batch], weight: npt.NDArray[np.float64]) -> dict[str, float]:
+        """Measure the model that would be released now.
+
+        Parameters
+        ----------
+        batches : iterable of Batch
+        weight : array, shape (N,), float64
+            Of all rows; images that cannot be read do not count.
+
+        Returns
+        -------
+        dict
+            "nll" (nats per steradian, or cross entropy of countries), and "median_km" of the heaviest component
+            (eq. 7), or "accuracy" of countries.
+        """
+        losses, results, weights = [], [], []
+        with self.released():
+            for batch in batches:
+                features = self.features(batch)
+                losses.append(self._losses(features, batch))
+                results.append(self._judge(features, batch))
+                weights.append(np.where(batch.readable, weight[batch.rows], 0.0))
+        total, results_all = np.concatenate(weights), np.concatenate(results)
+        if total.sum() == 0:
+            raise TrainingError(f"none of {len(total)} validation images can be read or weighs anything")
+        nll = float(np.average(np.concatenate(losses), weights=total))
+        if isinstance(self.head, CountryHead):
+            return {"nll": nll, "accuracy": float(np.average(results_all, weights=total))}
+        return {"nll": nll, "median_km": float(np.median(results_all[total > 0]))}
+
+    def features(self, batch: Batch) -> Tensor:
+        """Features of a batch without augmentation; call it inside `released`.
+
+        Parameters
+        ----------
+        batch : Batch
+
+        Returns
+        -------
+        Tensor, shape (B, D), float32
+        """
+        with torch.inference_mode():
+            if self.backbone is None:
+                return batch.inputs
+            nothing = Augmentation()
+            pixels = augment(batch.inputs, nothing, size=self.size, seed=0, step=0, rows=batch.rows)
+            features: Tensor = self.backbone(pixels)
+            return features.float()
+
+    def keep_if_best(self, step: int, measured: dict[str, float]) -> bool:
+        """Remember the model that would be released now, if its validation NLL is the lowest so far.
+
+        Parameters
+        ----------
+        step : int
+            Steps done.
+        measured : dict
+            From `evaluate`.
+
+        Returns
+        -------
+        bool
+        """
+        if not math.isfinite(measured["nll"]):
+            raise TrainingError(f"step {step}: the validation NLL is {measured['nll']}; {_HINT}")
+        if self.best and measured["nll"] >= self.best["nll"]:
+            return False
+        state = self.state() if self.mean_state is None else self.mean_state
+        self.best_state = {name: value.detach().cpu().clone() for name, value in state.items()}
+        self.best = {"step": step, **measured}
+        return True
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        """Inside the block the model has the weights that would be released now, in evaluation mode."""
+        self._set_training(training=False)
+        if self.mean_state is None:
+            yield
+            return
+        present = _clone(self.state())
+        self._put(self.mean_state)
+        try:
+            yield
+        finally:
+            self._put(present)
+
+    def finish(self) -> None:
+        """Give the model the weights that are released: the best ones, or without validation the last."""
+        final = self.best_state if self.best_state is not None else self.mean_state
+        if final is not None:
+            self._put(final)
+        self.mean_state = None
+        self._set_training(training=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that a checkpoint must hold.
+
+        Raises
+        ------
+        TrainingError
+            If a weight is not finite.
+        """
+        tensors = {f"model.{name}": value for name, value in self.state().items()}
+        for name, value in tensors.items():
+            if not bool(torch.isfinite(value).all()):
+                raise TrainingError(f"{name} is not finite any more, so no checkpoint is written; {_HINT}")
+        parts = {
+            "optimiser": checkpoint.flatten_optimiser(self.optimiser),
+            "mean": self.mean_state,
+            "best": self.best_state,
+        }
+        for part, values in parts.items():
+            tensors |= {f"{part}.{name}": value for name, value in (values or {}).items()}
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor], best: dict[str, Any]) -> None:
+        """Undo `tensors`.
+
+        Parameters
+        ----------
+        tensors : mapping of str to Tensor
+        best : dict
+            The attribute of that name.
+        """
+        self._put(checkpoint.select(tensors, "model."))
+        checkpoint.restore_optimiser(self.optimiser, checkpoint.select(tensors, "optimiser."))
+        mean, found = checkpoint.select(tensors, "mean."), checkpoint.select(tensors, "best.")
+        self.mean_state = {name: value.to(self.device) for name, value in mean.items()} or None
+        self.best_state, self.best = found or None, dict(best)
+
+    def _loss(self, step: int, batch: Batch) -> Tensor:
+        features = batch.inputs
+        if self.backbone is not None:
+            pixels = augment(
+                batch.inputs, self.config.augment, size=self.size, seed=self.config.seed, step=step, rows=batch.rows
+            )
+            with self._autocast():
+                features = self.backbone(pixels)
+        return self.head.loss(features.float(), self._targets(batch), _sample_weight(step, batch, self.device))
+
+    def _losses(self, features: Tensor, batch: Batch) -> npt.NDArray[np.float64]:
+        with torch.inference_mode():
+            losses = self.head.loss(features, self._targets(batch), reduction="none").double().cpu().numpy()
+        if isinstance(self.head, CrossEntropyHead):
+            # The density of PlaNet is uniform on the cell, so that its NLL can be compared with the mixture's.
+            cells = self.head.cell_ids[_containing(self.head.cell_ids, self._targets(batch).cpu().numpy())]
+            losses = losses + np.log(s2.area_sr(cells))
+        return np.asarray(losses, dtype=np.float64)
+
+    def _judge(self, features: Tensor, batch: Batch) -> npt.NDArray[np.float64]:
+        """Distance in km of the heaviest component, or whether the country is right."""
+        with torch.inference_mode():
+            heaviest = self.head.log_mixing_weights(features).argmax(dim=1).cpu().numpy()
+        truth = self._targets(batch).cpu().numpy()
+        if isinstance(self.head, CountryHead):
+            return np.asarray(heaviest == truth, dtype=np.float64)
+        if isinstance(self.head, MvmfHead):
+            places = self.head.mean_directions.detach().cpu().numpy()[heaviest]
+        else:
+            places = s2.centre(self.head.cell_ids[heaviest])
+        return np.asarray(sphere.angle(places, truth) * sphere.EARTH_RADIUS_KM, dtype=np.float64)
+
+    def _targets(self, batch: Batch) -> Tensor:
+        return self.targets[torch.from_numpy(batch.rows).to(self.device)]
+
+    def _update(self, step: int) -> None:
+        if isinstance(self.head, MvmfHead):
+            self.head.project_gradient()
+        if self.config.gradient_clip is not None:
+            weights = [weight for group in self.optimiser.param_groups for weight in group["params"]]
+            torch.nn.utils.clip_grad_norm_(weights, self.config.gradient_clip)
+        factor = optimisation.learning_rate_factor(self.config, step, self.steps)
+        optimisation.set_learning_rate(self.optimiser, factor)
+        self.optimiser.step()
+        if self.config.train_mean_directions and isinstance(self.head, MvmfHead):
+            self.head.project()
+        if self.mean_state is not None:
+            optimisation.update_running_mean(self.mean_state, self.state(), self.config.ema_decay, step)
+
+    def _put(self, state: Mapping[str, Tensor]) -> None:
+        own = self.state()
+        if own.keys() != state.keys():
+            raise TrainingError(f"the checkpoint is of another model: {sorted(own.keys() ^ state.keys())[:3]} differ")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(state[name])
+        # The mean of unit vectors is a little shorter.
+        if self.config.train_mean_directions and isinstance(self.head, MvmfHead):
+            self.head.project()
+
+    def _set_training(self, *, training: bool) -> None:
+        self.head.train(training)
+        if self.backbone is not None:
+            self.backbone.train(training)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        wanted = self.config.precision
+        if self.device.type != "cuda" or wanted == "float32":
+            return contextlib.nullcontext()
+        if wanted == "auto" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            return contextlib.nullcontext()
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+
+
+_HINT = "lower learning_rate, set gradient_clip, or look at these rows"
+
+
+def _sample_weight(step: int, batch: Batch, device: torch.device) -> Tensor | None:
+    if batch.readable.all():
+        return None
+    if not batch.readable.any():
+        raise TrainingError(f"step {step}: none of the images of rows {batch.rows.tolist()} can be read")
+    return torch.from_numpy(batch.readable.astype(np.float32)).to(device)
+
+
+def _containing(cell_ids: npt.NDArray[np.uint64], directions: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    return np.searchsorted(s2.range_max(cell_ids), s2.leaf_ids(directions)).astype(np.int64)
+
+
+def _clone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
