@@ -1,0 +1,347 @@
+"""The numbers beside a point: areas, radii, probabilities and information of a density, for whole batches.
+
+A density is summarised on nodes. Each component is cut into rings about its mean direction between quantiles of its
+mass; a ring's mass and area are closed forms, and its nodes lie where its density equals its mean density. With f
+the mixture's density at a node, the node stands for the mass Gamma_i * ring mass and, because mass = density *
+area, for the area mass / f. So an isolated component's areas are exact at the rings' quantiles (50 and 90 % are
+among them), and overlapping components share their area as they share their density.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from geo_mvmf import s2, sphere, vmf
+from geo_mvmf.mixture import CellMixture, VmfMixture
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+_KM2 = sphere.EARTH_RADIUS_KM**2
+_UNIFORM_BITS = float(np.log2(4.0 * np.pi))
+_TAIL = 1e-4  # weight of the lightest components that a summary leaves out
+_FEW, _MANY = 96, 1536  # numbers of mattering components between which the rings get coarser
+_CELL_POINTS = 1 << 14  # points that stand for the cells of one image of a CellMixture
+_SIGMAS = 8.0  # a cap's edge further from a component than this holds all or nothing of it (1e-14)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rings:
+    """Quantiles between which a component is cut, nodes in each, and how far a component is felt (kappa h)."""
+
+    edges: tuple[float, ...]
+    nodes: tuple[int, ...]
+    reach: float
+
+
+_FINE = _Rings((0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.995, 0.9999), (6,) * 13, 24.0)
+_MIDDLE = _Rings((0.0, 0.25, 0.5, 0.7, 0.9, 0.97, 0.9999), (3, 4, 4, 4, 4, 4), 18.0)
+_COARSE = _Rings((0.0, 0.5, 0.9, 0.9999), (1, 3, 3), 12.0)
+
+
+def summarise(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latitude: npt.ArrayLike) -> pd.DataFrame:
+    """Summarise each image's density about its estimate.
+
+    Parameters
+    ----------
+    mixture : VmfMixture or CellMixture
+        N images.
+    longitude, latitude : array_like of float, (N,)
+        The estimates, degrees.
+
+    Returns
+    -------
+    DataFrame
+        N rows: component_weight (largest mixing weight), density_max (km-2), probability_25_km and
+        probability_200_km (within that distance of the estimate), area_50_km2 and area_90_km2 (of the smallest
+        regions that hold so much), radius_90_km (about the estimate), expected_error_km, information_bits (log2 4 pi
+        less the differential entropy; 0 is uniform).
+
+    Raises
+    ------
+    ValueError
+        If there is not one estimate per image.
+
+    Examples
+    --------
+    >>> mixture = VmfMixture([[1.0, 0.0, 0.0]], [16.0], [[0.0]])
+    >>> summarise(mixture, [0.0], [0.0])["radius_90_km"].round(1).tolist()
+    [4.6]
+    """
+    longitude, latitude = np.atleast_1d(np.asarray(longitude, float)), np.atleast_1d(np.asarray(latitude, float))
+    if longitude.shape != (len(mixture),) or latitude.shape != (len(mixture),):
+        raise ValueError(f"{len(mixture)} images need as many estimates, not {longitude.shape} and {latitude.shape}")
+    estimate = sphere.to_directions(longitude, latitude)
+    rows = [_summary(nodes, estimate[i]) for i, nodes in enumerate(_all_nodes(mixture))]
+    frame = pd.DataFrame(rows)
+    for radius in (25.0, 200.0):
+        frame[f"probability_{radius:g}_km"] = _within(mixture, estimate, longitude, latitude, radius)
+    return frame
+
+
+def at_truth(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latitude: npt.ArrayLike) -> pd.DataFrame:
+    """Judge each image's density at its true (or claimed) place.
+
+    Parameters
+    ----------
+    mixture : VmfMixture or CellMixture
+        N images.
+    longitude, latitude : array_like of float, (N,)
+        One place per image, degrees.
+
+    Returns
+    -------
+    DataFrame
+        N rows: log_density (nats per steradian), searched_probability (mass of everything denser than the place;
+        of what is equally dense, half), searched_area_km2 (its area).
+
+    Raises
+    ------
+    ValueError
+        If there is not one place per image.
+
+    Examples
+    --------
+    >>> mixture = VmfMixture([[1.0, 0.0, 0.0]], [16.0], [[0.0]])
+    >>> at_truth(mixture, [0.0], [0.0])["searched_probability"].round(2).tolist()
+    [0.0]
+    """
+    longitude, latitude = np.atleast_1d(np.asarray(longitude, float)), np.atleast_1d(np.asarray(latitude, float))
+    if longitude.shape != (len(mixture),) or latitude.shape != (len(mixture),):
+        raise ValueError(f"{len(mixture)} images need as many places, not {longitude.shape} and {latitude.shape}")
+    place = sphere.to_directions(longitude, latitude)
+    rows = []
+    for i, nodes in enumerate(_all_nodes(mixture)):
+        log_density = float(mixture[i].log_density(place[i : i + 1])[0, 0])
+        rows.append({"log_density": log_density, **_searched(nodes, log_density)})
+    return pd.DataFrame(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nodes:
+    """One image's density on nodes: direction (n, 3), density per steradian (n,), mass (n,) summing to 1."""
+
+    direction: FloatArray
+    density: FloatArray
+    mass: FloatArray
+    density_max: float
+    heaviest: float
+
+
+def _summary(nodes: _Nodes, estimate: FloatArray) -> dict[str, float]:
+    order = np.argsort(nodes.density)[::-1]
+    mass, density = nodes.mass[order], nodes.density[order]
+    area = _level_area(np.cumsum(mass), mass / density, (0.5, 0.9))
+    chord = np.linalg.norm(nodes.direction - estimate, axis=1)
+    distance = 2.0 * sphere.EARTH_RADIUS_KM * np.arcsin(np.minimum(chord / 2.0, 1.0))
+    entropy = -float(np.dot(nodes.mass, np.log(nodes.density)))
+    return {
+        "component_weight": nodes.heaviest,
+        "density_max": nodes.density_max / _KM2,
+        "probability_25_km": np.nan,  # filled for all images at once
+        "probability_200_km": np.nan,
+        "area_50_km2": area[0] * _KM2,
+        "area_90_km2": area[1] * _KM2,
+        "radius_90_km": _quantile(distance, nodes.mass, 0.9),
+        "expected_error_km": float(np.dot(nodes.mass, distance)),
+        "information_bits": _UNIFORM_BITS - entropy / float(np.log(2.0)),
+    }
+
+
+def _searched(nodes: _Nodes, log_density: float) -> dict[str, float]:
+    """Mass and area above a density; the last node above and the first below are interpolated in log density."""
+    order = np.argsort(nodes.density)[::-1]
+    log_f = np.log(nodes.density[order])
+    mass = nodes.mass[order]
+    # a node stands for a ring of densities about its own: half of it lies above that
+    middle, area = np.cumsum(mass) - mass / 2.0, mass / nodes.density[order]
+    searched = np.interp(-log_density, -log_f, middle, left=0.0, right=1.0)
+    searched_area = np.interp(-log_density, -log_f, np.cumsum(area) - area / 2.0, left=0.0, right=4.0 * np.pi)
+    return {"searched_probability": float(searched), "searched_area_km2": float(searched_area) * _KM2}
+
+
+def _level_area(cumulative: FloatArray, area: FloatArray, levels: Sequence[float]) -> list[float]:
+    below = np.concatenate([[0.0], np.cumsum(area)])
+    return [float(np.interp(level, np.concatenate([[0.0], cumulative]), below)) for level in levels]
+
+
+def _quantile(distance: FloatArray, mass: FloatArray, share: float) -> float:
+    order = np.argsort(distance)
+    cumulative = np.cumsum(mass[order])
+    return float(np.interp(share, cumulative - mass[order] / 2.0, distance[order]))
+
+
+def _within(
+    mixture: VmfMixture | CellMixture,
+    estimate: FloatArray,
+    longitude: FloatArray,
+    latitude: FloatArray,
+    radius_km: float,
+) -> FloatArray:
+    """Probability within a distance of each image's own estimate, (N,)."""
+    if isinstance(mixture, CellMixture):
+        each = range(len(mixture))
+        return np.array(
+            [mixture[i].probability_within(longitude[i : i + 1], latitude[i : i + 1], radius_km)[0, 0] for i in each]
+        )
+    radius = radius_km / sphere.EARTH_RADIUS_KM
+    margin = np.minimum(_SIGMAS * np.exp(-0.5 * mixture.log_concentrations), 2.0 * np.pi)
+    result = np.empty(len(mixture))
+    for i, place in enumerate(estimate):
+        chord = np.linalg.norm(mixture.mean_directions - place, axis=1)
+        offset = 2.0 * np.arcsin(np.minimum(chord / 2.0, 1.0))
+        weight = np.exp(mixture.log_mixing_weights[i])
+        inside, cut = offset < radius - margin, np.abs(offset - radius) <= margin
+        cut &= weight > 0.0
+        share = vmf.probability_within(offset[cut], radius, mixture.log_concentrations[cut])
+        result[i] = weight[inside].sum() + float(np.dot(weight[cut], share))
+    return np.clip(result, 0.0, 1.0)
+
+
+def _all_nodes(mixture: VmfMixture | CellMixture) -> list[_Nodes]:
+    if isinstance(mixture, CellMixture):
+        return [_cell_nodes(*mixture.of(i)) for i in range(len(mixture))]
+    weights = np.exp(mixture.log_mixing_weights)
+    chosen = [_mattering(row) for row in weights]
+    broad = [i for i, few in enumerate(chosen) if few.size > _MANY]
+    shared = _shared_nodes(mixture, weights[broad]) if broad else []
+    found = dict(zip(broad, shared, strict=True))
+    return [found[i] if i in found else _own_nodes(mixture, chosen[i], weights[i]) for i in range(len(mixture))]
+
+
+def _mattering(weights: FloatArray) -> IntArray:
+    """Components that hold all but `_TAIL` of the weight."""
+    ordered = np.sort(weights)
+    cut = int(np.searchsorted(np.cumsum(ordered), _TAIL, side="right"))
+    return np.flatnonzero(weights >= ordered[min(cut, weights.size - 1)])
+
+
+def _own_nodes(mixture: VmfMixture, chosen: IntArray, weights: FloatArray) -> _Nodes:
+    rings = _FINE if chosen.size <= _FEW else _MIDDLE
+    operator = _Operator.of(mixture.mean_directions[chosen], mixture.log_concentrations[chosen], rings)
+    share = weights[chosen] / weights[chosen].sum()
+    return operator.nodes(share, operator.density(share[:, None])[:, 0])
+
+
+def _shared_nodes(mixture: VmfMixture, weights: FloatArray) -> list[_Nodes]:
+    """Of images in which nearly all components matter: one operator for all of them."""
+    operator = _cached_operator(_Key(mixture.mean_directions, mixture.log_concentrations))
+    density = operator.density(weights.T)
+    return [operator.nodes(row, density[:, i]) for i, row in enumerate(weights)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Operator:
+    """Nodes of a set of components and the matrix from mixing weights to densities at the nodes.
+
+    The last nodes, one per component, are the mean directions themselves: they hold no mass and find the peak.
+    """
+
+    direction: FloatArray  # (C * J + C, 3)
+    share: FloatArray  # (C * J,), of its component's mass
+    component: IntArray  # (C * J,)
+    matrix: sparse.csr_array  # (C * J + C, C) float32
+
+    @classmethod
+    def of(cls, mean_directions: FloatArray, log_concentrations: FloatArray, rings: _Rings) -> _Operator:
+        direction, share, component = _ring_nodes(mean_directions, log_concentrations, rings)
+        direction = np.concatenate([direction, mean_directions])
+        matrix = _density_matrix(direction, mean_directions, log_concentrations, rings.reach)
+        return cls(direction, share, component, matrix)
+
+    def density(self, weights: FloatArray) -> FloatArray:
+        """Densities per steradian at all nodes, (n, N), of weights (C, N)."""
+        return np.asarray(self.matrix @ weights.astype(np.float32), dtype=np.float64)
+
+    def nodes(self, weights: FloatArray, density: FloatArray) -> _Nodes:
+        size = self.share.size
+        mass = self.share * weights[self.component]
+        held = np.flatnonzero(mass > 0.0)
+        floor = np.finfo(np.float32).tiny
+        return _Nodes(
+            self.direction[held],
+            np.maximum(density[:size][held], floor),
+            mass[held] / mass.sum(),
+            float(density.max()),
+            float(weights.max()),
+        )
+
+
+def _ring_nodes(mu: FloatArray, log_kappa: FloatArray, rings: _Rings) -> tuple[FloatArray, FloatArray, IntArray]:
+    edges = np.array(rings.edges)
+    radius = vmf.cap_quantile(edges[:, None], log_kappa[None, :])  # (R + 1, C)
+    height = 2.0 * np.sin(radius / 2.0) ** 2
+    mass, area = np.diff(edges), 2.0 * np.pi * np.diff(height, axis=0)
+    kappa = np.exp(log_kappa)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # where the density equals the ring's mean: log c - kappa h = log(mass / area)
+        at = (vmf.log_normaliser(log_kappa) - np.log(mass[:, None] / area)) / kappa
+    middle = 0.5 * (height[:-1] + height[1:])
+    at = np.where((at >= height[:-1]) & (at <= height[1:]), at, middle)
+    angle = 2.0 * np.arcsin(np.sqrt(np.clip(at, 0.0, 2.0) / 2.0))  # (R, C)
+    basis = sphere.tangent_basis(mu)  # (C, 2, 3)
+    directions, shares = [], []
+    for ring, number in enumerate(rings.nodes):
+        turn = 2.0 * np.pi * (np.arange(number) + 0.5 * ring) / number + ring
+        sideways = np.cos(turn)[:, None, None] * basis[:, 0] + np.sin(turn)[:, None, None] * basis[:, 1]
+        directions.append(np.cos(angle[ring])[:, None] * mu + np.sin(angle[ring])[:, None] * sideways)
+        shares.append(np.full((number, len(mu)), mass[ring] / number))
+    number = sum(rings.nodes)
+    component = np.tile(np.arange(len(mu), dtype=np.int64), number)
+    return np.concatenate(directions).reshape(-1, 3), np.concatenate(shares).ravel(), component
+
+
+def _density_matrix(nodes: FloatArray, mu: FloatArray, log_kappa: FloatArray, reach: float) -> sparse.csr_array:
+    """Density of each component at each node it reaches, (nodes, C)."""
+    chord = np.minimum(np.sqrt(2.0 * reach * np.exp(-log_kappa)), 2.0 + 1e-9)
+    lists = cKDTree(nodes).query_ball_point(mu, chord)
+    counts = np.array([len(found) for found in lists], dtype=np.int64)
+    rows = np.concatenate([np.asarray(found, dtype=np.int64) for found in lists])
+    columns = np.repeat(np.arange(len(mu)), counts)
+    gap = nodes[rows] - mu[columns]
+    values = np.exp(
+        vmf.log_normaliser(log_kappa)[columns] - 0.5 * np.exp(log_kappa)[columns] * np.einsum("ij,ij->i", gap, gap)
+    )
+    shape = (len(nodes), len(mu))
+    return sparse.csr_array(sparse.coo_array((values.astype(np.float32), (rows, columns)), shape=shape))
+
+
+class _Key:
+    """Components of a bundle, hashable by content, so that their operator is built once."""
+
+    def __init__(self, mean_directions: FloatArray, log_concentrations: FloatArray) -> None:
+        self.mean_directions, self.log_concentrations = mean_directions, log_concentrations
+        self._digest = hashlib.blake2b(mean_directions.tobytes() + log_concentrations.tobytes()).digest()
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self._digest == other._digest
+
+
+@functools.lru_cache(maxsize=2)
+def _cached_operator(key: _Key) -> _Operator:
+    rings = _COARSE if len(key.mean_directions) > 4 * _MANY else _MIDDLE
+    return _Operator.of(key.mean_directions, key.log_concentrations, rings)
+
+
+def _cell_nodes(cell_ids: npt.NDArray[np.uint64], probabilities: FloatArray) -> _Nodes:
+    """Points inside the cells of one image: each cell is split until there are enough points."""
+    heaviest = float(probabilities.max(initial=0.0))
+    held = probabilities > 0.0
+    cell_ids, probabilities = cell_ids[held], probabilities[held]
+    density = probabilities / s2.area_sr(cell_ids)
+    while cell_ids.size * 4 <= _CELL_POINTS and s2.level(cell_ids).max() < s2.MAX_LEVEL:
+        cell_ids, density = s2.children(cell_ids).ravel(), np.repeat(density, 4)
+    mass = density * s2.area_sr(cell_ids)
+    return _Nodes(s2.centre(cell_ids), density, mass / mass.sum(), float(density.max()), heaviest)
