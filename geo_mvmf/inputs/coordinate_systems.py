@@ -144,7 +144,7 @@ def resolve_crs(stated: pyproj.CRS | None, wanted: str | pyproj.CRS | None, wher
             raise BadInputError(f"{where}: the CRS is unknown; {hint}")
         return stated
     chosen = parse_crs(wanted)
-    if stated is not None and stated != chosen and not (_is_crs84(stated) and _is_crs84(chosen)):
+    if stated is not None and stated != chosen and not (is_crs84(stated) and is_crs84(chosen)):
         raise UsageError(f"{where} states the CRS {stated.name!r}; leave out crs={chosen.name!r} or correct the file")
     return chosen
 
@@ -176,7 +176,7 @@ def to_longitude_latitude(x: npt.ArrayLike, y: npt.ArrayLike, crs: pyproj.CRS) -
     50.0
     """
     x, y = np.array(x, dtype=np.float64), np.array(y, dtype=np.float64)
-    if _is_crs84(crs):
+    if is_crs84(crs):
         return x, y
     try:
         with network_off():
@@ -185,6 +185,22 @@ def to_longitude_latitude(x: npt.ArrayLike, y: npt.ArrayLike, crs: pyproj.CRS) -
     except ProjError as error:
         raise BadInputError(f"there is no transformation from {crs.name!r} to {CRS84}") from error
     return np.asarray(longitude, dtype=np.float64), np.asarray(latitude, dtype=np.float64)
+
+
+def is_crs84(crs: pyproj.CRS) -> bool:
+    """Tell whether coordinates in a CRS are longitude and latitude of WGS 84 already, whatever the axis order.
+
+    Parameters
+    ----------
+    crs : pyproj.CRS
+        Any.
+
+    Examples
+    --------
+    >>> is_crs84(parse_crs("EPSG:4326")), is_crs84(parse_crs("EPSG:4258"))
+    (True, False)
+    """
+    return crs.to_authority(min_confidence=100) in _SAME_AS_CRS84
 
 
 @contextlib.contextmanager
@@ -229,7 +245,3 @@ def _stated_code(definition: str | dict[str, Any]) -> tuple[str, str] | None:
         return None
     authority, code = text.upper().split(":")
     return authority, code
-
-
-def _is_crs84(crs: pyproj.CRS) -> bool:
-    return crs.to_authority(min_confidence=100) in _SAME_AS_CRS84

@@ -75,8 +75,10 @@ def pixel_directions(longitude: float, latitude: float, east_km: npt.ArrayLike, 
     return _local_directions(np.asarray(east_km, float), np.asarray(north_km, float)) @ _frame(longitude, latitude)
 
 
-def chip_lattice(ground_km: float, size: int, down: int, across: int) -> FloatArray:
-    """Give the sample points of a chip in its own frame (east, north, up).
+def chip_lattice(
+    ground_km: float, size: int, down: int, across: int, *, first: int = 0, count: int | None = None
+) -> FloatArray:
+    """Give the sample points of a chip, or of some of its rows, in its own frame (east, north, up).
 
     Parameters
     ----------
@@ -86,10 +88,12 @@ def chip_lattice(ground_km: float, size: int, down: int, across: int) -> FloatAr
         Pixels a side.
     down, across : int
         Samples in one pixel.
+    first, count : int
+        Rows of pixels asked for; all from `first` when `count` is None.
 
     Returns
     -------
-    ndarray of float64, shape (size * down, size * across, 3)
+    ndarray of float64, shape (count * down, size * across, 3)
         Read-only unit vectors; the first row is the north, the first column the west.
 
     Examples
@@ -97,7 +101,8 @@ def chip_lattice(ground_km: float, size: int, down: int, across: int) -> FloatAr
     >>> chip_lattice(100.0, 2, 1, 1)[0, 0, :2].round(5).tolist()
     [-0.00392, 0.00392]
     """
-    return _chip_lattice(float(ground_km), int(size), int(down), int(across))
+    rows = size - first if count is None else count
+    return _chip_lattice(float(ground_km), int(size), int(down), int(across), first, rows)
 
 
 def turn_lattice(lattice: FloatArray, longitude: float, latitude: float) -> FloatArray:
@@ -261,10 +266,10 @@ def sample(
     return np.where(valid[..., None], total / np.maximum(weight_total, 1e-12)[..., None], 0.0), valid
 
 
-@functools.lru_cache(maxsize=32)
-def _chip_lattice(ground_km: float, size: int, down: int, across: int) -> FloatArray:
+@functools.lru_cache(maxsize=8)
+def _chip_lattice(ground_km: float, size: int, down: int, across: int, first: int, count: int) -> FloatArray:
     east = ((np.arange(size * across) + 0.5) / (size * across) - 0.5) * ground_km
-    south = ((np.arange(size * down) + 0.5) / (size * down) - 0.5) * ground_km
+    south = ((np.arange(first * down, (first + count) * down) + 0.5) / (size * down) - 0.5) * ground_km
     lattice = _local_directions(east[None, :], -south[:, None])
     lattice.flags.writeable = False
     return lattice
@@ -288,7 +293,7 @@ def _frame(longitude: float, latitude: float) -> FloatArray:
 
 def _whole(steps: FloatArray) -> int:
     """Raster cells that even the smallest chip pixel spans along one axis of the raster."""
-    spans = steps.sum(axis=0)  # (L, L)
+    spans = np.hypot(*steps)  # (L, L); not the bounding box of a turned pixel, which is larger than the pixel
     spans = spans[np.isfinite(spans)]
     return max(1, math.floor(spans.min() + 1e-3)) if spans.size else 1
 
@@ -305,11 +310,11 @@ def _sums(values: Pixels, rows: int, columns: int) -> FloatArray:
     height, width, bands = values.shape
     blocks = values.reshape(height // rows, rows, width // columns, columns, bands)
     kind = np.float64 if values.dtype.kind == "f" or values.dtype.itemsize > 2 else np.int64
-    return blocks.sum(axis=3, dtype=kind).sum(axis=1).astype(np.float64)
+    return np.asarray(blocks.sum(axis=3, dtype=kind).sum(axis=1), dtype=np.float64)
 
 
 def _neighbours(positions: FloatArray, count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
-    """The two blocks between whose centres each position lies, and the weight of the second."""
+    """Find the two blocks between whose centres each position lies, and the weight of the second."""
     from_centre = positions - 0.5
     first = np.floor(from_centre)
     weight = from_centre - first
@@ -321,4 +326,4 @@ def _pixel_sums(values: Pixels, down: int, across: int) -> Pixels:
     if down == across == 1:
         return values
     height, width, bands = values.shape
-    return values.reshape(height // down, down, width // across, across, bands).sum(axis=(1, 3))
+    return np.asarray(values.reshape(height // down, down, width // across, across, bands).sum(axis=(1, 3)))

@@ -289,10 +289,12 @@ def _integrate(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid
     if np.any(wide):
         yield from _whole_rows(*_take(pairs, slices, longitude, wide), grid)
     q = slices.q.min(axis=1)
-    for low, high in ((circle.WIDE, 500.0), (500.0, 1e4), (1e4, math.inf)):  # so that few terms serve most
-        chosen = (q >= low) & (q < high)
+    fine = np.sqrt(slices.q.max(axis=1)) * math.radians(grid.transform.a) <= _FINE
+    kind = np.where(fine, 0, np.searchsorted([500.0, 1e4], q) + 1)  # so that few terms serve most
+    for number in range(4):
+        chosen = ~wide & (kind == number)
         if np.any(chosen):
-            yield from _windows(*_take(pairs, slices, longitude, chosen), grid)
+            yield from _windows(*_take(pairs, slices, longitude, chosen), grid, fine=number == 0)
 
 
 def _take(
@@ -323,7 +325,9 @@ def _whole_rows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Gri
         yield _Piece(pairs.component[part], length, cells.ravel(), values.astype(np.float32).ravel())
 
 
-def _windows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid) -> Iterator[_Piece]:
+def _windows(
+    pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid, *, fine: bool
+) -> Iterator[_Piece]:
     """The columns within reach, on whichever turn of 360 degrees they lie."""
     edges = np.radians(grid.edges[0])
     width = edges[1] - edges[0]
@@ -335,7 +339,6 @@ def _windows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid) 
     last = np.clip(np.ceil((centre + slices.half_width[which]) / width), 0, columns).astype(np.int64)
     used = last > first
     which, centre, first, last = which[used], centre[used], first[used], last[used]
-    fine = bool(np.sqrt(slices.q.max(initial=0.0)) * width <= _FINE)
     for block in blocks_of(last - first):
         pair, begin, count = which[block], first[block], (last - first)[block]
         amplitude, q = slices.amplitude[pair], slices.q[pair]

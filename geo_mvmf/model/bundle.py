@@ -27,7 +27,7 @@ from geo_mvmf.model.backbones import Backbone, BackboneConfig, backbone_skeleton
 from geo_mvmf.model.bundle_format import read_header
 from geo_mvmf.model.devices import choose_device
 
-__all__ = ["Bundle", "Head", "choose_device", "load_bundle", "read_header", "save_bundle", "untrained_bundle"]
+__all__ = ["Bundle", "Head", "choose_device", "load_bundle", "read_header", "save_bundle"]
 
 Head = heads.MvmfHead | heads.CrossEntropyHead
 
@@ -59,6 +59,7 @@ class Bundle:
 
     Examples
     --------
+    >>> from geo_mvmf.model.untrained import untrained_bundle
     >>> bundle = untrained_bundle()
     >>> log_mixing_weights, features = bundle.predict(np.zeros((1, 3, 32, 32), np.uint8))
     >>> log_mixing_weights.shape, features.shape
@@ -155,6 +156,7 @@ class Bundle:
 
         Examples
         --------
+        >>> from geo_mvmf.model.untrained import untrained_bundle
         >>> bundle = untrained_bundle()
         >>> len(bundle.mixture(bundle.predict(np.zeros((2, 3, 32, 32), np.uint8))[0]))
         2
@@ -162,13 +164,7 @@ class Bundle:
         weights = np.asarray(log_mixing_weights, dtype=np.float64)
         if isinstance(self.head, heads.MvmfHead):
             return VmfMixture(self.mean_directions, self.log_concentrations, weights)
-        order = np.argsort(self.cell_ids)
-        rows = len(weights)
-        return CellMixture(
-            np.tile(self.cell_ids[order], rows),
-            np.exp(weights[:, order]).ravel(),
-            np.arange(rows + 1) * self.num_components,
-        )
+        return heads.shared_cells(self.head.cell_ids, np.exp(weights))
 
     def to(self, device: str | torch.device) -> Bundle:
         """Return the same bundle with its weights on another device.
@@ -217,6 +213,7 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike[str], *, half: bool = Fa
     Examples
     --------
     >>> import tempfile
+    >>> from geo_mvmf.model.untrained import untrained_bundle
     >>> path = Path(tempfile.mkdtemp()) / "bundle.safetensors"
     >>> digest = save_bundle(untrained_bundle(), path)
     >>> load_bundle(path, device="cpu").digest == digest
@@ -260,6 +257,7 @@ def load_bundle(path: str | os.PathLike[str], device: str = "auto") -> Bundle:
     Examples
     --------
     >>> import tempfile
+    >>> from geo_mvmf.model.untrained import untrained_bundle
     >>> path = Path(tempfile.mkdtemp()) / "bundle.safetensors"
     >>> digest = save_bundle(untrained_bundle(), path)
     >>> load_bundle(path, device="cpu").num_components
@@ -289,50 +287,6 @@ def load_bundle(path: str | os.PathLike[str], device: str = "auto") -> Bundle:
         digest=header.digest,
         path=Path(path),
         device=chosen,
-    )
-
-
-def untrained_bundle(*, width: int = 8, crop: int = 32, seed: int = 0) -> Bundle:
-    """Make a small bundle with random weights, for examples and tests.
-
-    Parameters
-    ----------
-    width : int
-        Of the network "chip_resnet10".
-    crop : int
-        Pixels of its images.
-    seed : int
-
-    Returns
-    -------
-    Bundle
-        With six components, one per face of the S2 cube.
-
-    Examples
-    --------
-    >>> untrained_bundle().num_components
-    6
-    """
-    from geo_mvmf import s2
-    from geo_mvmf.model.backbones import build_backbone
-
-    backbone = build_backbone("chip_resnet10", width=width, seed=seed)
-    cells = np.sort(s2.face_cells())
-    head = heads.MvmfHead(backbone.num_features, s2.centre(cells), np.full(6, 2.0), seed=seed)
-    return Bundle(
-        backbone=backbone,
-        head=head.eval(),
-        spec=ImageSpec(resize=crop, crop=crop),
-        cell_ids=cells,
-        counts=np.ones(6, np.int64),
-        feature_mean=np.zeros(backbone.num_features, np.float32),
-        feature_std=np.ones(backbone.num_features, np.float32),
-        metadata={
-            "training": {},
-            "description": "Random weights: an example.",
-            "licence": "MIT",
-            "responsible_use": bundle_format.RESPONSIBLE_USE,
-        },
     )
 
 

@@ -234,6 +234,10 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    for weight, values in optimiser.state.items():
+        for name, value in values.items():
+            if value.shape == weight.shape:  # fused kernels need the memory layout of the weight (channels last)
+                values[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
 
 
 def _to_numpy(tensor: Tensor) -> npt.NDArray[Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geo_mvmf.model.loss import reduce
+from geo_mvmf.model.loss import reduce_losses
 
 
 class CountryHead(nn.Module):
@@ -55,4 +55,4 @@ class CountryHead(nn.Module):
         reduction : {"mean", "sum", "none"}
         """
         losses = functional.nll_loss(self.log_mixing_weights(features), labels, reduction="none")
-        return reduce(losses, sample_weight, reduction)
+        return reduce_losses(losses, sample_weight, reduction)

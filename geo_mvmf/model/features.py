@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import geopandas as gpd
 import numpy as np
@@ -24,16 +24,14 @@ import numpy.typing as npt
 import torch
 
 from geo_mvmf import durable
-from geo_mvmf.errors import BadBundleError, BadInputError, ImageError, UsageError
+from geo_mvmf.errors import BadInputError, ImageError, UsageError
 from geo_mvmf.inputs import images, tables
 from geo_mvmf.inputs.images import ImageSpec
 from geo_mvmf.inputs.regular_files import open_regular_file
-from geo_mvmf.model import sealed
 from geo_mvmf.model.backbones import Backbone
+from geo_mvmf.model.feature_store import SHARD_ROWS, FeatureStore
 from geo_mvmf.progress import Progress
 
-SHARD_ROWS = 4096
-_DIGEST_BYTES = 32
 _DTYPES = ("float16", "float32")
 
 
@@ -122,6 +120,7 @@ def cache_features(
     device: str | torch.device = "cpu",
     workers: int = 4,
     dtype: str = "float16",
+    paths: Sequence[Path] | None = None,
 ) -> Generator[Progress, None, FeatureCache]:
     """Compute the features of a table's images that the cache does not hold yet.
 
@@ -142,6 +141,8 @@ def cache_features(
         Threads that read images.
     dtype : str
         "float16" or "float32".
+    paths : sequence of Path, optional
+        Absolute paths of the rows; by default those of the table.
 
     Yields
     ------
@@ -172,12 +173,12 @@ def cache_features(
             f"features dtype {dtype!r} and batch size {batch_size}: float16 or float32, and 1 or more, needed"
         )
     folder = _folder(backbone, cache_dir, spec, dtype)
-    paths = tables.absolute_paths(table)
+    paths = tables.absolute_paths(table) if paths is None else paths
     status, message = list(table["status"]), list(table["message"])
     with durable.lock(folder):
         durable.sweep(folder)
         digests = yield from _digests(paths, status, message, workers)
-        store = _Store(folder, backbone.num_features, dtype)
+        store = FeatureStore(folder, backbone.num_features, dtype)
         wanted = _wanted(digests, paths, store.known())
         compute = _Computer(backbone, torch.device(device), spec, batch_size, workers)
         yield from _fill(store, compute, wanted)
@@ -266,104 +267,7 @@ class _Computer:
         return rows
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Shard:
-    path: Path
-    digests: npt.NDArray[Any]  # (n, 32) uint8
-    failed: npt.NDArray[Any]  # (n,) bool
-
-
-class _Store:
-    """The files of one cache sub-folder: merged arrays `features-N.npy`, `digests-N.npy`, and newer shards."""
-
-    def __init__(self, folder: Path, num_features: int, dtype: str) -> None:
-        self.folder, self.num_features, self.dtype = folder, num_features, np.dtype(dtype)
-        self.digests = self._merged_digests()
-        # Digests and failures only: the features of a shard are read again when it is merged.
-        self.shards = [self._shard(path) for path in sorted(folder.glob("shard-*.safetensors"))]
-
-    def known(self) -> set[bytes]:
-        """Digests that need no computing, also those of images that could not be read before a kill."""
-        return set(_split(self.digests)).union(*(_split(shard.digests) for shard in self.shards))
-
-    def append(self, digests: Sequence[bytes], features: npt.NDArray[np.float32]) -> None:
-        """Commit one shard."""
-        failed = np.asarray(np.isnan(features).any(axis=1))
-        with np.errstate(over="ignore"):
-            stored = np.where(failed[:, None], 0, features).astype(self.dtype)
-        if not np.isfinite(stored).all():
-            raise BadInputError(f"features up to {np.nanmax(features):.3g} do not fit into float16; use float32")
-        arrays = {"digests": _join(digests), "failed": failed.astype(np.uint8), "features": stored}
-        path = self.folder / f"shard-{len(self.shards):06d}.safetensors"
-        sealed.write_sealed(path, arrays, {"format": "geo_mvmf features"})
-        self.shards.append(_Shard(path, arrays["digests"], failed))
-
-    def merge(self) -> tuple[npt.NDArray[np.floating], dict[bytes, int]]:
-        """Merge the shards into the array, and map the whole; the digests are written last, as the commit."""
-        fresh = [shard.digests[~shard.failed] for shard in self.shards]
-        digests = np.concatenate([self.digests, *fresh])
-        if len(digests) > len(self.digests):
-            self._write_merged(digests)
-            self.digests = digests
-        self._remove_stale()
-        self.shards = []
-        positions = {digest: row for row, digest in enumerate(_split(digests))}
-        return self._merged_features(), positions
-
-    def _write_merged(self, digests: npt.NDArray[np.uint8]) -> None:
-        count, old = len(digests), self._merged_features()
-        with durable.replacing(self._path("features", count), overwrite=True) as temporary:
-            shape = (count, self.num_features)
-            merged = np.lib.format.open_memmap(temporary, mode="w+", dtype=self.dtype, shape=shape)
-            position = len(old)
-            for begin in range(0, position, SHARD_ROWS):
-                merged[begin : begin + SHARD_ROWS] = old[begin : begin + SHARD_ROWS]
-            for shard in self.shards:
-                rows = _read_shard(shard.path)["features"][~shard.failed]
-                merged[position : position + len(rows)] = rows
-                position += len(rows)
-            merged.flush()
-        with durable.replacing(self._path("digests", count), overwrite=True) as temporary:
-            np.save(temporary, digests, allow_pickle=False)
-
-    def _path(self, kind: str, count: int) -> Path:
-        return self.folder / f"{kind}-{count:012d}.npy"
-
-    def _merged_digests(self) -> npt.NDArray[np.uint8]:
-        for path in sorted(self.folder.glob("digests-*.npy"), reverse=True):
-            if path.with_name(path.name.replace("digests", "features")).is_file():
-                digests: npt.NDArray[np.uint8] = np.load(path, allow_pickle=False)
-                return digests
-        return np.zeros((0, _DIGEST_BYTES), np.uint8)
-
-    def _merged_features(self) -> npt.NDArray[np.floating]:
-        if len(self.digests) == 0:
-            return np.zeros((0, self.num_features), self.dtype)
-        path = self._path("features", len(self.digests))
-        features: npt.NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
-        if features.shape != (len(self.digests), self.num_features):
-            raise BadInputError(f"{path}: has shape {features.shape}; delete the folder to compute it again")
-        return features
-
-    def _shard(self, path: Path) -> _Shard:
-        arrays = _read_shard(path)
-        return _Shard(path, arrays["digests"], arrays["failed"].astype(np.bool_))
-
-    def _remove_stale(self) -> None:
-        current = {self._path(kind, len(self.digests)) for kind in ("features", "digests")}
-        stale = set(self.folder.glob("*-*.npy")) - current
-        for path in [*sorted(stale), *(shard.path for shard in self.shards)]:
-            path.unlink()
-
-
-def _read_shard(path: Path) -> dict[str, npt.NDArray[Any]]:
-    try:
-        return sealed.read_sealed(path)[1]
-    except BadBundleError as error:
-        raise BadInputError(f"feature cache: {error}; delete {path} to compute it again") from error
-
-
-def _fill(store: _Store, compute: _Computer, wanted: dict[bytes, Path]) -> Generator[Progress, None, None]:
+def _fill(store: FeatureStore, compute: _Computer, wanted: dict[bytes, Path]) -> Generator[Progress, None, None]:
     digests, done = list(wanted), 0
     # Shards end where batches end, so that a resumed job cuts the same batches.
     rows_per_shard = max(1, SHARD_ROWS // compute.batch_size) * compute.batch_size
@@ -390,11 +294,3 @@ def _explain(
             status[row], message[row] = error.status, str(error)
         else:
             status[row], message[row] = "failed", f"{paths[row].name}: could not be read a moment ago; run again"
-
-
-def _split(digests: npt.NDArray[np.uint8]) -> list[bytes]:
-    return [row.tobytes() for row in digests]
-
-
-def _join(digests: Sequence[bytes]) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_BYTES)

@@ -1,4 +1,4 @@
-"""Learner: what is trained, and one step of it. A step is a pure function of the state, the seed and the step number."""
+"""Learner: what is trained, and one step of it: a pure function of the state, the seed and the step number."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Learner:
     def __post_init__(self) -> None:
         self.head.to(self.device)
         if self.backbone is not None:
-            self.backbone.to(self.device, memory_format=torch.channels_last)
+            self.backbone.to(self.device).to(memory_format=torch.channels_last)
         self.targets = self.targets.to(self.device)
         self.optimiser = optimisation.make_optimiser(self.config, self.backbone, self.head)
         self.mean_state = _clone(self.state()) if self.config.ema_decay else None
@@ -97,7 +97,7 @@ class Learner:
             if not math.isfinite(value):
                 raise TrainingError(f"step {step}: the loss is {value} for rows {batch.rows.tolist()}; {_HINT}")
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation is missing
         self._update(step)
         return value
 
@@ -182,6 +182,7 @@ class Learner:
             return
         present = _clone(self.state())
         self._put(self.mean_state)
+        self._project_mean()
         try:
             yield
         finally:
@@ -192,6 +193,7 @@ class Learner:
         final = self.best_state if self.best_state is not None else self.mean_state
         if final is not None:
             self._put(final)
+            self._project_mean()
         self.mean_state = None
         self._set_training(training=False)
 
@@ -287,8 +289,10 @@ class Learner:
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(state[name])
-        # The mean of unit vectors is a little shorter.
-        if self.config.train_mean_directions and isinstance(self.head, MvmfHead):
+
+    def _project_mean(self) -> None:
+        # The mean of unit vectors is a little shorter. Elsewhere a projection would cost a resumed run its last bits.
+        if self.mean_state is not None and self.config.train_mean_directions and isinstance(self.head, MvmfHead):
             self.head.project()
 
     def _set_training(self, *, training: bool) -> None:

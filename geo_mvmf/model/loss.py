@@ -1,69 +1,82 @@
-"""The MvMF loss, streamed over components: no (batch, components) array need ever exist.
+"""The MvMF loss, streamed over components, and cross entropy likewise.
 
-Izbicki et al. 2019, eq. 4, in log space: L = logsumexp(z) - logsumexp(z + log f(y)), z = W x + b. Both sums run over
-chunks of components. The gradient by the logits is softmax(z) - softmax(z + log f), so it too is formed chunk by
-chunk, either from logits kept within a budget of bytes or from logits computed again.
+Izbicki et al. 2019, eq. 4, in log space: ``L = logsumexp(z) - logsumexp(z + log f(y))`` with z = W x + b. The gradient
+by the logits is softmax(z) - softmax(z + log f).
 
-Exactness: log f uses |y - mu|^2 with the difference taken in float64 and rounded afterwards (the dot product in
-float32 errs by 1.6 nats at log kappa 16); coordinates never enter autocast.
+Two things keep the digits. The distance in ``log f = log c(kappa) - (kappa/2) |y - mu|^2`` is taken from differences of
+float64 coordinates (the dot product in float32 errs by 1.6 nats at log kappa 16), and coordinates never enter
+autocast. And z + log f is taken relative to its largest value in float64 before it is rounded, so that the nearest of
+several components stays the nearest where log f is -10^9, too.
+
+One thing saves the time: a component counts in the second sum only where its bound in float32 is within `NEGLIGIBLE`
+nats of the sum found so far; what is left out is below C exp(-50) of the sum, which is less than float64 can show.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK = 4096  # components at once: a (512, 4096) float32 block is 8 MB, so it stays in the second-level cache
+from geo_mvmf.model import streaming
+
 LOGIT_BUDGET_BYTES = 1 << 28
+NEGLIGIBLE = 50.0  # nats below the sum; 2^20 components there hold 2e-16 of it
+REDUCTIONS = ("mean", "sum", "none")
 _SERIES_BELOW = 1e-3  # kappa below which log c is its series (DESIGN section 4)
-# exp of anything further below the maximum is 0 in float32 and, on CPUs, ten times slower (denormals).
-_UNDERFLOW = -80.0
+_UNDERFLOW = -80.0  # exp of less is 0 for a float32 sum, and through denormals ten times slower on CPUs
+_BOUND_ERROR = 2e-6  # relative to the largest kappa: three products and four sums in float32 err by less than 1e-6
+_NEAR_ELEMENTS = 1 << 17  # float64 values worked on at once: 1 MB
+_ACCELERATOR_NEAR_ELEMENTS = 1 << 22
 
 
 def log_normaliser(log_concentrations: Tensor) -> Tensor:
-    """Log c(kappa) per steradian, differentiable, also as kappa goes to 0.
+    """Give log c(kappa) per steradian, differentiable, also as kappa goes to 0.
 
     Parameters
     ----------
-    log_concentrations : Tensor, (C,)
-        Natural logarithms.
+    log_concentrations : Tensor, shape (C,)
+        Natural logarithms of kappa.
 
     Returns
     -------
-    Tensor, (C,)
+    Tensor, shape (C,)
+        Nats per steradian; equals `vmf.log_normaliser`.
 
     Examples
     --------
     >>> round(float(log_normaliser(torch.tensor([-12.0], dtype=torch.float64))), 4)
     -2.531
     """
-    log_kappa = log_concentrations
-    kappa = log_kappa.exp()
+    kappa = log_concentrations.exp()
     small = kappa < _SERIES_BELOW
-    # `where` would let a NaN of the branch not taken into the gradient: give that branch a harmless argument.
-    safe_log = torch.where(small, torch.zeros_like(log_kappa), log_kappa)
-    exact = safe_log - math.log(2.0 * math.pi) - torch.log(-torch.expm1(-2.0 * safe_log.exp()))
-    series = -math.log(4.0 * math.pi) + kappa - kappa * kappa / 6.0
+    # `where` would let a NaN of the branch not taken into the gradient: give that branch a harmless argument
+    safe = torch.where(small, torch.zeros_like(log_concentrations), log_concentrations)
+    exact = safe - math.log(2.0 * math.pi) - torch.log(-torch.expm1(-2.0 * safe.exp()))
+    bounded = torch.where(small, kappa, torch.zeros_like(kappa))
+    series = -math.log(4.0 * math.pi) + bounded - bounded**2 / 6.0 + bounded**4 / 180.0
     return torch.where(small, series, exact)
 
 
 def log_density(target_directions: Tensor, mean_directions: Tensor, log_concentrations: Tensor) -> Tensor:
-    """Log density of every component at every target, in nats per steradian.
+    """Evaluate the log density of every component at every target; the differentiable form of `vmf.log_density`.
 
     Parameters
     ----------
-    target_directions : Tensor, (N, 3)
+    target_directions : Tensor, shape (N, 3)
         Unit vectors; float64 for exactness.
-    mean_directions : Tensor, (C, 3)
-    log_concentrations : Tensor, (C,)
+    mean_directions : Tensor, shape (C, 3)
+        Unit vectors.
+    log_concentrations : Tensor, shape (C,)
+        Natural logarithms of kappa.
 
     Returns
     -------
-    Tensor of float64, (N, C)
+    Tensor of float64, shape (N, C)
+        Nats per steradian.
 
     Examples
     --------
@@ -72,8 +85,8 @@ def log_density(target_directions: Tensor, mean_directions: Tensor, log_concentr
     14.1621
     """
     y, mu, log_kappa = target_directions.double(), mean_directions.double(), log_concentrations.double()
-    # log c already holds exp(kappa) below the series limit as well: there log c + kappa cos = (log c - kappa) + ...
-    return log_normaliser(log_kappa) - 0.5 * log_kappa.exp() * _chord_squared(y, mu)
+    chord_squared = sum((y[:, axis, None] - mu[:, axis]).square() for axis in range(3))  # (N, C), never (N, C, 3)
+    return log_normaliser(log_kappa) - 0.5 * log_kappa.exp() * chord_squared
 
 
 def mvmf_loss(
@@ -89,37 +102,48 @@ def mvmf_loss(
     reduction: str = "mean",
     logit_budget_bytes: int | None = None,
 ) -> Tensor:
-    """Negative log density of the mixture at the true locations.
+    """Give the negative log density of the mixture at the true locations.
 
     Parameters
     ----------
-    features : Tensor, (N, D)
-    weight : Tensor, (C, D)
-    bias : Tensor, (C,)
-    mean_directions : Tensor, (C, 3)
+    features : Tensor, shape (N, D)
+        What the backbone made of the images. All must be finite: a row that is not gives a loss of NaN.
+    weight : Tensor, shape (C, D)
+        Of the output layer.
+    bias : Tensor, shape (C,)
+        Of the output layer.
+    mean_directions : Tensor, shape (C, 3)
         Unit vectors; float64.
-    log_concentrations : Tensor, (C,)
-        Natural logarithms; float64.
-    target_directions : Tensor, (N, 3)
-        Unit vectors; float64.
-    sample_weight : Tensor, (N,), optional
-        "mean" is then the weighted mean, "sum" and "none" are multiplied.
+    log_concentrations : Tensor, shape (C,)
+        Natural logarithms of kappa; float64.
+    target_directions : Tensor, shape (N, 3)
+        Unit vectors; float64. No gradient is computed for them.
+    sample_weight : Tensor, shape (N,), optional
+        "mean" is then the weighted mean (NaN if all weights are 0); "sum" and "none" are multiplied.
     floor : float, optional
-        Density per steradian added to the mixture's, as the authors' code does (it cuts the gradient of far
-        targets; their Figure 4 depends on it). None: the exact loss.
+        Density per steradian added to the mixture's, as the authors' code does (it cuts the gradient of far targets;
+        the paper's Figure 4 depends on it; their 1e-9 is 1e-9 kappa / (2 pi e^2) in this unit). None: the exact loss.
     reduction : {"mean", "sum", "none"}
+        How the N losses become the result.
     logit_budget_bytes : int, optional
-        Logits up to this size are kept for the backward pass, the rest is computed again. Default 256 MiB.
+        Logits up to this size are kept for the backward pass, the rest is computed again; default 256 MiB. Beyond
+        them and the gradients themselves, memory is a few chunks of components, whatever C is.
 
     Returns
     -------
-    Tensor
-        A scalar, or (N,) for "none"; nats.
+    Tensor of float32 (float64 if the features or the weight are), shape () or (N,)
+        Nats, against area on the unit sphere (uniform: log 4 pi = 2.531). Gradients reach features, weight, bias,
+        mean_directions (in space, not along the sphere) and log_concentrations; no second derivatives.
 
     Raises
     ------
     ValueError
-        If shapes do not fit or an option is unknown.
+        Shapes do not fit or an option is unknown.
+
+    Notes
+    -----
+    Source: Izbicki et al. 2019, eq. 4, with the 1/4pi that eq. 1 lacks. Under autocast on CUDA the factors of the matrix
+    products are rounded to half precision, the logits are not; autocast of a CPU has no effect here.
 
     Examples
     --------
@@ -128,11 +152,13 @@ def mvmf_loss(
     >>> round(float(loss), 3)
     2.531
     """
-    _check(features, weight, bias, mean_directions, log_concentrations, target_directions, reduction, floor)
-    budget = LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes
-    if torch.is_autocast_enabled(features.device.type):
-        dtype = torch.get_autocast_dtype(features.device.type)
-        features, weight = features.to(dtype), weight.to(dtype)
+    shapes = {"mean_directions": (mean_directions, 3), "log_concentrations": (log_concentrations, None)}
+    _check_layer(features, weight, bias, reduction)
+    for name, (tensor, last) in shapes.items():
+        _check_shape(name, tensor, (weight.shape[0],) if last is None else (weight.shape[0], last))
+    _check_shape("target_directions", target_directions, (features.shape[0], 3))
+    if floor is not None and not 0.0 < floor < math.inf:
+        raise ValueError(f"floor {floor!r} must be a positive density per steradian, or None")
     with torch.autocast(features.device.type, enabled=False):
         losses: Tensor = _MvmfLoss.apply(  # type: ignore[no-untyped-call]  # torch declares apply untyped
             features,
@@ -142,41 +168,106 @@ def mvmf_loss(
             log_concentrations.double(),
             target_directions.detach().double(),
             -math.inf if floor is None else math.log(floor),
-            budget,
+            LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
+            _product_type(features),
         )
-        return reduce(losses, sample_weight, reduction)
+        return reduce_losses(losses, sample_weight, reduction)
 
 
-def reduce(losses: Tensor, sample_weight: Tensor | None, reduction: str) -> Tensor:
-    """Reduce losses of single targets, with their weights.
+def cross_entropy_loss(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    *,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+    logit_budget_bytes: int | None = None,
+) -> Tensor:
+    """Give the negative log probability of the true classes, streamed like `mvmf_loss`.
 
     Parameters
     ----------
-    losses : Tensor, (N,)
-    sample_weight : Tensor, (N,), optional
-    reduction : {"mean", "sum", "none"}
+    features : Tensor, shape (N, D)
+        What the backbone made of the images.
+    weight : Tensor, shape (C, D)
+        Of the output layer.
+    bias : Tensor, shape (C,)
+        Of the output layer.
+    target : Tensor of int64, shape (N,)
+        The true class of each row, 0..C - 1.
+    sample_weight, reduction, logit_budget_bytes
+        As in `mvmf_loss`.
+
+    Returns
+    -------
+    Tensor of float32 (float64 if the features or the weight are), shape () or (N,)
+        Nats.
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit, a class is out of range, or an option is unknown.
 
     Examples
     --------
-    >>> float(reduce(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0]), "mean"))
+    >>> loss = cross_entropy_loss(torch.ones(1, 2), torch.zeros(4, 2), torch.zeros(4), torch.tensor([3]))
+    >>> round(float(loss.exp()), 6)
+    4.0
+    """
+    _check_layer(features, weight, bias, reduction)
+    _check_shape("target", target, (features.shape[0],))
+    wrong = (target < 0) | (target >= weight.shape[0])
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        raise ValueError(f"row {row} has class {int(target[row])}, not in 0..{weight.shape[0] - 1}")
+    with torch.autocast(features.device.type, enabled=False):
+        losses: Tensor = _CrossEntropyLoss.apply(  # type: ignore[no-untyped-call]  # torch declares apply untyped
+            features,
+            weight,
+            bias,
+            target,
+            LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
+            _product_type(features),
+        )
+        return reduce_losses(losses, sample_weight, reduction)
+
+
+def reduce_losses(losses: Tensor, sample_weight: Tensor | None, reduction: str) -> Tensor:
+    """Reduce the losses of single targets, with their weights.
+
+    Parameters
+    ----------
+    losses : Tensor, shape (N,)
+        Nats.
+    sample_weight : Tensor, shape (N,), optional
+        None counts every row once.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the sum of the weights.
+
+    Returns
+    -------
+    Tensor, shape () or (N,)
+        Of the type of the losses.
+
+    Raises
+    ------
+    ValueError
+        The weights' shape is not that of the losses.
+
+    Examples
+    --------
+    >>> float(reduce_losses(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0]), "mean"))
     1.5
     """
-    if sample_weight is not None:
-        weighted = losses * sample_weight.to(losses)
-        if reduction == "mean":
-            return weighted.sum() / sample_weight.to(losses).sum()
-        return weighted.sum() if reduction == "sum" else weighted
-    if reduction == "mean":
-        return losses.mean()
-    return losses.sum() if reduction == "sum" else losses
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sums:
-    """The two running logsumexps of a batch, (N,) each, in the accumulation type."""
-
-    denominator: Tensor
-    numerator: Tensor
+    if sample_weight is None:
+        return {"mean": losses.mean, "sum": losses.sum}[reduction]() if reduction != "none" else losses
+    _check_shape("sample_weight", sample_weight, tuple(losses.shape))
+    weights = sample_weight.to(losses)
+    weighted = losses * weights
+    if reduction == "none":
+        return weighted
+    return weighted.sum() / weights.sum() if reduction == "mean" else weighted.sum()
 
 
 class _MvmfLoss(torch.autograd.Function):
@@ -190,130 +281,199 @@ class _MvmfLoss(torch.autograd.Function):
         log_concentrations: Tensor,
         target_directions: Tensor,
         log_floor: float,
-        budget: int,
+        budget_bytes: int,
+        product_type: torch.dtype | None,
     ) -> Tensor:
-        working = torch.float64 if features.dtype == torch.float64 else torch.float32
-        n, kept, kept_bytes = features.shape[0], [], 0
-        sums = _Sums(*(torch.full((n,), -math.inf, dtype=working, device=features.device) for _ in range(2)))
-        for part in _chunks(weight.shape[0]):
-            logits = _logits(features, weight, bias, part, working)
-            joint = logits + log_density(target_directions, mean_directions[part], log_concentrations[part]).to(working)
-            sums = _Sums(_accumulate(sums.denominator, logits), _accumulate(sums.numerator, joint))
-            kept_bytes += logits.numel() * logits.element_size()
-            kept.append(logits if kept_bytes <= budget else None)
-        mixture = sums.numerator - sums.denominator
+        layer = streaming.OutputLayer(features, weight, bias, product_type)
+        near = _NearComponents(mean_directions, log_concentrations, target_directions, layer.working)
+        sums = streaming.forward(layer, near, budget_bytes=budget_bytes)
+        mixture = near.value() - sums.denominator
         floored = torch.logaddexp(mixture, torch.full_like(mixture, log_floor)) if log_floor > -math.inf else mixture
+        ctx.product_type = product_type
         ctx.save_for_backward(
             features, weight, bias, mean_directions, log_concentrations, target_directions,
-            sums.denominator, sums.numerator, torch.exp(mixture - floored),
+            sums.denominator, sums.by_chunk, sums.kept, near.value(), near.bounds(), torch.exp(mixture - floored),
         )  # fmt: skip
-        ctx.kept = kept
-        return -floored
+        return -floored.to(layer.working)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias, mu, log_kappa, y, denominator, numerator, share = ctx.saved_tensors
-        scale = (gradients[0].to(share) * share)[:, None]  # the floor takes its share of the gradient away
-        needs = ctx.needs_input_grad
-        d_features = torch.zeros_like(features, dtype=share.dtype) if needs[0] else None
-        d_weight = torch.empty_like(weight) if needs[1] else None
-        d_bias = torch.empty_like(bias) if needs[2] else None
-        d_mu = torch.empty_like(mu) if needs[3] else None
-        d_log_kappa = torch.empty_like(log_kappa) if needs[4] else None
-        for kept, part in zip(ctx.kept, _chunks(weight.shape[0]), strict=True):
-            logits = _logits(features, weight, bias, part, share.dtype) if kept is None else kept
-            log_f = log_density(y, mu[part], log_kappa[part])
-            near = _exp(logits + log_f.to(share.dtype) - numerator[:, None])  # responsibilities q, (N, chunk)
-            d_logits = (_exp(logits - denominator[:, None]) - near) * scale
-            if d_features is not None:
-                d_features += (d_logits.to(weight.dtype) @ weight[part]).to(share.dtype)
-            if d_weight is not None:
-                d_weight[part] = d_logits.to(features.dtype).T @ features
-            if d_bias is not None:
-                d_bias[part] = d_logits.sum(dim=0)
-            _component_gradients(d_mu, d_log_kappa, part, (near * scale).double(), y, mu, log_kappa)
-        d_features = None if d_features is None else d_features.to(features.dtype)
-        return d_features, d_weight, d_bias, d_mu, d_log_kappa, None, None, None
+        saved = ctx.saved_tensors
+        layer = streaming.OutputLayer(*saved[:3], ctx.product_type)
+        near = _NearComponents(*saved[3:6], layer.working, value=saved[9], bounds=saved[10])
+        near.collect(mean_directions=ctx.needs_input_grad[3], log_concentrations=ctx.needs_input_grad[4])
+        scale = (gradients[0].double() * saved[11]).to(layer.working)  # a floor takes its share of the gradient away
+        with torch.autocast(layer.features.device.type, enabled=False):  # the caller's may still be on
+            found = streaming.backward(
+                layer, near, streaming.Sums(*saved[6:9]), scale, tuple(ctx.needs_input_grad[:3])
+            )
+        return *found, near.d_mean_directions, near.d_log_concentrations, None, None, None, None
 
 
-def _component_gradients(
-    d_mu: Tensor | None,
-    d_log_kappa: Tensor | None,
-    part: slice,
-    pull: Tensor,
-    y: Tensor,
-    mu: Tensor,
-    log_kappa: Tensor,
-) -> None:
-    """Gradients of one chunk's mean directions and log concentrations; `pull` is q times the outer gradient."""
-    kappa = log_kappa[part].exp()
-    if d_mu is not None:
-        # d(-L)/d mu = kappa sum q (y - mu): the differences are formed before they are multiplied by a large kappa.
-        d_mu[part] = -kappa[:, None] * (pull.T @ y - pull.sum(dim=0)[:, None] * mu[part])
-    if d_log_kappa is not None:
-        chord = (pull * _chord_squared(y, mu[part])).sum(dim=0)
-        d_log_kappa[part] = -(pull.sum(dim=0) * _d_log_normaliser(log_kappa[part]) - 0.5 * kappa * chord)
+class _CrossEntropyLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]  # torch's own signature is variadic
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        budget_bytes: int,
+        product_type: torch.dtype | None,
+    ) -> Tensor:
+        layer = streaming.OutputLayer(features, weight, bias, product_type)
+        logits = streaming.TargetLogits(target, features.device)
+        sums = streaming.forward(layer, logits, budget_bytes=budget_bytes)
+        ctx.product_type = product_type
+        ctx.save_for_backward(features, weight, bias, target, sums.denominator, sums.by_chunk, sums.kept)
+        return (sums.denominator - logits.value()).to(layer.working)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        layer = streaming.OutputLayer(*saved[:3], ctx.product_type)
+        logits = streaming.TargetLogits(saved[3], layer.features.device)
+        scale = gradients[0].to(layer.working)
+        with torch.autocast(layer.features.device.type, enabled=False):  # the caller's may still be on
+            found = streaming.backward(
+                layer, logits, streaming.Sums(*saved[4:7]), scale, tuple(ctx.needs_input_grad[:3])
+            )
+        return *found, None, None, None
 
 
-def _d_log_normaliser(log_kappa: Tensor) -> Tensor:
-    """D log c / d log kappa = 1 - 2 kappa / expm1(2 kappa), and the derivative of the series for small kappa."""
-    kappa = log_kappa.exp()
+class _NearComponents:
+    """The numerator of the MvMF loss: logsumexp of logits plus log densities, over the components that count."""
+
+    def __init__(
+        self,
+        mean_directions: Tensor,
+        log_concentrations: Tensor,
+        target_directions: Tensor,
+        working: torch.dtype,
+        *,
+        value: Tensor | None = None,
+        bounds: Tensor | None = None,
+    ) -> None:
+        self._mu, self._y, self._working = mean_directions, target_directions, working
+        self._kappa = log_concentrations.exp()
+        self._log_c, self._d_log_c = log_normaliser(log_concentrations), _d_log_normaliser(self._kappa)
+        norm_squared = mean_directions.square().sum(dim=1)
+        self._at_zero = self._log_c - 0.5 * self._kappa * (1.0 + norm_squared)  # log f = this + kappa y.mu, |y| = 1
+        self._short = 0.5 * (1.0 - target_directions.square().sum(dim=1)).clamp(min=0.0)
+        self._value = torch.full_like(self._y[:, 0], -math.inf) if value is None else value
+        self._bounds: list[Tensor] = [] if bounds is None else list(bounds)
+        self.d_mean_directions: Tensor | None = None
+        self.d_log_concentrations: Tensor | None = None
+
+    def value(self) -> Tensor:
+        return self._value
+
+    def bounds(self) -> Tensor:
+        """Upper bound of the log density of each chunk's components at each target, (chunks, N)."""
+        return torch.stack(self._bounds)
+
+    def collect(self, *, mean_directions: bool, log_concentrations: bool) -> None:
+        """Ask for the gradients by the components' own parameters."""
+        self.d_mean_directions = torch.zeros_like(self._mu) if mean_directions else None
+        self.d_log_concentrations = torch.zeros_like(self._kappa) if log_concentrations else None
+
+    def add(self, index: int, part: slice, logits: Tensor, log_sums: Tensor, scratch: Tensor) -> None:
+        self._bounds.append(self._bound(part, scratch))
+        for rows in self._near(index, log_sums, part):
+            log_f = self._log_f(part, rows)
+            joint = log_f.add_(logits[rows])
+            top = joint.amax(dim=1)
+            total = _exp(joint.sub_(top[:, None]).to(self._working)).sum(dim=1)
+            self._value[rows] = torch.logaddexp(self._value[rows], top + total.double().log())
+
+    def subtract(
+        self, index: int, part: slice, logits: Tensor, log_sums: Tensor, scale: Tensor, d_logits: Tensor
+    ) -> None:
+        for rows in self._near(index, log_sums, part):
+            log_f = self._log_f(part, rows)
+            joint = log_f + logits[rows]
+            pull = _exp(joint.sub_(self._value[rows, None]).to(self._working)).mul_(scale[rows, None])
+            d_logits[rows] -= pull
+            self._collect(part, rows, pull, log_f)
+
+    def _collect(self, part: slice, rows: slice | Tensor, pull: Tensor, log_f: Tensor) -> None:
+        """Add the gradients by mean directions and log concentrations; `pull` (R, b) is responsibility times scale."""
+        if self.d_mean_directions is None and self.d_log_concentrations is None:
+            return
+        wide = pull.double()
+        total = wide.sum(dim=0)  # (b,)
+        if self.d_mean_directions is not None:
+            toward = wide.T @ self._y[rows] - total[:, None] * self._mu[part]  # sum of pull (y - mu)
+            self.d_mean_directions[part] -= self._kappa[part, None] * toward
+        if self.d_log_concentrations is not None:
+            # (kappa/2) |y - mu|^2 is log c - log f
+            self.d_log_concentrations[part] -= total * (self._d_log_c - self._log_c)[part] + (wide * log_f).sum(dim=0)
+
+    def _bound(self, part: slice, scratch: Tensor) -> Tensor:
+        """Bound the log densities of a chunk from above at each target, (N,), in cheap float32 arithmetic."""
+        y, toward = self._y.float(), (self._kappa[part, None] * self._mu[part]).float()
+        estimate = scratch if scratch.dtype == torch.float32 else scratch.float()
+        torch.addcmul(self._at_zero[part].float(), y[:, 0, None], toward[:, 0], out=estimate)
+        for axis in (1, 2):
+            estimate.addcmul_(y[:, axis, None], toward[:, axis])
+        widest = self._kappa[part].amax()
+        slack = _BOUND_ERROR * (widest + self._log_c[part].abs().amax()) + widest * self._short
+        return estimate.amax(dim=1).double() + slack
+
+    def _near(self, index: int, log_sums: Tensor, part: slice) -> Iterator[slice | Tensor]:
+        """Give the rows for which a chunk can count, in runs that bound the memory of float64 work."""
+        negligible = self._bounds[index] + log_sums.double() < self._value - NEGLIGIBLE
+        rows = (~negligible).nonzero().squeeze(1)  # NaN is not negligible: it must show
+        limit = _NEAR_ELEMENTS if rows.device.type == "cpu" else _ACCELERATOR_NEAR_ELEMENTS
+        step = max(1, limit // (part.stop - part.start))
+        for start in range(0, rows.numel(), step):
+            stop = min(start + step, rows.numel())
+            yield slice(start, stop) if rows.numel() == negligible.numel() else rows[start:stop]
+
+    def _log_f(self, part: slice, rows: slice | Tensor) -> Tensor:
+        """Log densities from differences of float64 coordinates, (R, b)."""
+        y, mu = self._y[rows], self._mu[part]
+        chord_squared = (y[:, 0, None] - mu[:, 0]).square_()
+        for axis in (1, 2):
+            difference = y[:, axis, None] - mu[:, axis]
+            chord_squared.addcmul_(difference, difference)
+        return torch.addcmul(self._log_c[part], chord_squared, self._kappa[part], value=-0.5, out=chord_squared)
+
+
+def _d_log_normaliser(kappa: Tensor) -> Tensor:
+    """Derivative of log c by log kappa: 1 - 2 kappa / expm1(2 kappa), by its series for small kappa."""
     small = kappa < _SERIES_BELOW
-    safe = torch.where(small, torch.ones_like(kappa), kappa)
-    exact = 1.0 - torch.where(safe < 300.0, 2.0 * safe / torch.expm1(2.0 * safe.clamp(max=300.0)), 0.0)
-    return torch.where(small, kappa - kappa * kappa / 3.0, exact)
-
-
-def _chord_squared(y: Tensor, mu: Tensor) -> Tensor:
-    """|y - mu|^2 in float64, (N, C); axis by axis, so that no (N, C, 3) array exists."""
-    total = torch.zeros(y.shape[0], mu.shape[0], dtype=y.dtype, device=y.device)
-    for axis in range(3):
-        difference = y[:, axis, None] - mu[None, :, axis]
-        total = torch.addcmul(total, difference, difference)
-    return total
-
-
-def _logits(features: Tensor, weight: Tensor, bias: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
-    return (features @ weight[part].T.to(features.dtype)).to(dtype) + bias[part].to(dtype)
+    safe = torch.where(small, torch.ones_like(kappa), kappa.clamp(max=300.0))
+    exact = 1.0 - 2.0 * safe / torch.expm1(2.0 * safe)
+    return torch.where(small, kappa - kappa**2 / 3.0 + kappa**4 / 45.0, exact)
 
 
 def _exp(values: Tensor) -> Tensor:
-    return torch.where(values > _UNDERFLOW, values.clamp(min=_UNDERFLOW).exp(), 0.0)
+    return values.clamp_(min=_UNDERFLOW).exp_()
 
 
-def _accumulate(running: Tensor, values: Tensor) -> Tensor:
-    top = torch.maximum(running, values.max(dim=1).values)
-    total = _exp(values - top[:, None]).sum(dim=1) + torch.exp(running - top)
-    return top + total.log()
+def _product_type(features: Tensor) -> torch.dtype | None:
+    """Type of the factors under autocast, where products of them can come out in float32."""
+    device = features.device.type
+    if device != "cuda" or not torch.is_autocast_enabled(device) or features.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
 
 
-def _chunks(components: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK, components)) for start in range(0, components, CHUNK)]
+def _check_layer(features: Tensor, weight: Tensor, bias: Tensor, reduction: str) -> None:
+    if features.ndim != 2 or weight.ndim != 2 or weight.shape[0] == 0:
+        raise ValueError(
+            f"features and weight have shapes {tuple(features.shape)}, {tuple(weight.shape)}; "
+            "expected (N, D), (C, D) with C >= 1"
+        )
+    _check_shape("weight", weight, (weight.shape[0], features.shape[1]))
+    _check_shape("bias", bias, (weight.shape[0],))
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
 
 
-def _check(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean_directions: Tensor,
-    log_concentrations: Tensor,
-    target_directions: Tensor,
-    reduction: str,
-    floor: float | None,
-) -> None:
-    n, d, c = features.shape[0], features.shape[-1], weight.shape[0]
-    wanted = {
-        "features": (features, (n, d)),
-        "weight": (weight, (c, d)),
-        "bias": (bias, (c,)),
-        "mean_directions": (mean_directions, (c, 3)),
-        "log_concentrations": (log_concentrations, (c,)),
-        "target_directions": (target_directions, (n, 3)),
-    }
-    for name, (tensor, shape) in wanted.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction {reduction!r} is not 'mean', 'sum' or 'none'")
-    if floor is not None and not floor > 0.0:
-        raise ValueError(f"floor {floor!r} must be a positive density per steradian, or None")
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")

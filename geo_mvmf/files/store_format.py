@@ -1,0 +1,287 @@
+"""What stands where in a predictions file: written here, read here, checked here.
+
+docs/predictions_file.md is the specification; `stores` is what other modules call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from geo_mvmf.errors import BadInputError
+from geo_mvmf.files import netcdf, store_rows
+from geo_mvmf.files.weights import FloatArray, IntArray, Pruned
+
+FORMAT = "geo_mvmf predictions"
+FORMAT_VERSION = 1
+_KINDS = ("vmf", "cell")
+_TOLERANCE = 1e-3  # by which weights may miss their sum
+
+
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """The components that all images of a file share.
+
+    Parameters
+    ----------
+    kind : str
+        "vmf" (von Mises-Fisher components) or "cell" (probability uniform on S2 cells).
+    mean_directions : ndarray of float64, (C, 3)
+        For cells their centres.
+    log_concentrations : ndarray of float64, (C,)
+        NaN for cells.
+    training_counts : ndarray of int64, (C,)
+        Training images per component.
+    cell_ids : ndarray of uint64, (C,)
+        S2 cells of the partition.
+
+    Examples
+    --------
+    >>> Components("vmf", np.eye(3), np.zeros(3), np.ones(3, int), np.zeros(3, np.uint64)).kind
+    'vmf'
+    """
+
+    kind: str
+    mean_directions: FloatArray
+    log_concentrations: FloatArray
+    training_counts: IntArray
+    cell_ids: npt.NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.mean_directions)
+
+    def same_as(self, other: Components) -> bool:
+        """Tell whether two files share their components, to the last bit.
+
+        Parameters
+        ----------
+        other : Components
+        """
+        mine, theirs = shared_arrays(self), shared_arrays(other)
+        return self.kind == other.kind and all(mine[k].tobytes() == theirs[k].tobytes() for k in mine)
+
+
+def check_format(path: str | os.PathLike[str], file: Any) -> None:
+    """Make sure that a NetCDF file is a predictions file of a known version.
+
+    Parameters
+    ----------
+    path : path
+        For the message.
+    file : h5py.File
+
+    Raises
+    ------
+    BadInputError
+        It is none, or of another version.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    found, version = file.attrs.get("format"), file.attrs.get("format_version")
+    found = found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+    if found != FORMAT:
+        raise BadInputError(f"{path}: not a predictions file: its format is {found!r}, expected {FORMAT!r}")
+    if int(version) != FORMAT_VERSION:
+        raise BadInputError(f"{path}: format version {version}; this geo_mvmf reads version {FORMAT_VERSION}")
+
+
+def check_offsets(file: Any, offsets: IntArray, residual: FloatArray) -> None:
+    """Make sure that images, entries and residuals fit each other.
+
+    Parameters
+    ----------
+    file : h5py.File
+    offsets : ndarray of int64, (n + 1,)
+    residual : ndarray of float64, (n,)
+
+    Raises
+    ------
+    ValueError
+        They do not.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    entries = netcdf.array(file, "entry_component", "u", 1).shape[0]
+    weights = netcdf.array(file, "entry_log_weight", "f", 1).shape[0]
+    if offsets.size != residual.size + 1 or offsets[0] != 0 or np.any(np.diff(offsets) < 0):
+        raise ValueError(f"image_offset does not rise from 0 over {residual.size} images")
+    if offsets[-1] != entries or entries != weights:
+        raise ValueError(f"{offsets[-1]} entries are owned, {entries} components and {weights} weights are stored")
+    predicted = np.diff(offsets) > 0
+    if not np.all((residual[predicted] >= 0.0) & (residual[predicted] < 1.0)):
+        raise ValueError("a residual is not in 0..1")
+
+
+def check_entries(pruned: Pruned, size: int) -> None:
+    """Make sure that weights are weights of known components.
+
+    Parameters
+    ----------
+    pruned : Pruned
+    size : int
+        Number of components.
+
+    Raises
+    ------
+    ValueError
+        A component is unknown or out of order, a weight is no number, or weights and residual do not sum to 1.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    if not pruned.component.size:
+        return
+    if pruned.component.max() >= size or not np.all(pruned.log_weight <= _TOLERANCE):
+        raise ValueError(f"a weight is no number below 1, or of a component beyond {size}")
+    rises = np.diff(pruned.component.astype(np.int64)) > 0
+    inner = pruned.offsets[1:-1]
+    rises[inner[(inner > 0) & (inner < pruned.component.size)] - 1] = True  # the next image starts again
+    owned = np.flatnonzero(np.diff(pruned.offsets))
+    sums = np.add.reduceat(np.exp(pruned.log_weight.astype(np.float64)), pruned.offsets[owned])
+    if not rises.all() or not np.all(np.abs(sums + pruned.residual[owned] - 1.0) <= 2.0 * _TOLERANCE):
+        raise ValueError("components do not rise, or weights and residual do not sum to 1")
+
+
+def write_head(file: Any, components: Components, images: int, entries: int) -> None:
+    """Write everything whose size is known before the weights come, and make room for them.
+
+    Parameters
+    ----------
+    file : h5netcdf.File
+    components : Components
+    images, entries : int
+        Number of images and of stored weights.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    file.attrs["Conventions"] = "CF-1.11"
+    file.attrs["title"] = "Predicted locations of images, as mixtures on the sphere"
+    file.attrs["format"] = FORMAT
+    file.attrs["format_version"] = np.int32(FORMAT_VERSION)
+    file.dimensions = {
+        "image": images,
+        "image_bound": images + 1,
+        "component": len(components),
+        "xyz": 3,
+        "entry": entries,
+    }
+    for name, values in shared_arrays(components).items():
+        dimensions = ("component", "xyz") if values.ndim == 2 else ("component",)
+        netcdf.add_array(file, name, dimensions, values)
+    netcdf.add_array(file, "entry_component", ("entry",), dtype=np.uint32)
+    netcdf.add_array(file, "entry_log_weight", ("entry",), dtype=np.float32)
+    netcdf.add_array(file, "image_offset", ("image_bound",), dtype=np.int64)
+    netcdf.add_array(file, "residual", ("image",), dtype=np.float64)
+    file["image_offset"][0:1] = np.zeros(1, dtype=np.int64)
+
+
+def write_entries(file: Any, pruned: Pruned, image: int, entry: int) -> None:
+    """Write the weights of some images into their place.
+
+    Parameters
+    ----------
+    file : h5netcdf.File
+    pruned : Pruned
+    image, entry : int
+        Where the first image and the first weight go.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    size = pruned.component.size
+    if size:
+        file["entry_component"][entry : entry + size] = pruned.component
+        file["entry_log_weight"][entry : entry + size] = pruned.log_weight
+    if len(pruned):
+        file["image_offset"][image + 1 : image + len(pruned) + 1] = pruned.offsets[1:] + entry
+        file["residual"][image : image + len(pruned)] = pruned.residual
+
+
+def write_header(file: Any, components: Components, rows: pd.DataFrame, run: Mapping[str, Any]) -> None:
+    """Write the row columns, and the header that says what the file holds.
+
+    Parameters
+    ----------
+    file : h5netcdf.File
+    components : Components
+    rows : DataFrame
+    run : mapping
+        JSON-able.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    described = store_rows.write_rows(file.create_group("rows"), rows)
+    header = {"kind": components.kind, "run": dict(run), "columns": described}
+    text = np.frombuffer(json.dumps(header, sort_keys=True, ensure_ascii=False).encode("utf-8"), dtype="S1")
+    file.dimensions["header_byte"] = text.size
+    netcdf.add_array(file, "header", ("header_byte",), text, attributes={"long_name": "JSON"})
+
+
+def shared_arrays(components: Components) -> dict[str, npt.NDArray[Any]]:
+    """Give the arrays of components their names and types in the file.
+
+    Parameters
+    ----------
+    components : Components
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    return {
+        "mean_directions": np.ascontiguousarray(components.mean_directions, dtype=np.float64),
+        "log_concentrations": np.ascontiguousarray(components.log_concentrations, dtype=np.float64),
+        "training_counts": np.ascontiguousarray(components.training_counts, dtype=np.int64),
+        "cell_ids": np.ascontiguousarray(components.cell_ids, dtype=np.uint64),
+    }
+
+
+def read_components(file: Any, kind: str) -> Components:
+    """Read and check the components.
+
+    Parameters
+    ----------
+    file : h5py.File
+    kind : str
+        As the header says.
+
+    Raises
+    ------
+    ValueError
+        They are damaged.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    if kind not in _KINDS:
+        raise ValueError(f"kind is {kind!r}, not 'vmf' or 'cell'")
+    directions = netcdf.array(file, "mean_directions", "f", 2)[...].astype(np.float64)
+    concentrations = netcdf.array(file, "log_concentrations", "f", 1)[...].astype(np.float64)
+    counts = netcdf.array(file, "training_counts", "i", 1)[...].astype(np.int64)
+    cells = netcdf.array(file, "cell_ids", "u", 1)[...].astype(np.uint64)
+    size = len(directions)
+    if directions.shape != (size, 3) or not {len(concentrations), len(counts), len(cells)} == {size}:
+        raise ValueError(f"mean_directions have shape {directions.shape}, which other components do not fit")
+    if not np.all(np.abs(np.linalg.norm(directions, axis=1) - 1.0) < 1e-6):
+        raise ValueError("a mean direction is not of length 1")
+    if np.any(counts < 0) or (kind == "vmf" and not np.isfinite(concentrations).all()):
+        raise ValueError("a training count is negative or a log concentration not finite")
+    return Components(kind, directions, concentrations, counts, cells)

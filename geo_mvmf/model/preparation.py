@@ -1,0 +1,278 @@
+"""Preparation: from a configuration and its images to a backbone, a head, targets and a source of batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from geo_mvmf import s2
+from geo_mvmf.errors import UsageError
+from geo_mvmf.inputs.images import ImageSpec
+from geo_mvmf.model import sources
+from geo_mvmf.model.backbones import Backbone, build_backbone
+from geo_mvmf.model.bundle import Bundle, load_bundle
+from geo_mvmf.model.configuration import TrainingConfig
+from geo_mvmf.model.country_head import CountryHead
+from geo_mvmf.model.features import cache_features
+from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead, head_from_state, head_state
+from geo_mvmf.model.image_set import ImageSet, country_labels, sampling_weights
+from geo_mvmf.model.learner import AnyHead, Learner
+from geo_mvmf.model.partition import Partition, initial_log_concentrations, partition_sphere
+from geo_mvmf.progress import Progress
+
+DEFAULT_COMPONENTS = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything that a run needs before its first step.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    image_set : ImageSet
+        Without the images that are known to be unreadable.
+    backbone : Backbone
+    head : MvmfHead, CrossEntropyHead or CountryHead
+    partition : Partition
+        Of the training images.
+    weights : array, shape (len(image_set.training),), float64
+        How often each is drawn.
+    targets : Tensor
+        Of all rows.
+    source, evaluation_source : Source
+        For training and for validation.
+    spec : ImageSpec
+        How images are prepared for prediction.
+    device : torch.device
+    """
+
+    config: TrainingConfig
+    image_set: ImageSet
+    backbone: Backbone
+    head: AnyHead
+    partition: Partition
+    weights: npt.NDArray[np.float64]
+    targets: Tensor
+    source: sources.Source
+    evaluation_source: sources.Source
+    spec: ImageSpec
+    device: torch.device
+
+    def learner(self, steps: int) -> Learner:
+        """Make the learner.
+
+        Parameters
+        ----------
+        steps : int
+            Of the whole run.
+        """
+        trained = None if self.config.stage == "head" else self.backbone
+        return Learner(self.config, self.head, trained, self.targets, self.spec.crop, steps, self.device)
+
+
+def prepare(
+    config: TrainingConfig, image_set: ImageSet, device: torch.device, folder: Path
+) -> Generator[Progress, None, Prepared]:
+    """Make everything that a run needs; the same configuration and images give the same.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    image_set : ImageSet
+    device : torch.device
+    folder : Path
+        Run folder; features are cached in it unless the configuration names a cache.
+
+    Yields
+    ------
+    Progress
+        Stage "features" or "load".
+
+    Returns
+    -------
+    Prepared
+    """
+    backbone, old_head, old_partition, spec = _start(config)
+    source: sources.Source
+    evaluation_source: sources.Source
+    if config.stage == "head":
+        image_set, source = yield from _features(config, image_set, backbone, spec, device, folder)
+        evaluation_source = source
+    else:
+        image_set, source, evaluation_source = yield from _pixels(config, image_set, spec, device)
+    partition = _partition(config, image_set) if old_partition is None else _recounted(old_partition, image_set)
+    targets = torch.from_numpy(image_set.directions)
+    head: AnyHead
+    if config.stage == "backbone":
+        labels, names = country_labels(config, image_set)
+        targets = torch.from_numpy(labels)
+        head = CountryHead(backbone.num_features, len(names), seed=config.seed)
+    else:
+        head = old_head or _new_head(config, backbone.num_features, partition)
+    return Prepared(
+        config=config,
+        image_set=image_set,
+        backbone=backbone,
+        head=head,
+        partition=partition,
+        weights=sampling_weights(config, image_set, partition),
+        targets=targets,
+        source=source,
+        evaluation_source=evaluation_source,
+        spec=spec,
+        device=device,
+    )
+
+
+def image_spec(config: TrainingConfig, backbone: Backbone) -> ImageSpec:
+    """How images are prepared: what the configuration says, else the backbone's own size.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    backbone : Backbone
+
+    Returns
+    -------
+    ImageSpec
+
+    Raises
+    ------
+    UsageError
+        If the crop is larger than what is left after scaling.
+
+    Examples
+    --------
+    >>> config = TrainingConfig(stage="finetune", table="a.csv", out="run", crop=48)
+    >>> image_spec(config, build_backbone("chip_resnet10", width=8)).resize
+    48
+    """
+    own = backbone.image_spec
+    crop = config.crop or own.crop
+    # Chips are seen whole; of photos the network's usual margin is cut off.
+    resize = config.resize or max(crop, round(crop * own.resize / own.crop))
+    if config.ground_km is not None and config.resize is None:
+        resize = crop
+    if crop > resize:
+        raise UsageError(f"crop {crop} is larger than resize {resize}: a square of {crop} pixels cannot be cut out")
+    stretch = None if config.stretch is None else tuple((float(low), float(high)) for low, high in config.stretch)
+    return ImageSpec(
+        resize=resize,
+        crop=crop,
+        bands=None if config.bands is None else tuple(config.bands),
+        stretch=stretch,
+        ground_km=config.ground_km,
+        channels=config.channels,
+    )
+
+
+def _start(
+    config: TrainingConfig,
+) -> tuple[Backbone, MvmfHead | CrossEntropyHead | None, Partition | None, ImageSpec]:
+    """Backbone and, for stage finetune, head and partition of the bundle to start from."""
+    if config.init_bundle is None:
+        backbone = build_backbone(
+            config.backbone,
+            weights=config.weights,
+            channels=config.channels,
+            seed=config.seed,
+            width=config.backbone_width,
+            stem_stride=config.stem_stride,
+        )
+        return backbone, None, None, image_spec(config, backbone)
+    bundle = load_bundle(config.init_bundle, device="cpu")
+    if config.stage != "finetune":
+        return bundle.backbone, None, None, bundle.spec
+    return bundle.backbone, _old_head(config, bundle), _old_partition(bundle), bundle.spec
+
+
+def _old_head(config: TrainingConfig, bundle: Bundle) -> MvmfHead | CrossEntropyHead:
+    """Take the head of a bundle, with what this run trains of it."""
+    tensors, options = head_state(bundle.head)
+    if options["kind"] == "mvmf":
+        options |= {
+            "floor": config.floor,
+            "train_mean_directions": config.train_mean_directions,
+            "train_log_concentrations": config.train_log_concentrations,
+        }
+    return head_from_state(tensors, options)
+
+
+def _old_partition(bundle: Bundle) -> Partition:
+    return Partition(bundle.cell_ids, bundle.counts, s2.centre(bundle.cell_ids), 0)
+
+
+def _recounted(partition: Partition, image_set: ImageSet) -> Partition:
+    """Count this run's training images in the same cells."""
+    rows = image_set.training
+    cells = partition.assign(image_set.longitude[rows], image_set.latitude[rows])
+    return dataclasses.replace(partition, counts=np.bincount(cells, minlength=len(partition)))
+
+
+def _partition(config: TrainingConfig, image_set: ImageSet) -> Partition:
+    rows = image_set.training
+    return partition_sphere(
+        image_set.longitude[rows],
+        image_set.latitude[rows],
+        config.num_components or DEFAULT_COMPONENTS,
+        mean_direction=config.mean_direction,
+        max_level=config.max_level,
+    )
+
+
+def _new_head(config: TrainingConfig, num_features: int, partition: Partition) -> MvmfHead | CrossEntropyHead:
+    if config.head == "cross_entropy":
+        return CrossEntropyHead(num_features, partition.cell_ids, prior_counts=partition.counts, seed=config.seed)
+    return MvmfHead(
+        num_features,
+        partition.mean_directions,
+        initial_log_concentrations(partition, config.initial_log_concentration),
+        train_mean_directions=config.train_mean_directions,
+        train_log_concentrations=config.train_log_concentrations,
+        floor=config.floor,
+        prior_counts=partition.counts,
+        seed=config.seed,
+    )
+
+
+def _features(
+    config: TrainingConfig,
+    image_set: ImageSet,
+    backbone: Backbone,
+    spec: ImageSpec,
+    device: torch.device,
+    folder: Path,
+) -> Generator[Progress, None, tuple[ImageSet, sources.FeatureSource]]:
+    cache = yield from cache_features(
+        backbone,
+        image_set.table,
+        config.cache_dir or folder / "features",
+        spec=spec,
+        batch_size=64,
+        device=device,
+        workers=config.workers,
+        dtype=config.features_dtype,
+        paths=image_set.paths,
+    )
+    return image_set.without(cache.index < 0), sources.FeatureSource(cache, device)
+
+
+def _pixels(
+    config: TrainingConfig, image_set: ImageSet, spec: ImageSpec, device: torch.device
+) -> Generator[Progress, None, tuple[ImageSet, sources.Source, sources.Source]]:
+    # A random crop needs the margin; validation cuts the centre out of the same pixels.
+    wide = spec.ground_km is None and config.augment.moves_pixels and spec.resize > spec.crop
+    read = dataclasses.replace(spec, crop=spec.resize) if wide else spec
+    size = len(image_set) * read.channels * read.crop**2
+    if size > config.cache_images_gigabytes * 1e9:
+        files = sources.FileSource(image_set.paths, read, config.workers, device)
+        return image_set, files, files
+    memory = yield from sources.load_into_memory(image_set.paths, read, workers=config.workers, device=device)
+    return image_set.without(~memory.readable), memory, memory

@@ -1,0 +1,115 @@
+"""Release: what a finished run leaves - a bundle, or after stage backbone the weights of a backbone."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from geo_mvmf.errors import TrainingError
+from geo_mvmf.model import sealed
+from geo_mvmf.model.bundle import Bundle, save_bundle
+from geo_mvmf.model.bundle_format import RESPONSIBLE_USE
+from geo_mvmf.model.configuration import TrainingConfig
+from geo_mvmf.model.country_head import CountryHead
+from geo_mvmf.model.learner import Learner
+from geo_mvmf.model.preparation import Prepared
+
+_STATISTICS_ROWS = 4096
+
+
+def released_path(config: TrainingConfig) -> Path:
+    """Where a run leaves its result.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+
+    Examples
+    --------
+    >>> released_path(TrainingConfig(stage="head", table="a.csv", out="run")).as_posix()
+    'run/bundle.safetensors'
+    """
+    return Path(config.out) / ("backbone.safetensors" if config.stage == "backbone" else "bundle.safetensors")
+
+
+def write_release(config: TrainingConfig, prepared: Prepared, learner: Learner) -> None:
+    """Write the best model of a finished run.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    prepared : Prepared
+    learner : Learner
+
+    Raises
+    ------
+    OutputError
+        If the disk refuses.
+    """
+    learner.finish()
+    path = released_path(config)
+    if isinstance(learner.head, CountryHead):
+        state = prepared.backbone.state_dict()
+        arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in state.items()}
+        sealed.write_sealed(path, arrays, {"format": "geo_mvmf backbone", "backbone": prepared.backbone.name})
+        return
+    mean, std = _feature_statistics(prepared, learner)
+    bundle = Bundle(
+        backbone=prepared.backbone.cpu(),
+        head=learner.head.cpu(),
+        spec=prepared.spec,
+        cell_ids=prepared.partition.cell_ids,
+        counts=prepared.partition.counts,
+        feature_mean=mean,
+        feature_std=std,
+        metadata={
+            "training": _summary(config, prepared, learner),
+            "description": config.description,
+            "licence": config.licence,
+            "responsible_use": RESPONSIBLE_USE,
+        },
+    )
+    save_bundle(bundle, path, half=config.half)
+
+
+def _feature_statistics(
+    prepared: Prepared, learner: Learner
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Mean and standard deviation of the features of training images, evenly picked."""
+    rows = prepared.image_set.training
+    picked = rows[np.linspace(0, len(rows) - 1, min(len(rows), _STATISTICS_ROWS)).astype(np.int64)]
+    parts = [picked[begin : begin + 64] for begin in range(0, len(picked), 64)]
+    blocks = []
+    for batch in prepared.evaluation_source.batches(parts):
+        blocks.append(learner.features(batch)[torch.from_numpy(batch.readable)].double().cpu().numpy())
+    features = np.concatenate(blocks)
+    if len(features) == 0:
+        raise TrainingError(f"none of {len(picked)} training images can be read for the feature statistics")
+    return features.mean(axis=0).astype(np.float32), features.std(axis=0).astype(np.float32)
+
+
+def _summary(config: TrainingConfig, prepared: Prepared, learner: Learner) -> dict[str, Any]:
+    """Tell about the making of a bundle; no time, so that the same run gives the same bytes."""
+    return {
+        "stage": config.stage,
+        "num_training": len(prepared.image_set.training),
+        "num_validation": len(prepared.image_set.validation),
+        "validation": config.validation,
+        "best": dict(learner.best),
+        "steps": learner.steps,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "balance": config.balance,
+        "device": learner.device.type,
+        "data_sha256": prepared.image_set.digest(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+        },
+    }
