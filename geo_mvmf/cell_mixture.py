@@ -208,8 +208,8 @@ class CellMixture:
         Returns
         -------
         ndarray of float64, shape (N, M)
-            Probabilities. Cells on a cap's edge are subdivided to an eighth of its radius and then cut by a straight
-            line, which leaves a relative error of about 1e-5.
+            Probabilities. Cells on a cap's edge are subdivided to a sixteenth of its radius and then cut by a straight
+            line, which leaves a relative error of about 1e-4, or far less where the cells are small beside the cap.
 
         Examples
         --------

@@ -192,7 +192,9 @@ def test_samples_have_the_entropy_of_the_density():
 
 
 def test_samples_never_come_from_absent_components_and_repeat_by_seed():
-    mixture = VmfMixture(np.concatenate([np.eye(3), -np.eye(3)]), np.full(6, 18.0), [[-np.inf, 0, -np.inf, -np.inf, -np.inf, -np.inf]])
+    mixture = VmfMixture(
+        np.concatenate([np.eye(3), -np.eye(3)]), np.full(6, 18.0), [[-np.inf, 0, -np.inf, -np.inf, -np.inf, -np.inf]]
+    )
     drawn = mixture.sample(1000, seed=7)
     assert np.all(drawn[0] @ np.eye(3)[1] > 0.999)
     assert np.array_equal(drawn, mixture.sample(1000, seed=7))
@@ -203,7 +205,12 @@ def test_samples_never_come_from_absent_components_and_repeat_by_seed():
 def test_indexing():
     mixture = random_mixture(n=6, c=9)
     assert (len(mixture), mixture.num_components) == (6, 9)
-    assert [len(mixture[2]), len(mixture[1:4]), len(mixture[[5, 0]]), len(mixture[np.arange(6) % 2 == 0])] == [1, 3, 2, 3]
+    assert [len(mixture[2]), len(mixture[1:4]), len(mixture[[5, 0]]), len(mixture[np.arange(6) % 2 == 0])] == [
+        1,
+        3,
+        2,
+        3,
+    ]
     assert len(mixture[np.int64(3)]) == 1
     assert np.array_equal(mixture[-1].log_mixing_weights[0], mixture.log_mixing_weights[5])
     assert np.array_equal(mixture[[5, 0]].log_mixing_weights, mixture.log_mixing_weights[[5, 0]])

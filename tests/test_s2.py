@@ -42,7 +42,9 @@ def test_ten_thousand_random_points_have_the_ids_of_s2sphere():
 def awkward_directions():
     longitude, latitude = np.meshgrid([-180.0, -135, -90, -45, 0, 45, 90, 135, 180], [-90.0, -45, 0, 45, 90])
     ends = sphere.to_directions(longitude.ravel(), latitude.ravel())
-    face_edges = np.array([p for p in itertools.product([-1.0, -0.3, 0.0, 0.7, 1.0], repeat=3) if max(map(abs, p)) == 1.0])
+    face_edges = np.array(
+        [p for p in itertools.product([-1.0, -0.3, 0.0, 0.7, 1.0], repeat=3) if max(map(abs, p)) == 1.0]
+    )
     cells = random_cells(300, seed=1)
     cells = cells[s2.level(cells) < 30]
     corners = s2.corners(cells).reshape(-1, 3)
@@ -73,7 +75,12 @@ def test_a_million_points_take_less_than_a_second():
 
 def test_parents_centres_corners_tokens_and_neighbours_are_those_of_s2sphere():
     cells = random_cells(1500)
-    centres, corners, tokens, neighbours = s2.centre(cells), s2.corners(cells), s2.to_token(cells), s2.edge_neighbours(cells)
+    centres, corners, tokens, neighbours = (
+        s2.centre(cells),
+        s2.corners(cells),
+        s2.to_token(cells),
+        s2.edge_neighbours(cells),
+    )
     levels = s2.level(cells)
     for row, number in enumerate(cells.tolist()):
         foreign = s2sphere.CellId(number)
@@ -87,7 +94,10 @@ def test_parents_centres_corners_tokens_and_neighbours_are_those_of_s2sphere():
             assert [child.id() for child in foreign.children()] == s2.children(cells[row]).tolist()
         if not foreign.is_face():
             assert foreign.parent().id() == s2.parent(cells[row], levels[row] - 1)
-        assert (foreign.range_min().id(), foreign.range_max().id()) == (s2.range_min(cells[row]), s2.range_max(cells[row]))
+        assert (foreign.range_min().id(), foreign.range_max().id()) == (
+            s2.range_min(cells[row]),
+            s2.range_max(cells[row]),
+        )
 
 
 def test_areas_are_those_of_s2sphere():

@@ -62,7 +62,9 @@ def test_log_density_against_scipy(log_kappa):
     ours = vmf.log_density(points, mean, log_kappa)
     theirs = stats.vonmises_fisher(mean, math.exp(log_kappa)).logpdf(points)
     # its documented errors: the normaliser by 5e-10 at e^16 and 9e-8 at e^20, and kappa times the rounding of mu.y
-    assert np.abs(ours - theirs).max() < 1e-9 + 2e-7 * math.exp(max(log_kappa - 20.0, -20.0)) + 4e-16 * math.exp(log_kappa)
+    assert np.abs(ours - theirs).max() < 1e-9 + 2e-7 * math.exp(max(log_kappa - 20.0, -20.0)) + 4e-16 * math.exp(
+        log_kappa
+    )
 
 
 def test_limits():

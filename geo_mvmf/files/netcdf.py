@@ -173,8 +173,7 @@ def array(group: h5py.Group, name: str, kinds: str, ndim: int) -> h5py.Dataset:
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"{name} is missing or lies elsewhere")
     found = group[name]
-    is_array = isinstance(found, h5py.Dataset)
-    if not is_array or found.is_virtual or found.external:
+    if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
         raise ValueError(f"{name} is no array of this file")
     if found.dtype.kind not in kinds or found.ndim != ndim:
         raise ValueError(f"{name} has type {found.dtype} and shape {found.shape}")

@@ -86,12 +86,11 @@ def check_format(path: str | os.PathLike[str], file: Any) -> None:
     --------
     See `stores.write_store`.
     """
-    found, version = file.attrs.get("format"), file.attrs.get("format_version")
-    found = found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+    found, version = (_attribute(file, name) for name in ("format", "format_version"))
     if found != FORMAT:
         raise BadInputError(f"{path}: not a predictions file: its format is {found!r}, expected {FORMAT!r}")
-    if int(version) != FORMAT_VERSION:
-        raise BadInputError(f"{path}: format version {version}; this geo_mvmf reads version {FORMAT_VERSION}")
+    if version != FORMAT_VERSION:
+        raise BadInputError(f"{path}: format version {version!r}; this geo_mvmf reads version {FORMAT_VERSION}")
 
 
 def check_offsets(file: Any, offsets: IntArray, residual: FloatArray) -> None:
@@ -285,3 +284,10 @@ def read_components(file: Any, kind: str) -> Components:
     if np.any(counts < 0) or (kind == "vmf" and not np.isfinite(concentrations).all()):
         raise ValueError("a training count is negative or a log concentration not finite")
     return Components(kind, directions, concentrations, counts, cells)
+
+
+def _attribute(file: Any, name: str) -> object:
+    value = file.attrs.get(name)
+    if isinstance(value, np.ndarray):  # NetCDF knows no scalar attributes
+        value = value.item() if value.size == 1 else value.tolist()
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from geo_mvmf import durable
-from geo_mvmf.errors import BadInputError
+from geo_mvmf.errors import BadInputError, OutputError
 from geo_mvmf.files import netcdf, store_format, store_rows
 from geo_mvmf.files.density_netcdf import write_density_netcdf
 from geo_mvmf.files.store_format import FORMAT, FORMAT_VERSION, Components
@@ -97,7 +97,7 @@ def write_store(
             store_format.write_head(file, components, len(rows), pruned.component.size)
             store_format.write_entries(file, pruned, 0, 0)
             store_format.write_header(file, components, rows, run)
-        open_store(temporary)
+        _read_back(temporary)
 
 
 def write_part(
@@ -212,7 +212,7 @@ def merge_parts(
                     store_format.write_entries(file, block, image, entry)
                     image, entry = image + len(block), entry + block.component.size
             store_format.write_header(file, parts[0].components, rows, run)
-        open_store(temporary)
+        _read_back(temporary)
     return open_store(out)
 
 
@@ -382,6 +382,13 @@ def open_store(path: str | os.PathLike[str]) -> StoredPredictions:
         rows = store_rows.read_rows(netcdf.subgroup(file, "rows"), header["columns"], residual.size)
         run = dict(header["run"])
     return StoredPredictions(Path(path), rows, components, run, offsets, residual)
+
+
+def _read_back(path: Path) -> None:
+    try:
+        open_store(path)
+    except BadInputError as error:
+        raise OutputError(f"the file read back is damaged, is the disk full? ({error})") from error
 
 
 def _parts(folder: str | os.PathLike[str]) -> Iterator[StoredPredictions]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ def pixel_directions(longitude: float, latitude: float, east_km: npt.ArrayLike, 
 
 
 def chip_lattice(
-    ground_km: float, size: int, down: int, across: int, *, first: int = 0, count: int | None = None
+    ground_km: float, size: int, footprint: Footprint, *, first: int = 0, count: int | None = None
 ) -> FloatArray:
     """Give the sample points of a chip, or of some of its rows, in its own frame (east, north, up).
 
@@ -86,23 +87,24 @@ def chip_lattice(
         Side of the chip.
     size : int
         Pixels a side.
-    down, across : int
-        Samples in one pixel.
+    footprint : Footprint
+        Says how many samples a pixel has.
     first, count : int
         Rows of pixels asked for; all from `first` when `count` is None.
 
     Returns
     -------
-    ndarray of float64, shape (count * down, size * across, 3)
+    ndarray of float64, shape (count * samples_down, size * samples_across, 3)
         Read-only unit vectors; the first row is the north, the first column the west.
 
     Examples
     --------
-    >>> chip_lattice(100.0, 2, 1, 1)[0, 0, :2].round(5).tolist()
+    >>> chip_lattice(100.0, 2, Footprint(1, 1, 1, 1))[0, 0, :2].round(5).tolist()
     [-0.00392, 0.00392]
     """
     rows = size - first if count is None else count
-    return _chip_lattice(float(ground_km), int(size), int(down), int(across), first, rows)
+    down, across = footprint.samples_down, footprint.samples_across
+    return _chip_lattice(float(ground_km), int(size), down, across, first, rows)
 
 
 def turn_lattice(lattice: FloatArray, longitude: float, latitude: float) -> FloatArray:
@@ -211,7 +213,7 @@ def block_means(pixels: Pixels, valid: Mask | None, rows: int, columns: int) -> 
 
 
 def sample(
-    means: Pixels, coverage: FloatArray | None, columns: FloatArray, rows: FloatArray, down: int, across: int
+    means: Pixels, coverage: FloatArray | None, columns: FloatArray, rows: FloatArray, footprint: Footprint
 ) -> tuple[FloatArray, Mask]:
     """Interpolate linearly at sample points and average them to chip pixels.
 
@@ -221,10 +223,10 @@ def sample(
         Blocks, or raster cells themselves.
     coverage : ndarray, shape (H, W), or None
         Valid share of each; None means 1.
-    columns, rows : ndarray, shape (h * down, w * across)
-        Where to sample, in blocks; (0, 0) is the outer corner of the first. NaN is not valid.
-    down, across : int
-        Samples in one chip pixel.
+    columns, rows : ndarray, shape (h * samples_down, w * samples_across)
+        Where to sample, in blocks; (0, 0) is the outer corner of the first. Not finite: not valid.
+    footprint : Footprint
+        Says how many samples a pixel has.
 
     Returns
     -------
@@ -235,35 +237,23 @@ def sample(
 
     Examples
     --------
-    >>> values, valid = sample(np.array([[[0.0], [10.0]]]), None, np.array([[1.25]]), np.array([[0.5]]), 1, 1)
+    >>> points = np.array([[1.25]]), np.array([[0.5]])
+    >>> values, valid = sample(np.array([[[0.0], [10.0]]]), None, *points, Footprint(1, 1, 1, 1))
     >>> float(values[0, 0, 0]), bool(valid[0, 0])
     (7.5, True)
     """
     usable = np.isfinite(columns) & np.isfinite(rows)
-    everything = coverage is None and bool(usable.all())
-    row, below, weight_below = _neighbours(np.where(usable, rows, 0.0), means.shape[0])
-    column, right, weight_right = _neighbours(np.where(usable, columns, 0.0), means.shape[1])
-    flat = means.reshape(-1, means.shape[2])
+    if coverage is None and not usable.all():
+        coverage = np.ones(means.shape[:2])
     kind = np.result_type(np.float32, means.dtype)
-    total = np.zeros((columns.shape[0] // down, columns.shape[1] // across, means.shape[2]), dtype=kind)
-    weight_total = np.zeros(total.shape[:2])
-    corners = (
-        (row, column, (1.0 - weight_below) * (1.0 - weight_right)),
-        (row, right, (1.0 - weight_below) * weight_right),
-        (below, column, weight_below * (1.0 - weight_right)),
-        (below, right, weight_below * weight_right),
-    )
-    for at_row, at_column, weight in corners:
-        index = at_row * means.shape[1] + at_column
-        if not everything:
-            weight = weight * usable * (1.0 if coverage is None else coverage.reshape(-1)[index])  # noqa: PLW2901
-            weight_total += _pixel_sums(weight[..., None], down, across)[..., 0]
-        total += _pixel_sums(flat[index] * weight[..., None].astype(kind), down, across)
-    count = down * across
-    if everything:
-        return total / count, np.ones(total.shape[:2], dtype=np.bool_)
-    valid = weight_total / count >= _HALF
-    return np.where(valid[..., None], total / np.maximum(weight_total, 1e-12)[..., None], 0.0), valid
+    flat = means.reshape(-1, means.shape[2])
+    sums: Pixels = np.zeros((*columns.shape, means.shape[2]), dtype=kind)
+    weights = np.zeros(columns.shape)
+    for index, weight in _corners(np.where(usable, columns, 0.0), np.where(usable, rows, 0.0), means.shape):
+        known = weight if coverage is None else weight * usable * coverage.reshape(-1)[index]
+        sums += flat[index] * known[..., None].astype(kind)
+        weights += known
+    return _to_pixels(sums, weights, footprint)
 
 
 @functools.lru_cache(maxsize=8)
@@ -313,17 +303,31 @@ def _sums(values: Pixels, rows: int, columns: int) -> FloatArray:
     return np.asarray(blocks.sum(axis=3, dtype=kind).sum(axis=1), dtype=np.float64)
 
 
+def _corners(
+    columns: FloatArray, rows: FloatArray, shape: tuple[int, ...]
+) -> Iterator[tuple[npt.NDArray[np.intp], FloatArray]]:
+    """Yield the four blocks between whose centres each point lies (flat index), with their weights."""
+    row, below, weight_below = _neighbours(rows, shape[0])
+    column, right, weight_right = _neighbours(columns, shape[1])
+    above, left = 1.0 - weight_below, 1.0 - weight_right
+    yield row * shape[1] + column, above * left
+    yield row * shape[1] + right, above * weight_right
+    yield below * shape[1] + column, weight_below * left
+    yield below * shape[1] + right, weight_below * weight_right
+
+
 def _neighbours(positions: FloatArray, count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
     """Find the two blocks between whose centres each position lies, and the weight of the second."""
     from_centre = positions - 0.5
     first = np.floor(from_centre)
-    weight = from_centre - first
     index = first.astype(np.intp)
-    return np.clip(index, 0, count - 1), np.clip(index + 1, 0, count - 1), weight
+    return np.clip(index, 0, count - 1), np.clip(index + 1, 0, count - 1), from_centre - first
 
 
-def _pixel_sums(values: Pixels, down: int, across: int) -> Pixels:
-    if down == across == 1:
-        return values
-    height, width, bands = values.shape
-    return np.asarray(values.reshape(height // down, down, width // across, across, bands).sum(axis=(1, 3)))
+def _to_pixels(sums: Pixels, weights: FloatArray, footprint: Footprint) -> tuple[FloatArray, Mask]:
+    down, across = footprint.samples_down, footprint.samples_across
+    height, width, bands = sums.shape[0] // down, sums.shape[1] // across, sums.shape[2]
+    totals = sums.reshape(height, down, width, across, bands).sum(axis=(1, 3))
+    weight = weights.reshape(height, down, width, across).sum(axis=(1, 3))
+    valid = weight >= _HALF * (down * across)
+    return np.where(valid[..., None], totals / np.maximum(weight, 1e-12)[..., None], 0.0), valid

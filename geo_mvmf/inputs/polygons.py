@@ -118,7 +118,7 @@ def containing(polygons: gpd.GeoDataFrame, longitude: npt.ArrayLike, latitude: n
     >>> containing(land, [5.0, 50.0, float("nan")], [5.0, 5.0, 5.0]).tolist()
     [0, -1, -1]
     """
-    longitude, latitude = np.broadcast_arrays(np.asarray(longitude, float), np.asarray(latitude, float))
+    longitude, latitude = np.broadcast_arrays(_floats(longitude), _floats(latitude))
     rows = _first_hits(polygons, longitude, latitude)
     on_seam = np.abs(longitude) == 180.0
     if on_seam.any():
@@ -135,11 +135,16 @@ def _first_hits(
     rows = np.full(longitude.shape, missing, dtype=np.int64)
     known = np.flatnonzero(np.isfinite(longitude) & np.isfinite(latitude))
     # the tree holds the places, because a query prepares what it asks with: the large polygons
-    tree = shapely.STRtree(shapely.points(longitude[known], latitude[known]))
+    places = gpd.points_from_xy(longitude[known], latitude[known])
+    tree = shapely.STRtree(np.asarray(places, dtype=object))
     polygon, place = tree.query(polygons.geometry.to_numpy(), predicate="intersects")
     np.minimum.at(rows, known[place], polygon)
     rows[rows == missing] = -1
     return rows
+
+
+def _floats(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    return np.atleast_1d(np.asarray(values, dtype=np.float64))
 
 
 def _check_polygons(layer: Layer, crs: pyproj.CRS) -> None:

@@ -24,7 +24,7 @@ import rasterio.enums
 import rasterio.errors
 from rasterio.transform import Affine
 
-from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.errors import BadInputError, OutputError, UsageError
 from geo_mvmf.inputs.placement import (
     Bounds,
     checked_transform,
@@ -121,6 +121,34 @@ def reading(path: Path) -> Iterator[None]:
     except rasterio.errors.RasterioError as error:
         cause = error.__cause__ or error
         raise BadInputError(f"{path}: cannot be read as a raster: {cause}") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Write inside `safe_environment`; what GDAL cannot write becomes an OutputError.
+
+    Parameters
+    ----------
+    path : Path
+        The final name, for the message.
+
+    Raises
+    ------
+    OutputError
+        If the disk refuses.
+
+    Examples
+    --------
+    >>> with writing(Path("a.tif")):
+    ...     raise rasterio.errors.RasterioIOError("no space left")
+    Traceback (most recent call last):
+    geo_mvmf.errors.OutputError: a.tif: cannot write: no space left
+    """
+    try:
+        with safe_environment():
+            yield
+    except rasterio.errors.RasterioError as error:
+        raise OutputError(f"{path}: cannot write: {error.__cause__ or error}") from error
 
 
 def raster_kind(path: str | os.PathLike[str], *, inside: Iterable[str | os.PathLike[str]] = ()) -> str:

@@ -10,22 +10,18 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyproj
-import rasterio
 import shapely
-from rasterio.transform import Affine
-from rasterio.windows import Window
 
-from geo_mvmf import durable, sphere
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.inputs import ground_sampling
-from geo_mvmf.inputs.outlines import outline_polygon
-from geo_mvmf.inputs.placement import Bounds, apply_transform, parse_crs, transform_of_bounds
-from geo_mvmf.inputs.raster_files import SCENE_DRIVERS, is_georeferenced, open_raster, reading, safe_environment
+from geo_mvmf.inputs.block_reader import BlockReader
+from geo_mvmf.inputs.earth_frame import EarthFrame
+from geo_mvmf.inputs.georeferencing import georeference
+from geo_mvmf.inputs.placement import Bounds
+from geo_mvmf.inputs.raster_files import SCENE_DRIVERS, is_georeferenced, open_raster
 from geo_mvmf.inputs.tiled_raster import Mask, Pixels, TiledRaster
 
 __all__ = ["SCENE_DRIVERS", "Scene", "georeference", "is_scene", "open_scene"]
@@ -33,14 +29,8 @@ __all__ = ["SCENE_DRIVERS", "Scene", "georeference", "is_scene", "open_scene"]
 FloatArray = npt.NDArray[np.float64]
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-CRS84 = pyproj.CRS.from_user_input("OGC:CRS84")
-
 _MOST_GROUND_KM = 20_000.0  # the projection of a chip must not fold over the antipode
-_MOST_KEPT_BYTES = 512 << 20  # a raster up to this size is kept in memory once it has been read as often
-_MOST_CELLS_AT_ONCE = 1 << 24  # raster cells averaged to blocks at once
-_MOST_BLOCKS = 1 << 28  # of one chip
 _MOST_SAMPLES_AT_ONCE = 1 << 18
-_TURN_TOLERANCE = 0.01  # raster cells: the resolution in a file is rounded
 _SAMPLE_WINDOW = 256  # raster cells a side
 _SAMPLE_WINDOWS = 48
 
@@ -143,12 +133,10 @@ class Scene:
     Examples
     --------
     >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "world.tif"
-    >>> with safe_environment(), rasterio.open(
-    ...     path, "w", driver="GTiff", width=36, height=18, count=1, dtype="uint8", crs="OGC:CRS84",
-    ...     transform=Affine(10.0, 0.0, -180.0, 0.0, -10.0, 90.0),
-    ... ) as dataset:
-    ...     dataset.write(np.full((1, 18, 36), 7, dtype="uint8"))
+    >>> from PIL import Image
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.new("L", (36, 18), 7).save(folder / "world.png")
+    >>> path = georeference(folder / "world.png", folder / "world.tif", bounds=(-180.0, -90.0, 180.0, 90.0))
     >>> with open_scene(path) as scene:
     ...     chip, valid = scene.chip(179.0, 80.0, ground_km=2000.0, size=8)
     >>> chip.shape, chip.dtype, int(chip.min()), bool(valid.all())
@@ -161,29 +149,16 @@ class Scene:
         self.height, self.width = raster.height, raster.width
         self.count, self.dtype, self.nodata = raster.count, raster.dtype, raster.nodata
         self.colour_bands, self.tags = raster.colour_bands, raster.tags
-        self._to_cells = ~raster.transform
-        self._turn = _columns_around(self.crs, self.transform)
-        self._wrap = _whole_turn(self._turn)
-        self._cells_read = 0
-        self._kept: dict[tuple[int, ...], tuple[Pixels, Mask | None]] = {}
         try:
-            self._transformers = _transformers(self.crs)
-            self._measure()
-        except BaseException:
+            self._frame = EarthFrame(raster.crs, raster.transform, raster.height, raster.width)
+            self.bounds: Bounds = self._frame.bounds
+            self.centre = self._frame.centre()
+        except BadInputError as error:
             self.close()
-            raise
-
-    def _measure(self) -> None:
-        x, y = apply_transform(self.transform, [0, self.width, 0, self.width], [0, 0, self.height, self.height])
-        self.bounds: Bounds = (float(x.min()), float(y.min()), float(x.max()), float(y.max()))
-        self.centre = self._place_of(self.width / 2.0, self.height / 2.0)
-        ticks = np.linspace(0.0, 1.0, 65)
-        rows = self._length_km(ticks * self.width, np.full(65, self.height / 2.0))
-        columns = self._length_km(np.full(65, self.width / 2.0), ticks * self.height)
-        self.ground_size_km = (rows, columns)
-        across = self._length_km(self.width / 2.0 + np.array([-0.5, 0.5]), np.full(2, self.height / 2.0))
-        down = self._length_km(np.full(2, self.width / 2.0), self.height / 2.0 + np.array([-0.5, 0.5]))
-        self.pixel_km = math.sqrt(across * down)
+            raise BadInputError(f"{self.paths[0]}: {error}") from error
+        self.ground_size_km = self._frame.ground_size_km()
+        self.pixel_km = self._frame.cell_size_km()
+        self._reader = BlockReader(raster, self._frame.wrap)
 
     def close(self) -> None:
         """Close all files."""
@@ -200,26 +175,15 @@ class Scene:
         """Files of the scene, absolute, in order."""
         return tuple(tile.path for tile in self._raster.tiles)
 
-    def to_cells(self, longitude: npt.ArrayLike, latitude: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """Give the raster coordinates of places.
-
-        Parameters
-        ----------
-        longitude, latitude : array_like of float, shapes that broadcast to (...)
-            Degrees.
+    def footprint(self) -> shapely.Geometry:
+        """Give the outline of the raster on Earth.
 
         Returns
         -------
-        column, row : ndarray of float64, shape (...)
-            (0, 0) is the outer corner of the first raster cell. Not finite where the CRS does not reach.
+        Polygon or MultiPolygon
+            OGC:CRS84; see `EarthFrame.outline`.
         """
-        lam, phi = np.broadcast_arrays(np.asarray(longitude, float), np.asarray(latitude, float))
-        to_crs, _ = self._transformers
-        x, y = (lam, phi) if to_crs is None else to_crs.transform(lam, phi)
-        column, row = apply_transform(self._to_cells, x, y)
-        if self._turn is not None:
-            column = column % self._turn
-        return column, row
+        return self._frame.outline()
 
     def contains(self, longitude: npt.ArrayLike, latitude: npt.ArrayLike) -> Mask:
         """Tell which places lie inside the raster's edges.
@@ -233,27 +197,7 @@ class Scene:
         -------
         ndarray of bool, shape (...)
         """
-        column, row = self.to_cells(longitude, latitude)
-        with np.errstate(invalid="ignore"):
-            inside = (column >= 0) & (column <= self.width) & (row >= 0) & (row <= self.height)
-        return np.asarray(inside)
-
-    def footprint(self) -> shapely.Geometry:
-        """Give the outline of the raster on Earth.
-
-        Returns
-        -------
-        Polygon or MultiPolygon
-            OGC:CRS84, split at longitude 180 and closed over a pole that lies inside; edges follow the raster's.
-        """
-        ticks = np.linspace(0.0, 1.0, 257)[:-1]
-        along, zero, one = ticks, np.zeros_like(ticks), np.ones_like(ticks)
-        columns = np.concatenate([along, one, 1.0 - along, zero]) * self.width
-        rows = np.concatenate([zero, along, one, 1.0 - along]) * self.height
-        longitude, latitude = self._places_of(columns, rows)
-        pole = [sign for sign in (-90.0, 90.0) if bool(self.contains(0.0, sign)) and not self.crs.is_geographic]
-        full_turn = self._turn is not None and self.width > self._turn - _TURN_TOLERANCE
-        return outline_polygon(longitude, latitude, full_turn=full_turn, poles=tuple(pole))
+        return self._frame.contains(longitude, latitude)
 
     def chip(
         self,
@@ -299,15 +243,12 @@ class Scene:
         count = max(1, min(size, _MOST_SAMPLES_AT_ONCE // samples))
         strips = []
         for first in range(0, size, count):
-            strip = ground_sampling.chip_lattice(
-                ground_km,
-                size,
-                footprint.samples_down,
-                footprint.samples_across,
-                first=first,
-                count=min(count, size - first),
+            lattice = ground_sampling.chip_lattice(
+                ground_km, size, footprint, first=first, count=min(count, size - first)
             )
-            strips.append(self._sample(numbers, strip, longitude, latitude, footprint))
+            directions = ground_sampling.turn_lattice(lattice, longitude, latitude)
+            points = self._frame.to_cells_about(directions, longitude, latitude)
+            strips.append(self._sample(numbers, *points, footprint))
         pixels = np.concatenate([strip[0] for strip in strips])  # (size, size, B)
         return self._to_own_type(pixels.transpose(2, 0, 1)), np.concatenate([strip[1] for strip in strips])
 
@@ -364,7 +305,7 @@ class Scene:
         for _ in range(_SAMPLE_WINDOWS):
             row = int(generator.integers(0, self.height - height + 1))
             column = int(generator.integers(0, self.width - width + 1))
-            pixels, valid = self._window(numbers, row, column, height, width)
+            pixels, valid = self._reader.window(numbers, row, column, height, width)
             found.append(pixels.reshape(-1, len(numbers)) if valid is None else pixels[valid])
         values = np.concatenate(found)
         if not values.size:
@@ -378,230 +319,24 @@ class Scene:
         east, south = ground_sampling.lattice_offsets(size)
         step = ground_km / size
         directions = ground_sampling.pixel_directions(longitude, latitude, east * step, -south * step)
-        return ground_sampling.measure_footprint(*self._cells_about(directions, longitude, latitude))
-
-    def _cells_about(
-        self, directions: FloatArray, longitude: float, latitude: float
-    ) -> tuple[FloatArray, FloatArray]:
-        """Raster coordinates; around the Earth, columns go on over the raster's edge on both sides of the centre."""
-        columns, rows = self.to_cells(*sphere.to_longitude_latitude(directions))
-        if self._turn is not None:
-            middle = float(self.to_cells(longitude, latitude)[0])
-            if self._wrap is None and middle > (self.width + self._turn) / 2.0:
-                middle -= self._turn
-            columns = middle + (columns - middle + self._turn / 2.0) % self._turn - self._turn / 2.0
-        return columns, rows
+        return ground_sampling.measure_footprint(*self._frame.to_cells_about(directions, longitude, latitude))
 
     def _sample(
-        self,
-        bands: tuple[int, ...],
-        lattice: FloatArray,
-        longitude: float,
-        latitude: float,
-        footprint: ground_sampling.Footprint,
+        self, bands: tuple[int, ...], columns: FloatArray, rows: FloatArray, footprint: ground_sampling.Footprint
     ) -> tuple[FloatArray, Mask]:
-        directions = ground_sampling.turn_lattice(lattice, longitude, latitude)
-        columns, rows = self._cells_about(directions, longitude, latitude)
         columns, rows = columns / footprint.block_columns, rows / footprint.block_rows
-        top, bottom = _block_range(rows, math.ceil(self.height / footprint.block_rows))
-        wide = None if self._wrap else math.ceil(self.width / footprint.block_columns)
-        left, right = _block_range(columns, wide)
-        if top >= bottom or left >= right:
-            shape = (lattice.shape[0] // footprint.samples_down, lattice.shape[1] // footprint.samples_across)
+        blocks = self._reader.blocks(bands, columns, rows, footprint)
+        if blocks is None:
+            shape = (columns.shape[0] // footprint.samples_down, columns.shape[1] // footprint.samples_across)
             return np.zeros((*shape, len(bands))), np.zeros(shape, dtype=np.bool_)
-        means, coverage = self._blocks(bands, (top, bottom), (left, right), footprint)
-        return ground_sampling.sample(
-            means, coverage, columns - left, rows - top, footprint.samples_down, footprint.samples_across
-        )
-
-    def _blocks(
-        self,
-        bands: tuple[int, ...],
-        block_rows: tuple[int, int],
-        block_columns: tuple[int, int],
-        footprint: ground_sampling.Footprint,
-    ) -> tuple[Pixels, FloatArray | None]:
-        """Read a range of blocks, so many rows at once that memory stays bounded."""
-        (top, bottom), (left, right) = block_rows, block_columns
-        if (bottom - top) * (right - left) * len(bands) > _MOST_BLOCKS:
-            raise BadInputError(
-                f"{self.paths[0]}: a chip over {bottom - top} x {right - left} raster cells is too large for memory; "
-                f"choose a larger size, or less ground"
-            )
-        height, width = footprint.block_rows, footprint.block_columns
-        count = max(1, _MOST_CELLS_AT_ONCE // ((right - left) * width * height))
-        parts = []
-        for first in range(top, bottom, count):
-            rows = min(count, bottom - first) * height
-            pixels, valid = self._around(bands, first * height, left * width, rows, (right - left) * width)
-            parts.append(ground_sampling.block_means(pixels, valid, height, width))
-        if len(parts) == 1:
-            return parts[0]
-        means = np.concatenate([part[0] for part in parts])
-        if all(part[1] is None for part in parts):
-            return means, None
-        return means, np.concatenate([np.ones(m.shape[:2]) if c is None else c for m, c in parts])
-
-    def _around(
-        self, bands: tuple[int, ...], row: int, column: int, height: int, width: int
-    ) -> tuple[Pixels, Mask | None]:
-        """Read a window whose columns go on around the Earth."""
-        if self._wrap is None or (column >= 0 and column + width <= self._wrap):
-            return self._window(bands, row, column, height, width)
-        parts = []
-        done = 0
-        while done < width:
-            start = (column + done) % self._wrap
-            step = min(width - done, self._wrap - start)
-            parts.append(self._window(bands, row, start, height, step))
-            done += step
-        pixels = np.concatenate([part[0] for part in parts], axis=1)
-        if all(part[1] is None for part in parts):
-            return pixels, None
-        return pixels, np.concatenate([np.ones(p.shape[:2], bool) if v is None else v for p, v in parts], axis=1)
-
-    def _window(
-        self, bands: tuple[int, ...], row: int, column: int, height: int, width: int
-    ) -> tuple[Pixels, Mask | None]:
-        if bands not in self._kept:
-            self._cells_read += height * width
-            cells = self.height * self.width
-            too_large = cells * (len(bands) * self.dtype.itemsize + 1) > _MOST_KEPT_BYTES
-            if too_large or self._cells_read < cells:
-                return self._raster.read(bands, row, column, height, width)
-            self._kept = {bands: self._raster.read(bands, 0, 0, self.height, self.width)}
-        return _cut(*self._kept[bands], row, column, height, width)
+        top, left, means, coverage = blocks
+        return ground_sampling.sample(means, coverage, columns - left, rows - top, footprint)
 
     def _to_own_type(self, values: Pixels) -> Pixels:
         if self.dtype.kind == "f":
             return np.ascontiguousarray(values, dtype=self.dtype)
         limits = np.iinfo(self.dtype)
         return np.ascontiguousarray(np.clip(np.rint(values), limits.min, limits.max), dtype=self.dtype)
-
-    def _places_of(self, column: npt.ArrayLike, row: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-        x, y = apply_transform(self.transform, column, row)
-        _, from_crs = self._transformers
-        longitude, latitude = (x, y) if from_crs is None else from_crs.transform(x, y)
-        return np.asarray(longitude), np.asarray(latitude)
-
-    def _place_of(self, column: float, row: float) -> tuple[float, float]:
-        longitude, latitude = (float(value) for value in self._places_of(column, row))
-        if not (math.isfinite(longitude) and -90.0 <= latitude <= 90.0):
-            raise BadInputError(
-                f"{self.paths[0]}: its middle ({longitude}, {latitude}) is no place on Earth; is its CRS right?"
-            )
-        return (longitude + 180.0) % 360.0 - 180.0, latitude
-
-    def _length_km(self, columns: FloatArray, rows: FloatArray) -> float:
-        longitude, latitude = self._places_of(columns, rows)
-        usable = np.isfinite(longitude) & np.isfinite(latitude)
-        lam, phi = longitude[usable], latitude[usable]
-        return float(sphere.great_circle_distance_km(lam[:-1], phi[:-1], lam[1:], phi[1:]).sum())
-
-
-def georeference(
-    source: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    bounds: Bounds,
-    crs: object = "EPSG:4326",
-    overwrite: bool = False,
-) -> Path:
-    """Write a picture without a place as a tiled GeoTIFF that has one.
-
-    Parameters
-    ----------
-    source : path
-        JPEG, PNG, TIFF or JPEG 2000. A place in it is replaced.
-    out : path
-        The GeoTIFF (deflate, blocks of 256 x 256).
-    bounds : (west, south, east, north)
-        Outer edges in units of `crs`.
-    crs : str or pyproj.CRS
-        As `placement.parse_crs`.
-    overwrite : bool
-        Whether an existing file may be replaced.
-
-    Returns
-    -------
-    Path
-        `out`.
-
-    Raises
-    ------
-    BadInputError
-        If the source cannot be read.
-    UsageError
-        If the bounds are no rectangle, or the CRS is not known.
-    OutputError
-        If the file exists, or the disk refuses.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from PIL import Image
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> Image.new("RGB", (36, 18), (2, 5, 20)).save(folder / "world.png")
-    >>> path = georeference(folder / "world.png", folder / "world.tif", bounds=(-180.0, -90.0, 180.0, 90.0))
-    >>> with open_scene(path) as scene:
-    ...     scene.centre, scene.count, round(scene.pixel_km)
-    ((0.0, 0.0), 3, 1112)
-    """
-    with TiledRaster(Path(source), bounds=bounds, crs=crs) as raster:
-        profile = {
-            "driver": "GTiff",
-            "width": raster.width,
-            "height": raster.height,
-            "count": raster.count,
-            "dtype": raster.dtype.name,
-            "crs": rasterio.crs.CRS.from_wkt(raster.crs.to_wkt()),
-            "transform": raster.transform,
-            "nodata": raster.nodata,
-            "tiled": True,
-            "blockxsize": 256,
-            "blockysize": 256,
-            "compress": "deflate",
-            "photometric": "rgb" if raster.count in (3, 4) and raster.dtype == np.uint8 else "minisblack",
-        }
-        with durable.replacing(out, overwrite=overwrite) as temporary, writing(Path(out)):
-            with rasterio.open(temporary, "w", **profile) as dataset:
-                _copy(raster, dataset)
-    return Path(out)
-
-
-def _copy(raster: TiledRaster, dataset: Any) -> None:
-    bands = tuple(range(1, raster.count + 1))
-    for row in range(0, raster.height, 256):
-        height = min(256, raster.height - row)
-        pixels, _ = raster.read(bands, row, 0, height, raster.width)
-        dataset.write(np.moveaxis(pixels, -1, 0), window=Window(0, row, raster.width, height))
-
-
-def _cut(
-    pixels: Pixels, valid: Mask | None, row: int, column: int, height: int, width: int
-) -> tuple[Pixels, Mask | None]:
-    """Take a window of a raster in memory; it may reach over the edges."""
-    top, left = max(row, 0), max(column, 0)
-    bottom, right = min(row + height, pixels.shape[0]), min(column + width, pixels.shape[1])
-    part = (slice(top, max(top, bottom)), slice(left, max(left, right)))
-    if bottom - top == height and right - left == width:
-        return pixels[part], None if valid is None else valid[part]
-    whole = np.zeros((height, width, pixels.shape[2]), dtype=pixels.dtype)
-    whole_valid = np.zeros((height, width), dtype=np.bool_)
-    place = (slice(top - row, bottom - row), slice(left - column, right - column))
-    if bottom > top and right > left:
-        whole[place] = pixels[part]
-        whole_valid[place] = True if valid is None else valid[part]
-    return whole, whole_valid
-
-
-def _block_range(positions: FloatArray, count: int | None) -> tuple[int, int]:
-    """First block needed and the first not needed any more, at most one outside the raster on each side."""
-    known = positions[np.isfinite(positions)]
-    if not known.size:
-        return 0, 0
-    first, last = math.floor(float(known.min()) - 0.5), math.floor(float(known.max()) - 0.5) + 2
-    return (first, last) if count is None else (max(first, -1), min(last, count + 1))
 
 
 def _check_chip(longitude: float, latitude: float, ground_km: float, size: int) -> None:
@@ -611,32 +346,3 @@ def _check_chip(longitude: float, latitude: float, ground_km: float, size: int) 
         raise UsageError(f"ground_km {ground_km} is not in 0..{_MOST_GROUND_KM}")
     if size < 1:
         raise UsageError(f"size {size} is not a positive number of pixels")
-
-
-def _horizontal(crs: pyproj.CRS) -> pyproj.CRS:
-    return crs.sub_crs_list[0] if crs.is_compound else crs
-
-
-def _transformers(crs: pyproj.CRS) -> tuple[Any, Any]:
-    """From OGC:CRS84 to the CRS and back; None where they are the same."""
-    flat = _horizontal(crs)
-    if flat.equals(CRS84, ignore_axis_order=True):
-        return None, None
-    try:
-        there = pyproj.Transformer.from_crs(CRS84, flat, always_xy=True)
-        return there, pyproj.Transformer.from_crs(flat, CRS84, always_xy=True)
-    except pyproj.exceptions.ProjError as error:
-        raise BadInputError(f"CRS {crs.to_string()[:80]!r} cannot be related to longitude and latitude") from error
-
-
-def _columns_around(crs: pyproj.CRS, transform: Affine) -> float | None:
-    """Columns once around the Earth; None where x is no longitude."""
-    flat = _horizontal(crs)
-    if not flat.is_geographic or transform.b != 0.0 or transform.d != 0.0:
-        return None
-    return 2.0 * math.pi / flat.axis_info[0].unit_conversion_factor / abs(transform.a)
-
-
-def _whole_turn(turn: float | None) -> int | None:
-    """Columns once around the Earth, where that is a whole number."""
-    return round(turn) if turn is not None and abs(turn - round(turn)) < _TURN_TOLERANCE else None

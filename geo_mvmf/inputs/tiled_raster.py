@@ -125,6 +125,12 @@ class TiledRaster:
         while self._open_files:
             self._open_files.popitem()[1].dataset.close()
 
+    def __enter__(self) -> TiledRaster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def read(self, bands: Sequence[int], row: int, column: int, height: int, width: int) -> tuple[Pixels, Mask | None]:
         """Read a window; it may reach over the edges.
 

@@ -10,10 +10,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from geo_mvmf import sphere
+from geo_mvmf.maps import charts
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.geographic import GeographicRaster
-from geo_mvmf.maps.grid import Grid, crs_name
-from geo_mvmf.maps.projected import ProjectedRaster, quadrature_of
+from geo_mvmf.maps.grid import Grid
+from geo_mvmf.maps.projected import ProjectedRaster
+from geo_mvmf.maps.raster_parts import crs_name
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 FloatArray = npt.NDArray[np.float64]
@@ -91,7 +93,7 @@ def cell_area_km2(grid: Grid) -> FloatArray:
     1.0
     """
     if not grid.is_geographic:
-        return quadrature_of(grid).areas_sr() * sphere.EARTH_RADIUS_KM**2
+        return charts.charts_of(grid).areas_sr() * sphere.EARTH_RADIUS_KM**2
     x, y = grid.edges
     south, north = np.minimum(y[:-1], y[1:]), np.maximum(y[:-1], y[1:])
     # the width from the transform: differences of edges would carry their rounding
@@ -288,7 +290,8 @@ def _coordinates(grid: Grid, areas: FloatArray) -> dict[str, Any]:
     rows, columns = grid.dims
     t = grid.transform
     transform = " ".join(repr(float(number)) for number in (t.c, t.a, t.b, t.f, t.d, t.e))
-    reference = {**grid.crs.to_cf(), "spatial_ref": grid.crs.to_wkt(), "GeoTransform": transform, "name": crs_name(grid.crs)}
+    named = {"spatial_ref": grid.crs.to_wkt(), "GeoTransform": transform, "name": crs_name(grid.crs)}
+    reference = {**grid.crs.to_cf(), **named}
     result: dict[str, Any] = {
         "spatial_ref": ((), 0, reference),
         "cell_area_km2": (

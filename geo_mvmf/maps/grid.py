@@ -324,18 +324,10 @@ class Grid:
         back_x, back_y = self._from_globe.transform(longitude, latitude)
         cell = math.hypot(self.transform.a, self.transform.d) + math.hypot(self.transform.b, self.transform.e)
         with np.errstate(invalid="ignore"):
+            # a map that goes on beyond its domain comes back elsewhere
             returned = np.hypot(back_x - x, back_y - y) <= 1e-3 * cell
-        # Cylinders are cut at their rim: a point on it may come back on the other side
-        inside = returned | self._on_rim(longitude, latitude, x, y)
-        inside &= np.isfinite(longitude) & (np.abs(latitude) <= 90.0)
+        inside = returned & (np.abs(latitude) <= 90.0)
         return np.where(inside, longitude, np.nan), np.where(inside, latitude, np.nan)
-
-    def _on_rim(self, longitude: FloatArray, latitude: FloatArray, x: FloatArray, y: FloatArray) -> Any:
-        with np.errstate(invalid="ignore"):
-            near_cut = np.abs(np.abs(longitude) - 180.0) < 1e-9
-            other = self._from_globe.transform(np.where(near_cut, -longitude, longitude), latitude)
-            size = np.abs(x) + np.abs(y)
-            return near_cut & (np.hypot(other[0] - x, other[1] - y) <= 1e-9 * size)
 
     def longitude_latitude(self) -> tuple[FloatArray, FloatArray]:
         """Give the middles of all raster cells.
@@ -362,11 +354,11 @@ class Grid:
 
     @functools.cached_property
     def _to_globe(self) -> pyproj.Transformer:
-        return pyproj.Transformer.fromraster_parts.parse_crs(self.crs, "OGC:CRS84", always_xy=True)
+        return pyproj.Transformer.from_crs(self.crs, "OGC:CRS84", always_xy=True)
 
     @functools.cached_property
     def _from_globe(self) -> pyproj.Transformer:
-        return pyproj.Transformer.fromraster_parts.parse_crs("OGC:CRS84", self.crs, always_xy=True)
+        return pyproj.Transformer.from_crs("OGC:CRS84", self.crs, always_xy=True)
 
 
 def _check_geographic(x: FloatArray, y: FloatArray) -> None:

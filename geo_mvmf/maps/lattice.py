@@ -19,7 +19,8 @@ from scipy import sparse
 
 from geo_mvmf import sphere, vmf
 from geo_mvmf.maps.grid import Grid
-from geo_mvmf.maps.runs import REACH, Runs, blocks_of, collect_runs, gauss_legendre, reach_angle, spread
+from geo_mvmf.maps.quadrature import gauss_legendre
+from geo_mvmf.maps.runs import REACH, Runs, blocks_of, collect_runs, reach_angle, spread
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

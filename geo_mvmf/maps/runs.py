@@ -8,7 +8,6 @@ its components and used for every image.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from geo_mvmf import sphere, vmf
-from geo_mvmf.maps import circle
+from geo_mvmf.maps import circle, quadrature
 from geo_mvmf.maps.grid import Grid
 
 FloatArray = npt.NDArray[np.float64]
@@ -27,8 +26,6 @@ IntArray = npt.NDArray[np.int64]
 REACH = 19.0
 """Nats below the peak where a component ends: the mass beyond is exp(-19) = 6e-9."""
 
-# extent in sigma up to which so many Gauss-Legendre nodes err by less than 1e-6 (1e-7 beyond 2 sigma) of the mass
-_NODES = ((0.25, 2), (0.7, 3), (1.3, 4), (2.0, 5), (2.6, 6), (4.0, 8), (5.5, 10), (7.0, 12), (10.0, 16), (math.inf, 24))
 _FINE = 0.5  # columns up to this many sigma: two nodes err by 4e-5 of the peak, and not at all in sum
 _SUMS_AT_ONCE = 64  # values added to a raster cell in single precision, on average
 _ENTRIES_AT_ONCE = 200_000  # cells of the runs worked on together; the arrays of a few MB stay near the cache
@@ -244,11 +241,9 @@ def _pieces(
     """Work on pairs that need equally many nodes together."""
     kappa = np.exp(log_concentrations[pairs.component])
     extent = (pairs.high - pairs.low) * np.sqrt(kappa + 4.0)  # the 4: cos(latitude) varies however wide the component
-    limits = np.array([limit for limit, _ in _NODES[:-1]])
-    rule = np.searchsorted(limits, extent)
-    for number in np.unique(rule):
-        (chosen,) = np.nonzero(rule == number)
-        nodes = _NODES[number][1]
+    wanted = quadrature.nodes_for(extent)
+    for nodes in np.unique(wanted).tolist():
+        (chosen,) = np.nonzero(wanted == nodes)
         for start in range(0, chosen.size, _ENTRIES_AT_ONCE // nodes):
             block = chosen[start : start + _ENTRIES_AT_ONCE // nodes]
             some = _Pairs(*(part[block] for part in pairs))
@@ -257,7 +252,7 @@ def _pieces(
 
 
 def _slice(pairs: _Pairs, nodes: int, latitude: FloatArray, log_kappa: FloatArray) -> _Slices:
-    x, w = gauss_legendre(nodes)
+    x, w = quadrature.gauss_legendre(nodes)
     width = (pairs.high - pairs.low)[:, None]
     phi = pairs.low[:, None] + width * x  # (P, g)
     kappa = np.exp(log_kappa)[:, None]
@@ -269,19 +264,6 @@ def _slice(pairs: _Pairs, nodes: int, latitude: FloatArray, log_kappa: FloatArra
     half_width = 2.0 * np.arcsin(np.sqrt(np.minimum(room, 1.0))).max(axis=1)
     # nodes end just inside the row: a little more than the widest of them
     return _Slices(amplitude, q, np.minimum(half_width * 1.05 + 0.3 / np.sqrt(q.max(axis=1) + 1.0), math.pi))
-
-
-@functools.cache
-def gauss_legendre(nodes: int) -> tuple[FloatArray, FloatArray]:
-    """Give nodes and weights on 0..1.
-
-    Examples
-    --------
-    >>> gauss_legendre(1)[0].tolist(), gauss_legendre(1)[1].tolist()
-    ([0.5], [1.0])
-    """
-    x, w = np.polynomial.legendre.leggauss(nodes)
-    return (x + 1.0) / 2.0, w / 2.0
 
 
 def _integrate(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid) -> Iterator[_Piece]:
@@ -360,7 +342,7 @@ def _windows(
 def _by_nodes(left: FloatArray, width: float, amplitude: FloatArray, q: FloatArray) -> FloatArray:
     """Two Gauss-Legendre nodes for columns that are narrow against the component, whose peak is at longitude 0."""
     total = np.zeros(left.size)
-    for x in gauss_legendre(2)[0]:
+    for x in quadrature.gauss_legendre(2)[0]:
         height = -2.0 * np.square(np.sin(0.5 * left + 0.5 * width * float(x)))
         for k in range(q.shape[1]):
             total += amplitude[:, k] * np.exp(q[:, k] * height)

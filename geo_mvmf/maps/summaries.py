@@ -160,12 +160,15 @@ def _summary(nodes: _Nodes, estimate: FloatArray) -> dict[str, float]:
 def _searched(nodes: _Nodes, log_density: float) -> dict[str, float]:
     """Mass and area above a density; the last node above and the first below are interpolated in log density."""
     order = np.argsort(nodes.density)[::-1]
-    log_f = np.log(nodes.density[order])
-    mass = nodes.mass[order]
-    # a node stands for a ring of densities about its own: half of it lies above that
-    middle, area = np.cumsum(mass) - mass / 2.0, mass / nodes.density[order]
+    log_f, mass = np.log(nodes.density[order]), nodes.mass[order]
+    area = mass / nodes.density[order]
+    # nodes of one ring of a lonely component are equally dense (but for float32): they are one step, not several
+    steps = np.concatenate([[0], np.flatnonzero(np.diff(log_f) < -1e-5) + 1])
+    log_f, mass, area = log_f[steps], np.add.reduceat(mass, steps), np.add.reduceat(area, steps)
+    # and a step stands for densities about its own: half of it lies above that
+    middle, middle_area = np.cumsum(mass) - mass / 2.0, np.cumsum(area) - area / 2.0
     searched = np.interp(-log_density, -log_f, middle, left=0.0, right=1.0)
-    searched_area = np.interp(-log_density, -log_f, np.cumsum(area) - area / 2.0, left=0.0, right=4.0 * np.pi)
+    searched_area = np.interp(-log_density, -log_f, middle_area, left=0.0, right=4.0 * np.pi)
     return {"searched_probability": float(searched), "searched_area_km2": float(searched_area) * _KM2}
 
 

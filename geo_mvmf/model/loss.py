@@ -171,7 +171,7 @@ def mvmf_loss(
             LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
             _product_type(features),
         )
-        return reduce_losses(losses, sample_weight, reduction)
+        return reduce(losses, sample_weight, reduction)
 
 
 def cross_entropy_loss(
@@ -230,10 +230,10 @@ def cross_entropy_loss(
             LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
             _product_type(features),
         )
-        return reduce_losses(losses, sample_weight, reduction)
+        return reduce(losses, sample_weight, reduction)
 
 
-def reduce_losses(losses: Tensor, sample_weight: Tensor | None, reduction: str) -> Tensor:
+def reduce(losses: Tensor, sample_weight: Tensor | None, reduction: str) -> Tensor:
     """Reduce the losses of single targets, with their weights.
 
     Parameters
@@ -257,7 +257,7 @@ def reduce_losses(losses: Tensor, sample_weight: Tensor | None, reduction: str) 
 
     Examples
     --------
-    >>> float(reduce_losses(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0]), "mean"))
+    >>> float(reduce(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0]), "mean"))
     1.5
     """
     if sample_weight is None:

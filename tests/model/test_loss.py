@@ -1,6 +1,8 @@
 """The MvMF loss against float64, autograd, finite differences and closed forms (acceptance rows 2-6, 8, 9, 11, 12)."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -64,7 +66,8 @@ def test_gradients_equal_autograds_in_float64(chunk, budget, monkeypatch):
     ((naive(parts, y) * weight).sum() / weight.sum()).backward()
     for name, part in parts.items():
         scale = part.grad.norm()
-        assert (found[name] - part.grad).norm() <= 1e-10 * scale, name
+        error = float((found[name] - part.grad).norm() / scale)
+        assert error <= 1e-9, (name, error)
 
 
 def test_gradients_pass_finite_differences():
@@ -89,7 +92,8 @@ def test_row_3_concentration_trains_to_its_optimum(start):
     mean = y.mean(0, keepdim=True) / y.mean(0).norm()
     log_kappa = torch.tensor([start], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.Adam([log_kappa], lr=0.1)
-    for _ in range(250):
+    for step in range(240):
+        optimiser.param_groups[0]["lr"] = 0.1 if step < 120 else 0.01
         optimiser.zero_grad()
         n = len(y)
         mvmf_loss(torch.zeros(n, 1), torch.zeros(1, 1), torch.zeros(1), mean, log_kappa, y).backward()
@@ -212,20 +216,27 @@ def test_bfloat16_autocast_leaves_coordinates_alone():
     assert abs(rounded - exact) < 0.2  # logits are rounded to bfloat16; coordinates at kappa e^16 would cost 1e4 nats
 
 
-def test_memory_stays_bounded_with_many_components():
-    """No saved or temporary array of (batch, components) beyond the budget."""
-    n, c, d = 64, 2**15, 4
-    parts = {
-        "features": torch.randn(n, d, requires_grad=True),
-        "weight": torch.zeros(c, d, requires_grad=True),
-        "bias": torch.zeros(c, requires_grad=True),
-        "mean_directions": directions(c, 0),
-        "log_concentrations": torch.full((c,), 8.0, dtype=torch.float64),
-    }
-    value = mvmf_loss(**parts, target_directions=directions(n, 1), logit_budget_bytes=0)
-    assert all(kept is None for kept in value.grad_fn.next_functions[0][0].kept)
-    value.backward()
-    assert torch.isfinite(parts["features"].grad).all()
+MEMORY = """
+import re, torch
+from geo_mvmf.model.loss import mvmf_loss
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024
+torch.set_num_threads(1)
+n, c, d = 256, 2**17, 4
+mu = torch.nn.functional.normalize(torch.randn(c, 3, dtype=torch.float64), dim=1)
+x, w, b = torch.randn(n, d, requires_grad=True), torch.zeros(c, d, requires_grad=True), torch.zeros(c)
+small = [t[:64] for t in (w, b, mu)]
+mvmf_loss(x, *small, torch.full((64,), 8.0).double(), mu[:n], logit_budget_bytes=0).backward()
+before = peak()
+mvmf_loss(x, w, b, mu, torch.full((c,), 8.0).double(), mu[:n], logit_budget_bytes=0).backward()
+print((peak() - before) / (n * c * 4))
+"""
+
+
+def test_memory_stays_bounded_with_2_to_the_17_components():
+    """The peak beyond a tiny call is a fraction of one (batch, components) array of float32."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.6
 
 
 def test_wrong_arguments_say_what_is_wrong():

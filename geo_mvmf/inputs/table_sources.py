@@ -1,0 +1,245 @@
+"""What an image table is read from, before its rows are judged: folder, CSV, vector layer or frame."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+import shapely
+
+from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.inputs.coordinate_systems import CRS84, parse_crs, resolve_crs
+from geo_mvmf.inputs.image_paths import PathResolver, ResolvedPath, absolute_folder, find_images
+from geo_mvmf.inputs.layers import Layer, read_layer
+from geo_mvmf.inputs.regular_files import check_regular_file, open_regular_file, sniff
+from geo_mvmf.inputs.table_columns import (
+    Columns,
+    Coordinates,
+    FloatArray,
+    check_coordinates,
+    find_columns,
+    parse_numbers,
+)
+
+_CSV_SUFFIXES = (".csv", ".tsv", ".txt")
+_SEPARATORS = ",;\t|"
+_SAME_PLACE_DEGREES = 1e-6
+
+
+class RawTable(NamedTuple):
+    """A table whose columns are known and whose paths and positions are looked up.
+
+    Attributes
+    ----------
+    name : str
+        The source, for messages.
+    frame : DataFrame
+        All attributes as given, RangeIndex.
+    columns : Columns or None
+        None for a folder.
+    resolver : PathResolver
+        Of its root.
+    resolved : list of ResolvedPath
+        One per row.
+    coordinates : Coordinates
+        One per row.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    columns: Columns | None
+    resolver: PathResolver
+    resolved: list[ResolvedPath]
+    coordinates: Coordinates
+
+    def passthrough(self) -> pd.DataFrame:
+        """Give the columns that mean nothing here.
+
+        Returns
+        -------
+        DataFrame
+            Without path, image_id, weight, the coordinates used, and the columns that this reader wrote itself
+            where the source is one of its own tables.
+
+        Examples
+        --------
+        >>> frame = pd.DataFrame({"path": ["a.jpg"], "name": ["Essen"]})
+        >>> read_raw_table(frame, root="/").passthrough().columns.tolist()
+        ['name']
+        """
+        if self.columns is None:
+            return self.frame
+        used = {*self.columns[:3]}
+        names = [name for name in self.frame.columns if name not in used and not self._says_the_same(name)]
+        return self.frame[names].rename(columns=str)
+
+    def _says_the_same(self, name: str) -> bool:
+        """Tell whether a column only repeats the position or the status that the result has anyway."""
+        column, lower = self.frame[name], str(name).strip().lower()
+        if self.columns is not None and name in (self.columns.first, self.columns.second):
+            ours = self.coordinates.longitude if name == self.columns.first else self.coordinates.latitude
+            values, problems = parse_numbers(column)
+            wrong = [row in self.coordinates.problems for row in range(len(values))]
+            same = np.isclose(values, ours, rtol=0.0, atol=_SAME_PLACE_DEGREES, equal_nan=True) | wrong
+            return bool(same.all()) and not problems
+        return lower in ("status", "message") and {"image_id", "path", "status", "message"} <= set(self.frame)
+
+
+def read_raw_table(
+    source: str | os.PathLike[str] | pd.DataFrame,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    layer: str | None = None,
+    crs: str | pyproj.CRS | None = None,
+    permitted_roots: Iterable[str | os.PathLike[str]] = (),
+    recursive: bool = True,
+) -> RawTable:
+    """Read the rows of an image table without judging them.
+
+    Parameters
+    ----------
+    source, root, layer, crs, permitted_roots, recursive
+        As `tables.read_image_table`.
+
+    Raises
+    ------
+    BadInputError
+        If the source cannot be read as a whole.
+    UsageError
+        If options contradict each other or a folder does not exist.
+
+    Examples
+    --------
+    >>> read_raw_table(pd.DataFrame({"path": []}), root="/").resolved
+    []
+    """
+    permitted = tuple(permitted_roots)
+    if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+        if layer is not None or crs is not None:
+            raise UsageError("a folder of images has neither layer nor crs")
+        return _read_folder(Path(source), root, permitted, recursive=recursive)
+    if isinstance(source, pd.DataFrame) and not isinstance(source, gpd.GeoDataFrame):
+        found = Layer(source.reset_index(drop=True), None, {}, None, "the DataFrame")
+    elif isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in _CSV_SUFFIXES:
+        if layer is not None:
+            raise UsageError(f"a CSV has no layers; leave out layer={layer!r}")
+        found = _read_csv(source)
+    else:
+        found = read_layer(source, layer=layer)
+    columns = find_columns([str(name) for name in found.frame.columns], found.name)
+    resolver = PathResolver(_default_root(source) if root is None else root, permitted)
+    resolved = [resolver.resolve(cell) for cell in found.frame[columns.path].tolist()]
+    return RawTable(found.name, found.frame, columns, resolver, resolved, _coordinates(found, columns, crs))
+
+
+def _default_root(source: object) -> str | os.PathLike[str]:
+    if isinstance(source, str | os.PathLike):
+        return Path(os.path.abspath(source)).parent  # noqa: PTH100  symbolic links are not resolved here
+    attrs = getattr(source, "attrs", {})
+    return str(attrs.get("root", Path.cwd()))
+
+
+def _read_folder(
+    folder: Path,
+    root: str | os.PathLike[str] | None,
+    permitted: tuple[str | os.PathLike[str], ...],
+    *,
+    recursive: bool,
+) -> RawTable:
+    top = absolute_folder(folder, "folder")
+    # the user chose the folder itself, so it may lie outside the root
+    resolver = PathResolver(top if root is None else root, permitted if root is None else (*permitted, top))
+    found = find_images(top, resolver, recursive=recursive)
+    nowhere = np.full(len(found), np.nan)
+    frame = pd.DataFrame(index=pd.RangeIndex(len(found)))
+    return RawTable(str(top), frame, None, resolver, found, Coordinates(nowhere, nowhere.copy(), {}))
+
+
+def _read_csv(source: str | os.PathLike[str]) -> Layer:
+    path = check_regular_file(source)
+    kind = sniff(path)
+    with open_regular_file(path) as file:
+        data = file.read()
+    if data and kind != "text":
+        raise BadInputError(f"{path} is named as a CSV but holds {kind} content")
+    text = _decoded(data, path)
+    header = text.split("\n", 1)[0]
+    separator = max(_SEPARATORS, key=header.count)
+    try:
+        names = pd.read_csv(io.StringIO(text), sep=separator, nrows=0, dtype=str).columns.tolist()
+        columns = find_columns([str(name) for name in names], str(path))
+        keys = [name for name in columns if name is not None]
+        frame = pd.read_csv(
+            io.StringIO(text),
+            sep=separator,
+            dtype=dict.fromkeys(keys, "str"),
+            keep_default_na=False,  # "NA" is Namibia
+            na_values={name: [""] if name in keys else ["", "nan", "NaN"] for name in names},
+            low_memory=False,
+            index_col=False,
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, OverflowError) as error:
+        raise BadInputError(f"{path} cannot be read as a CSV: {' '.join(str(error).split())}") from error
+    return Layer(frame, None, {}, None, str(path))
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    """Decode UTF-8; a guess at another encoding would turn names of files into others without a word."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise BadInputError(f"{path} is in UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        wrong = data[error.start : error.start + 1]
+        hint = "save it as UTF-8 (in Excel: CSV UTF-8)"
+        raise BadInputError(f"{path}: line {line} is not UTF-8 (byte {wrong!r}); {hint}") from error
+
+
+def _coordinates(found: Layer, columns: Columns, crs: str | pyproj.CRS | None) -> Coordinates:
+    """Take positions from the geometry where the table has any, otherwise from columns."""
+    if found.geometries is not None and not (shapely.is_missing(found.geometries).all() and not found.broken):
+        own = resolve_crs(found.crs, crs, found.name)
+        x, y, problems = _points(found)
+    elif columns.first is None or columns.second is None:
+        nowhere = np.full(len(found.frame), np.nan)
+        return Coordinates(nowhere, nowhere.copy(), {})
+    else:
+        own = _columns_crs(columns, crs, found.name)
+        x, problems = parse_numbers(found.frame[columns.first])
+        y, more = parse_numbers(found.frame[columns.second])
+        problems = _joined(problems, more)
+    checked = check_coordinates(x, y, own)
+    return checked._replace(problems={**checked.problems, **problems})
+
+
+def _columns_crs(columns: Columns, crs: str | pyproj.CRS | None, name: str) -> pyproj.CRS:
+    if str(columns.first).strip().lower() == "x":
+        return resolve_crs(None, crs, f"{name}: columns {columns.first!r} and {columns.second!r}")
+    own = parse_crs(CRS84 if crs is None else crs)
+    if not own.is_geographic:
+        hint = "rename the columns to x and y"
+        raise UsageError(f"{name}: longitude and latitude are degrees, but crs is {own.name!r}; {hint}")
+    return own
+
+
+def _points(found: Layer) -> tuple[FloatArray, FloatArray, dict[int, str]]:
+    geometries: Any = found.geometries
+    kinds = shapely.get_type_id(geometries)
+    single = (kinds == 4) & (shapely.get_num_geometries(geometries) == 1)  # a MultiPoint of one
+    points = np.where(single, shapely.get_geometry(geometries, 0), geometries)
+    wrong = np.flatnonzero((kinds > 0) & ~single)
+    problems = {int(row): f"the geometry is a {geometries[row].geom_type}, not a point" for row in wrong}
+    return shapely.get_x(points), shapely.get_y(points), {**problems, **found.broken}
+
+
+def _joined(first: dict[int, str], second: dict[int, str]) -> dict[int, str]:
+    both = {row: f"{first[row]}; {second[row]}" for row in first.keys() & second.keys()}
+    return {**first, **second, **both}

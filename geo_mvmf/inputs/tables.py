@@ -1,0 +1,321 @@
+"""Image tables: a folder, CSV, GeoPackage, GeoParquet, GeoJSON or (Geo)DataFrame -> one validated GeoDataFrame.
+
+Every row keeps its place; what is wrong with it becomes its status and message. Columns of coordinates may be named
+longitude/latitude, lon/lat, lng/lat, long/lat, or x/y where a CRS is given, in any case; a geometry column of points
+goes before them. Row numbers in messages count from 1, without the header.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyproj
+import shapely
+
+from geo_mvmf.errors import ImageError, UsageError
+from geo_mvmf.inputs.coordinate_systems import CRS84
+from geo_mvmf.inputs.image_paths import PathResolver, ResolvedPath
+from geo_mvmf.inputs.photo_metadata import read_metadata
+from geo_mvmf.inputs.table_columns import SWAPPED, as_text, parse_numbers
+from geo_mvmf.inputs.table_sources import RawTable, read_raw_table
+
+STATUSES = (
+    "ok",
+    "missing",
+    "unreadable",
+    "unsupported",
+    "too_large",
+    "refused",
+    "bad_coordinates",
+    "duplicate_id",
+    "failed",
+    "cancelled",
+)
+"""Every value that the column `status` can have, here and in predictions."""
+
+_OWN_COLUMNS = ("image_id", "path", "longitude", "latitude", "weight", "status", "message", "geometry")
+_CLAIMS = ("claimed_longitude", "claimed_latitude")
+_CLAIM_SOURCES = ("none", "columns", "exif")
+_NEAR_ZERO_DEGREES = 0.002  # metres labelled as degrees, and "no position" written as 0, fall within 200 m of (0, 0)
+_EXIF_THREADS = 4
+
+
+def read_image_table(
+    source: str | os.PathLike[str] | pd.DataFrame,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    layer: str | None = None,
+    crs: str | pyproj.CRS | None = None,
+    exif: bool = False,
+    claimed_from: str = "none",
+    permitted_roots: Iterable[str | os.PathLike[str]] = (),
+    recursive: bool = True,
+) -> gpd.GeoDataFrame:
+    """Read an image table.
+
+    Parameters
+    ----------
+    source : path, DataFrame or GeoDataFrame
+        A folder of images (natural order, hidden files skipped), or a table with a column ``path`` and optionally
+        ``image_id``, ``weight`` and coordinates: .csv, .gpkg, .parquet, .geoparquet, .geojson, .json.
+    root : path, optional
+        Folder that relative paths start from and that no path may leave; by default the folder itself, the folder
+        of the table, what an image table carries, or the working folder for other frames.
+    layer : str, optional
+        For a GeoPackage with several.
+    crs : str or pyproj.CRS, optional
+        "EPSG:n" or "OGC:CRS84" where the source does not state it (x and y columns, a GeoPackage without SRS).
+    exif : bool
+        Take the coordinates of rows without any from their EXIF (for training).
+    claimed_from : {"none", "columns", "exif"}
+        Where a position to be judged after predicting comes from: "columns" moves the coordinates of the table to
+        claimed_longitude and claimed_latitude, "exif" fills those from EXIF.
+    permitted_roots : iterable of path
+        Further folders that absolute paths and symbolic links may lead into.
+    recursive : bool
+        Whether folders of the folder are listed too.
+
+    Returns
+    -------
+    GeoDataFrame
+        RangeIndex in the order of the source, OGC:CRS84. Columns image_id, path (posix, relative to the root when
+        inside), longitude, latitude (degrees, NaN for none), weight (1.0 by default), status, message, the claim
+        where asked for, then all other columns of the source (one whose name is taken gets ``in_`` in front), and
+        geometry (Point or None). ``attrs`` holds root, source and permitted_roots.
+
+    Raises
+    ------
+    BadInputError
+        If the source cannot be read as a whole: no such file, damaged, no column ``path``, unknown CRS.
+    UsageError
+        If options contradict each other or a folder does not exist.
+
+    Examples
+    --------
+    >>> table = read_image_table(pd.DataFrame({"path": ["a.jpg"], "lon": [7.0], "lat": [95.0]}), root="/")
+    >>> table.loc[0, ["image_id", "status"]].tolist()
+    ['a.jpg', 'missing']
+    """
+    _check_options(claimed_from, exif=exif)
+    raw = read_raw_table(source, root=root, layer=layer, crs=crs, permitted_roots=permitted_roots, recursive=recursive)
+    paths = raw.resolved
+    table = pd.DataFrame({"image_id": _image_ids(raw), "path": _texts(found.path for found in paths)})
+    table["longitude"], table["latitude"] = raw.coordinates.longitude, raw.coordinates.latitude
+    table["weight"], weight_problems = _weights(raw)
+    status = np.array([found.status for found in paths], dtype=object)
+    message = np.array([_located(raw.name, row, found) for row, found in enumerate(paths)], dtype=object)
+    claims = claimed_from == "columns"
+    _mark(status, message, _bad_coordinates(raw, claims=claims), "ok" if claims else "bad_coordinates", raw.name)
+    _mark(status, message, _duplicates(table["image_id"]), "duplicate_id", raw.name)
+    _mark(status, message, weight_problems, "ok", raw.name)
+    table["status"], table["message"] = _texts(status), _texts(message)
+    _add_exif(table, raw.resolver, exif=exif, claim=claimed_from == "exif")
+    if claims:
+        table[_CLAIMS[0]], table[_CLAIMS[1]] = table["longitude"], table["latitude"]
+        table["longitude"], table["latitude"] = np.nan, np.nan
+    return _assembled(table, raw)
+
+
+def absolute_paths(table: gpd.GeoDataFrame) -> list[Path]:
+    """Give the file of every row.
+
+    Parameters
+    ----------
+    table : GeoDataFrame
+        From `read_image_table`.
+
+    Returns
+    -------
+    list of Path
+        One per row; for a row that is refused or has no path the null device, which no reader opens, so that no
+        loop over all rows can leave the root by accident.
+
+    Examples
+    --------
+    >>> table = read_image_table(pd.DataFrame({"path": ["a.jpg", "../b.jpg"]}), root="/tmp")
+    >>> [path.as_posix() for path in absolute_paths(table)]
+    ['/tmp/a.jpg', '/dev/null']
+    """
+    root = Path(table.attrs["root"])
+    nowhere = Path(os.devnull)
+    return [
+        nowhere if status == "refused" or not path else root / path
+        for path, status in zip(table["path"], table["status"], strict=True)
+    ]
+
+
+def training_rows(table: gpd.GeoDataFrame) -> npt.NDArray[np.bool_]:
+    """Tell which rows can be trained on: status ok, a position, a positive weight.
+
+    Parameters
+    ----------
+    table : GeoDataFrame
+        From `read_image_table`.
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+
+    Examples
+    --------
+    >>> training_rows(read_image_table(pd.DataFrame({"path": ["no.jpg"]}), root="/tmp")).tolist()
+    [False]
+    """
+    known = table["longitude"].notna() & table["latitude"].notna()
+    usable = table["status"].eq("ok") & known & table["weight"].gt(0.0)
+    return usable.to_numpy(dtype=bool)
+
+
+def describe_problems(table: gpd.GeoDataFrame) -> dict[str, int]:
+    """Count what is wrong or suspicious in a table.
+
+    Parameters
+    ----------
+    table : GeoDataFrame
+        From `read_image_table`.
+
+    Returns
+    -------
+    dict of str to int
+        ``rows``; one entry per status that occurs other than ok; ``without_coordinates``; ``near_zero_zero`` (a pile
+        at (0, 0) means "no position", or metres labelled as degrees); ``suspected_swapped`` (out of range, in range
+        the other way round); ``without_weight`` (weight 0 or not a number); ``trainable``.
+
+    Examples
+    --------
+    >>> table = read_image_table(pd.DataFrame({"path": ["no.jpg", "no.jpg"]}), root="/tmp")
+    >>> describe_problems(table)["missing"]
+    2
+    """
+    known = table["longitude"].notna() & table["latitude"].notna()
+    near_zero = (table["longitude"].abs() < _NEAR_ZERO_DEGREES) & (table["latitude"].abs() < _NEAR_ZERO_DEGREES)
+    counts = {"rows": len(table)}
+    counts |= {status: int(table["status"].eq(status).sum()) for status in STATUSES[1:]}
+    counts |= {
+        "without_coordinates": int((~known).sum()),
+        "near_zero_zero": int(near_zero.sum()),
+        "suspected_swapped": int(table["message"].str.contains(SWAPPED, regex=False).sum()),
+        "without_weight": int((~table["weight"].gt(0.0)).sum()),
+        "trainable": int(training_rows(table).sum()),
+    }
+    return {name: count for name, count in counts.items() if count or name not in STATUSES}
+
+
+def _check_options(claimed_from: str, *, exif: bool) -> None:
+    if claimed_from not in _CLAIM_SOURCES:
+        raise UsageError(f"claimed_from must be one of {', '.join(_CLAIM_SOURCES)}, not {claimed_from!r}")
+    if exif and claimed_from == "exif":
+        raise UsageError("exif=True takes EXIF for the truth and claimed_from='exif' for a claim: choose one")
+
+
+def _image_ids(raw: RawTable) -> pd.Series[Any]:
+    paths = [found.path for found in raw.resolved]
+    given = as_text(raw.frame[raw.columns.image_id]) if raw.columns and raw.columns.image_id else None
+    if given is None:
+        return _texts(paths)
+    return _texts(path if name is None else name for name, path in zip(given, paths, strict=True))
+
+
+def _weights(raw: RawTable) -> tuple[npt.NDArray[np.float64], dict[int, str]]:
+    """Read the weights; an empty cell is 1, what is no number >= 0 is 0 and told."""
+    if raw.columns is None or raw.columns.weight is None:
+        return np.ones(len(raw.resolved)), {}
+    column = raw.frame[raw.columns.weight]
+    weights, problems = parse_numbers(column)
+    problems = {row: f"weight {problem}; taken as 0" for row, problem in problems.items()}
+    weights[np.isnan(weights)] = 1.0
+    wrong = np.flatnonzero(~((weights >= 0.0) & np.isfinite(weights)))
+    problems |= {int(row): f"weight {weights[row]} is not a number >= 0; taken as 0" for row in wrong}
+    weights[list(problems)] = 0.0
+    return weights, problems
+
+
+def _located(name: str, row: int, found: ResolvedPath) -> str:
+    return f"{name}: row {row + 1}: {found.message}" if found.message else ""
+
+
+def _bad_coordinates(raw: RawTable, *, claims: bool) -> dict[int, str]:
+    prefix = "the claim is ignored: " if claims else ""
+    return {row: prefix + problem for row, problem in raw.coordinates.problems.items()}
+
+
+def _duplicates(image_ids: pd.Series[Any]) -> dict[int, str]:
+    later = np.flatnonzero(image_ids.duplicated(keep="first").to_numpy())
+    if not later.size:
+        return {}
+    firsts = image_ids.drop_duplicates(keep="first")
+    first_row = dict(zip(firsts.to_numpy(), firsts.index, strict=True))
+    return {
+        int(row): f"image_id {image_ids.iloc[row]!r} is that of row {first_row[image_ids.iloc[row]] + 1} already"
+        for row in later
+    }
+
+
+def _mark(
+    status: npt.NDArray[np.object_], message: npt.NDArray[np.object_], problems: dict[int, str], to: str, name: str
+) -> None:
+    """Give rows their status; the first problem of a row decides it, the messages are joined."""
+    for row, problem in problems.items():
+        status[row] = to if status[row] == "ok" else status[row]
+        message[row] = f"{message[row]}; {problem}" if message[row] else f"{name}: row {row + 1}: {problem}"
+
+
+def _texts(values: Iterable[object]) -> pd.Series[Any]:
+    return pd.Series(list(values), dtype="str")
+
+
+def _add_exif(table: pd.DataFrame, resolver: PathResolver, *, exif: bool, claim: bool) -> None:
+    """Read EXIF where asked for; a file that cannot even be opened gets its status now."""
+    if not exif and not claim:
+        return
+    wanted = table["status"].eq("ok")
+    if exif:
+        wanted &= table["longitude"].isna() & table["latitude"].isna()
+    rows = np.flatnonzero(wanted.to_numpy())
+    inside = (resolver.root, *resolver.permitted_roots)
+    with ThreadPoolExecutor(_EXIF_THREADS) as threads:
+        found = list(threads.map(lambda row: _exif_position(resolver.root / table["path"].iloc[row], inside), rows))
+    places = np.full((len(table), 2), np.nan)
+    for row, answer in zip(rows, found, strict=True):
+        if isinstance(answer, ImageError):
+            table.loc[row, ["status", "message"]] = [answer.status, str(answer)]
+        else:
+            places[row] = answer
+    names = list(_CLAIMS) if claim else ["longitude", "latitude"]
+    if claim:
+        table[names] = places
+    else:
+        table.loc[rows, names] = places[rows]
+
+
+def _exif_position(path: Path, inside: tuple[Path, ...]) -> tuple[float, float] | ImageError:
+    try:
+        metadata = read_metadata(path, inside=inside)
+    except ImageError as error:
+        return error
+    return metadata.longitude, metadata.latitude
+
+
+def _assembled(table: pd.DataFrame, raw: RawTable) -> gpd.GeoDataFrame:
+    others = raw.passthrough()
+    taken = {*_OWN_COLUMNS, *table.columns}
+    others = others.rename(columns={name: f"in_{name}" for name in others.columns if name in taken})
+    table = pd.concat([table, others], axis="columns")
+    known = (table["longitude"].notna() & table["latitude"].notna()).to_numpy()
+    points = np.full(len(table), None, dtype=object)
+    points[known] = shapely.points(table.loc[known, "longitude"], table.loc[known, "latitude"])
+    result = gpd.GeoDataFrame(table, geometry=gpd.array.GeometryArray(points, crs=CRS84))
+    result.attrs = {
+        "root": str(raw.resolver.root),
+        "source": raw.name,
+        "permitted_roots": [str(folder) for folder in raw.resolver.permitted_roots],
+    }
+    return result
