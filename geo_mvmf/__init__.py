@@ -1,3 +1,53 @@
-"""geo_mvmf: a picture goes in, a normalised probability density over the Earth comes out, as GIS layers."""
+"""geo_mvmf: a picture goes in, a normalised probability density over the Earth comes out, as GIS layers.
+
+The public names are loaded when they are first used, so importing the package costs nothing and never imports
+torch; only what trains or runs a network does.
+
+Examples
+--------
+>>> import geo_mvmf
+>>> mixture = geo_mvmf.VmfMixture([[1.0, 0.0, 0.0]], [16.0], [[0.0]])
+>>> geo_mvmf.estimate(mixture).tolist()
+[[0.0, 0.0]]
+"""
+
+from __future__ import annotations
+
+import importlib
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "CellMixture": "geo_mvmf.mixture",
+    "Grid": "geo_mvmf.maps.grid",
+    "Partition": "geo_mvmf.model.partition",
+    "Predictions": "geo_mvmf.predictions",
+    "VmfMixture": "geo_mvmf.mixture",
+    "accuracy_at_km": "geo_mvmf.metrics",
+    "cell_area_km2": "geo_mvmf.maps.density",
+    "credible_regions": "geo_mvmf.maps.regions",
+    "density_raster": "geo_mvmf.maps.density",
+    "estimate": "geo_mvmf.maps.estimates",
+    "evaluate": "geo_mvmf.evaluation",
+    "great_circle_distance_km": "geo_mvmf.sphere",
+    "load_bundle": "geo_mvmf.model.bundle",
+    "mvmf_loss": "geo_mvmf.model.loss",
+    "open_predictions": "geo_mvmf.predictions",
+    "partition_sphere": "geo_mvmf.model.partition",
+    "predict": "geo_mvmf.predictions",
+    "read_image_table": "geo_mvmf.inputs.tables",
+    "train": "geo_mvmf.model.training",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 (a list of text, made from the table)
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'geo_mvmf' has no attribute {name!r}; it has {', '.join(sorted(_HOMES))}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -42,6 +42,11 @@ class Accuracy(NamedTuple):
         Images counted, those without a prediction included.
     n_nan : int
         Images without a prediction.
+
+    Examples
+    --------
+    >>> accuracy_at_km([0.5, 3.0], [1.0]).high.round(3).tolist()
+    [0.905]
     """
 
     value: FloatArray
@@ -62,6 +67,11 @@ class Estimate(NamedTuple):
         Values given.
     n_nan : int
         How many of them were NaN.
+
+    Examples
+    --------
+    >>> median_error_km([4.0, 6.0])
+    Estimate(value=5.0, low=0.0, high=inf, n=2, n_nan=0)
     """
 
     value: float

@@ -87,7 +87,13 @@ class VmfMixture:
 
     @property
     def num_components(self) -> int:
-        """The number of components, C."""
+        """Number of components, C.
+
+        Examples
+        --------
+        >>> VmfMixture([[0.0, 0.0, 1.0]], [16.0], [[0.0]]).num_components
+        1
+        """
         return int(self.log_concentrations.size)
 
     def log_density(self, directions: npt.ArrayLike) -> FloatArray:

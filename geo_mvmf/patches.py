@@ -224,6 +224,11 @@ class Block(NamedTuple):
         Per steradian.
     element : ndarray of float64, shape (m, NODES, NODES)
         Steradians per unit of s and t.
+
+    Examples
+    --------
+    >>> Block(s2.face_cells(), np.ones((6, NODES, NODES)), np.ones((6, NODES, NODES))).density.shape
+    (6, 8, 8)
     """
 
     cell_ids: IdArray
@@ -258,7 +263,14 @@ class NodeValues:
         self._kept: dict[int, Block] = {}
 
     def blocks(self) -> Iterator[slice]:
-        """Give ranges of patches whose values fit into one temporary array."""
+        """Give ranges of patches whose values fit into one temporary array.
+
+        Examples
+        --------
+        >>> wide = choose_components(np.eye(3)[:1], np.full(1, -3.0), np.ones(1), cut=1e-6)
+        >>> list(NodeValues(find_patches(wide), wide).blocks())
+        [slice(0, 96, None)]
+        """
         step = VALUES_AT_ONCE // NODES**2
         size = self.patches.cell_ids.size
         return (slice(start, min(start + step, size)) for start in range(0, size, step))
@@ -275,6 +287,13 @@ class NodeValues:
         -------
         Block
             Density and area element; computed once where all fit into memory.
+
+        Examples
+        --------
+        >>> wide = choose_components(np.eye(3)[:1], np.full(1, -3.0), np.ones(1), cut=1e-6)
+        >>> values = NodeValues(find_patches(wide), wide).of(slice(0, 96))
+        >>> bool(abs(values.density * 4 * np.pi - 1).max() < 0.06)
+        True
         """
         kept = self._kept.get(block.start)
         if kept is not None:

@@ -320,7 +320,9 @@ def edge_neighbours(ids: npt.ArrayLike) -> IdArray:
 
 def _wrapped(face: IntArray, i: IntArray, j: IntArray) -> IdArray:
     """Leaf ids of squares up to one cell beyond the face: S2's FromFaceIJWrap, in linear coordinates near the edge."""
-    u, v = ((2 * np.clip(index, -1, MAX_SIZE) + 1 - MAX_SIZE) / MAX_SIZE for index in (i, j))
+    # just past the edge is enough: farther, a leaf at the cube's corner would be taken for the next one
+    just_past = np.nextafter(1.0, 2.0)
+    u, v = (np.clip((2 * index + 1 - MAX_SIZE) / MAX_SIZE, -just_past, just_past) for index in (i, j))
     other, u, v = face_uv(uv_directions(face, u, v))
     return encode(other, st_to_ij(0.5 * (u + 1.0)), st_to_ij(0.5 * (v + 1.0)))
 

@@ -36,7 +36,13 @@ _DEEPEST = -100  # its lower end in levels: errors below 8^-100 count as that
 
 
 class CoarseCellsWarning(UserWarning):
-    """Some image would need more cells than allowed; `mass_errors` says what error it has."""
+    """Some image would need more cells than allowed; `mass_errors` says what error it has.
+
+    Examples
+    --------
+    >>> issubclass(CoarseCellsWarning, UserWarning)
+    True
+    """
 
 
 class Tessellation(NamedTuple):
@@ -50,6 +56,11 @@ class Tessellation(NamedTuple):
         Positive, sum to 1.
     mass_error : float
         Total variation distance to the mixture.
+
+    Examples
+    --------
+    >>> Tessellation(s2.face_cells(), np.full(6, 1 / 6), 0.0).mass_error
+    0.0
     """
 
     cell_ids: IdArray

@@ -31,7 +31,7 @@ def total_variation(mixture, cells):
 
 
 def sampled_variation(mixture, cells, n=100_000, seed=1):
-    """The same as the mean of max(0, 1 - q/p) over draws from the mixture, with its standard error: for narrow peaks."""
+    """The same for narrow peaks: the mean of max(0, 1 - q/p) over draws from the mixture, with its standard error."""
     points = mixture.sample(n, seed=seed)[0]
     short = np.maximum(0.0, 1.0 - np.exp(cells.log_density(points)[0] - mixture.log_density(points)[0]))
     return float(short.mean()), float(short.std() / math.sqrt(n))

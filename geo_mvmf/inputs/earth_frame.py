@@ -13,22 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import pyproj
 import shapely
-import shapely.affinity
 from rasterio.transform import Affine
 
 from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError
+from geo_mvmf.inputs.antimeridian import to_longitude_latitude_polygon, wrap
+from geo_mvmf.inputs.coordinate_systems import CRS84, is_crs84, network_off
 from geo_mvmf.inputs.placement import Bounds, apply_transform
 
 FloatArray = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-CRS84 = pyproj.CRS.from_user_input("OGC:CRS84")
-"""Longitude and latitude in degrees, in this order."""
-
 _TURN_TOLERANCE = 0.01  # raster cells: the resolution in a file is rounded
 _EDGE_STEPS = 256  # points along each edge of an outline
-_WHOLE_EARTH = shapely.box(-180.0, -90.0, 180.0, 90.0)
 
 
 class EarthFrame:
@@ -58,7 +55,7 @@ class EarthFrame:
 
     Examples
     --------
-    >>> frame = EarthFrame(CRS84, Affine(10.0, 0.0, -180.0, 0.0, -10.0, 90.0), 18, 36)
+    >>> frame = EarthFrame(pyproj.CRS(CRS84), Affine(10.0, 0.0, -180.0, 0.0, -10.0, 90.0), 18, 36)
     >>> frame.wrap, frame.centre(), frame.outline().bounds
     (36, (0.0, 0.0), (-180.0, -90.0, 180.0, 90.0))
     """
@@ -187,11 +184,18 @@ class EarthFrame:
         rows = np.concatenate([zero, ticks, one, 1.0 - ticks]) * self.height
         longitude, latitude = self.to_places(columns, rows)
         if not (np.isfinite(longitude).all() and np.isfinite(latitude).all()):
-            return _WHOLE_EARTH
-        if self.turn is not None and self.width > self.turn - _TURN_TOLERANCE:
-            return shapely.box(-180.0, max(-90.0, float(latitude.min())), 180.0, min(90.0, float(latitude.max())))
-        poles = [latitude for latitude in (-90.0, 90.0) if self.turn is None and self.contains(0.0, latitude)]
-        return _enclosed(longitude, latitude, poles)
+            return shapely.box(-180.0, -90.0, 180.0, 90.0)
+        if self.turn is not None:
+            west, east = float(longitude.min()), float(longitude.max())
+            around = self.width > self.turn - _TURN_TOLERANCE
+            south, north = max(-90.0, float(latitude.min())), min(90.0, float(latitude.max()))
+            return shapely.box(-180.0, south, 180.0, north) if around else wrap(shapely.box(west, south, east, north))
+        edge = shapely.Polygon(np.column_stack([columns, rows]))
+        return to_longitude_latitude_polygon(edge, self.to_places, lambda _: self._pole_inside())
+
+    def _pole_inside(self) -> float:
+        inside = [pole for pole in (90.0, -90.0) if self.contains(0.0, pole)]
+        return inside[0] if len(inside) == 1 else 0.0
 
     def _length_km(self, across: FloatArray, down: FloatArray) -> float:
         """Length of a line given in shares of width and height; what lies off the Earth does not count."""
@@ -201,30 +205,6 @@ class EarthFrame:
         return float(sphere.great_circle_distance_km(lam[:-1], phi[:-1], lam[1:], phi[1:]).sum())
 
 
-def _enclosed(longitude: FloatArray, latitude: FloatArray, poles: list[float]) -> shapely.Geometry:
-    closed = np.unwrap(np.append(longitude, longitude[0]), period=360.0)
-    ring = np.column_stack([closed, np.append(latitude, latitude[0])])
-    if abs(closed[-1] - closed[0]) > 180.0:  # once around a pole
-        if len(poles) != 1:
-            return _WHOLE_EARTH
-        ring = np.vstack([ring, [closed[-1], poles[0]], [closed[0], poles[0]]])
-    return _into_range(shapely.make_valid(shapely.Polygon(ring)))
-
-
-def _into_range(polygon: shapely.Geometry) -> shapely.Geometry:
-    west, _, east, _ = shapely.bounds(polygon)
-    turns = range(math.floor((west + 180.0) / 360.0), math.ceil((east + 180.0) / 360.0))
-    merged = shapely.union_all([_piece(polygon, 360.0 * turn) for turn in turns])
-    # a line is left where an edge runs along longitude 180
-    areas = [part for part in shapely.get_parts(merged) if part.area > 0.0]
-    return areas[0] if len(areas) == 1 else shapely.MultiPolygon(areas)
-
-
-def _piece(polygon: shapely.Geometry, shift: float) -> shapely.Geometry:
-    strip = shapely.box(shift - 180.0, -90.0, shift + 180.0, 90.0)
-    return shapely.affinity.translate(shapely.intersection(polygon, strip), xoff=-shift)
-
-
 def _horizontal(crs: pyproj.CRS) -> pyproj.CRS:
     return crs.sub_crs_list[0] if crs.is_compound else crs
 
@@ -232,13 +212,14 @@ def _horizontal(crs: pyproj.CRS) -> pyproj.CRS:
 def _transformers(crs: pyproj.CRS) -> tuple[Any, Any]:
     """From OGC:CRS84 to the CRS and back; None where they are the same."""
     flat = _horizontal(crs)
-    if flat.equals(CRS84, ignore_axis_order=True):
+    if is_crs84(flat):
         return None, None
     try:
-        there = pyproj.Transformer.from_crs(CRS84, flat, always_xy=True)
-        return there, pyproj.Transformer.from_crs(flat, CRS84, always_xy=True)
+        with network_off():
+            there = pyproj.Transformer.from_crs(CRS84, flat, always_xy=True)
+            return there, pyproj.Transformer.from_crs(flat, CRS84, always_xy=True)
     except pyproj.exceptions.ProjError as error:
-        raise BadInputError(f"CRS {crs.to_string()[:80]!r} cannot be related to longitude and latitude") from error
+        raise BadInputError(f"CRS {crs.name!r} cannot be related to longitude and latitude") from error
 
 
 def _columns_around(crs: pyproj.CRS, transform: Affine) -> float | None:

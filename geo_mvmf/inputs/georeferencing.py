@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyproj
 import rasterio
 import rasterio.crs
 from rasterio.windows import Window
@@ -25,7 +26,7 @@ def georeference(
     out: str | os.PathLike[str],
     *,
     bounds: Bounds,
-    crs: object = "EPSG:4326",
+    crs: str | pyproj.CRS = "EPSG:4326",
     overwrite: bool = False,
 ) -> Path:
     """Write a picture without a place as a tiled GeoTIFF that has one.
@@ -39,7 +40,7 @@ def georeference(
     bounds : (west, south, east, north)
         Outer edges in units of `crs`.
     crs : str or pyproj.CRS
-        As `placement.parse_crs`.
+        As `coordinate_systems.parse_crs`.
     overwrite : bool
         Whether an existing file may be replaced.
 

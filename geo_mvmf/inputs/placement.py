@@ -1,14 +1,12 @@
-"""Where a raster lies: its CRS and its affine transform, given by the file or by the user."""
+"""Affine transforms of rasters: applied, checked, and given by bounds or by a world file."""
 
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyproj
 from rasterio.transform import Affine
 
 from geo_mvmf.errors import BadInputError, UsageError
@@ -17,39 +15,6 @@ from geo_mvmf.inputs.regular_files import open_regular_file
 Bounds = tuple[float, float, float, float]
 
 _MOST_WORLD_FILE_BYTES = 4096
-_AUTHORITY = re.compile(r"^(EPSG|OGC|ESRI|IAU_2015):[A-Za-z0-9]{1,12}$", re.IGNORECASE)
-
-
-def parse_crs(crs: object) -> pyproj.CRS:
-    """Turn what a user gave into a CRS; never a path, an address or a pipeline.
-
-    Parameters
-    ----------
-    crs : str or pyproj.CRS
-        Such as "EPSG:32633" or "OGC:CRS84".
-
-    Returns
-    -------
-    pyproj.CRS
-
-    Raises
-    ------
-    UsageError
-        If it is another text, or an unknown code.
-
-    Examples
-    --------
-    >>> parse_crs("EPSG:3857").name
-    'WGS 84 / Pseudo-Mercator'
-    """
-    if isinstance(crs, pyproj.CRS):
-        return crs
-    if not isinstance(crs, str) or not _AUTHORITY.match(crs):
-        raise UsageError(f"crs {str(crs)[:80]!r} is not of the form EPSG:4326 or OGC:CRS84")
-    try:
-        return pyproj.CRS.from_user_input(crs)
-    except pyproj.exceptions.CRSError as error:
-        raise UsageError(f"crs {crs!r} is not known to PROJ") from error
 
 
 def apply_transform(

@@ -25,13 +25,8 @@ import rasterio.errors
 from rasterio.transform import Affine
 
 from geo_mvmf.errors import BadInputError, OutputError, UsageError
-from geo_mvmf.inputs.placement import (
-    Bounds,
-    checked_transform,
-    parse_crs,
-    transform_of_bounds,
-    world_file_transform,
-)
+from geo_mvmf.inputs.coordinate_systems import file_crs, parse_crs
+from geo_mvmf.inputs.placement import Bounds, checked_transform, transform_of_bounds, world_file_transform
 from geo_mvmf.inputs.regular_files import check_regular_file, open_regular_file, sniff_bytes
 
 SCENE_DRIVERS: Mapping[str, str] = {"tiff": "GTiff", "jp2": "JP2OpenJPEG", "jpeg": "JPEG", "png": "PNG"}
@@ -223,7 +218,9 @@ def is_georeferenced(path: str | os.PathLike[str], *, inside: Iterable[str | os.
     return _GEO_KEYS in tags and (_PIXEL_SCALE in tags or _TRANSFORMATION in tags)
 
 
-def open_raster(path: str | os.PathLike[str], *, bounds: Bounds | None = None, crs: object | None = None) -> RasterFile:
+def open_raster(
+    path: str | os.PathLike[str], *, bounds: Bounds | None = None, crs: str | pyproj.CRS | None = None
+) -> RasterFile:
     """Open one raster file.
 
     Parameters
@@ -231,9 +228,10 @@ def open_raster(path: str | os.PathLike[str], *, bounds: Bounds | None = None, c
     path : path
         GeoTIFF (COG too) or JPEG 2000 with its own place; or any of `SCENE_DRIVERS` with the place given here.
     bounds : (west, south, east, north), optional
-        Outer edges in units of `crs`. Without it, but with `crs`, a world file beside the picture is read.
+        Outer edges in units of `crs`. Without it the file's own transform is taken, or, where it has none but `crs`
+        is given, the world file beside it.
     crs : str or pyproj.CRS, optional
-        As `placement.parse_crs`. With it the place given replaces the file's own.
+        As `coordinate_systems.parse_crs`; replaces the file's own.
 
     Returns
     -------
@@ -316,16 +314,19 @@ def _check_dataset(path: Path, dataset: Any) -> None:
 
 
 def _own_place(path: Path, dataset: Any) -> tuple[pyproj.CRS, Affine]:
-    if dataset.crs is None:
-        raise BadInputError(f"{path}: has no CRS that GDAL understands; give bounds and crs")
-    try:
-        crs = pyproj.CRS.from_wkt(dataset.crs.to_wkt())
-    except pyproj.exceptions.CRSError as error:
-        raise BadInputError(f"{path}: its CRS {str(dataset.crs)[:80]!r} is not known to PROJ") from error
+    stated = dataset.crs
+    code = None if stated is None else stated.to_epsg(confidence_threshold=100)
+    crs = None
+    if stated is not None:
+        # WKT 2: the older form of EPSG:3857 names a grid file, though an empty one
+        crs = file_crs(f"EPSG:{code}" if code else stated.to_wkt(version="WKT2_2019"), str(path))
+    if crs is None:
+        raise BadInputError(f"{path}: has no CRS that relates it to the Earth; give crs")
     return crs, checked_transform(path, dataset.transform)
 
 
-def _given_place(path: Path, dataset: Any, bounds: Bounds | None, crs: object) -> tuple[pyproj.CRS, Affine]:
-    if bounds is None:
-        return parse_crs(crs), world_file_transform(path)
-    return parse_crs(crs), transform_of_bounds(bounds, dataset.width, dataset.height)
+def _given_place(path: Path, dataset: Any, bounds: Bounds | None, crs: str | pyproj.CRS) -> tuple[pyproj.CRS, Affine]:
+    if bounds is not None:
+        return parse_crs(crs), transform_of_bounds(bounds, dataset.width, dataset.height)
+    own = dataset.transform
+    return parse_crs(crs), world_file_transform(path) if own == Affine.identity() else checked_transform(path, own)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyproj
 import shapely
 
 from geo_mvmf.errors import BadInputError, UsageError
@@ -35,7 +36,7 @@ _SAMPLE_WINDOW = 256  # raster cells a side
 _SAMPLE_WINDOWS = 48
 
 
-def open_scene(source: Source, *, bounds: Bounds | None = None, crs: object | None = None) -> Scene:
+def open_scene(source: Source, *, bounds: Bounds | None = None, crs: str | pyproj.CRS | None = None) -> Scene:
     """Open a georeferenced raster.
 
     Parameters
@@ -46,7 +47,8 @@ def open_scene(source: Source, *, bounds: Bounds | None = None, crs: object | No
     bounds : (west, south, east, north), optional
         The place of one picture that carries none (JPEG and PNG never do), in units of `crs`.
     crs : str or pyproj.CRS, optional
-        Such as "EPSG:4326". Without `bounds` a world file beside the picture is read.
+        Such as "EPSG:4326"; replaces the file's own. Without `bounds` the file's own transform is taken, or a world
+        file beside the picture.
 
     Returns
     -------

@@ -65,7 +65,7 @@ def find_columns(names: list[str], where: str) -> Columns:
     Raises
     ------
     BadInputError
-        If there is no column ``path``, or two names differ only by case.
+        If there is no column ``path``, or two names are the same but for their case.
 
     Examples
     --------
@@ -74,6 +74,9 @@ def find_columns(names: list[str], where: str) -> Columns:
     """
     known: dict[str, str] = {}
     wanted = {"path", "image_id", "weight", *(name for pair in COORDINATE_ALIASES for name in pair)}
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInputError(f"{where}: there are two columns {twice!r}; rename one")
     for name in names:
         lower = name.strip().lower()
         if lower in known:

@@ -78,7 +78,7 @@ class RawTable(NamedTuple):
             return self.frame
         used = {*self.columns[:3]}
         names = [name for name in self.frame.columns if name not in used and not self._says_the_same(name)]
-        return self.frame[names].rename(columns=str)
+        return self.frame[names]
 
     def _says_the_same(self, name: str) -> bool:
         """Tell whether a column only repeats the position or the status that the result has anyway."""
@@ -133,7 +133,8 @@ def read_raw_table(
         found = _read_csv(source)
     else:
         found = read_layer(source, layer=layer)
-    columns = find_columns([str(name) for name in found.frame.columns], found.name)
+    found = found._replace(frame=found.frame.rename(columns=str))
+    columns = find_columns(list(found.frame.columns), found.name)
     resolver = PathResolver(_default_root(source) if root is None else root, permitted)
     resolved = [resolver.resolve(cell) for cell in found.frame[columns.path].tolist()]
     return RawTable(found.name, found.frame, columns, resolver, resolved, _coordinates(found, columns, crs))
@@ -165,29 +166,36 @@ def _read_folder(
 def _read_csv(source: str | os.PathLike[str]) -> Layer:
     path = check_regular_file(source)
     kind = sniff(path)
-    with open_regular_file(path) as file:
-        data = file.read()
-    if data and kind != "text":
+    if kind not in ("text", "unknown"):  # unknown: a NUL byte, which is the trouble of a row
         raise BadInputError(f"{path} is named as a CSV but holds {kind} content")
-    text = _decoded(data, path)
-    header = text.split("\n", 1)[0]
-    separator = max(_SEPARATORS, key=header.count)
+    with open_regular_file(path) as file:
+        text = _decoded(file.read(), path)
     try:
-        names = pd.read_csv(io.StringIO(text), sep=separator, nrows=0, dtype=str).columns.tolist()
-        columns = find_columns([str(name) for name in names], str(path))
-        keys = [name for name in columns if name is not None]
-        frame = pd.read_csv(
-            io.StringIO(text),
-            sep=separator,
-            dtype=dict.fromkeys(keys, "str"),
-            keep_default_na=False,  # "NA" is Namibia
-            na_values={name: [""] if name in keys else ["", "nan", "NaN"] for name in names},
-            low_memory=False,
-            index_col=False,
-        )
+        frame = _parse_csv(text, path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, OverflowError) as error:
         raise BadInputError(f"{path} cannot be read as a CSV: {' '.join(str(error).split())}") from error
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus fields in front for row labels
+        raise BadInputError(f"{path}: rows have more fields than the header; is a comma not quoted?")
     return Layer(frame, None, {}, None, str(path))
+
+
+def _parse_csv(text: str, path: Path) -> pd.DataFrame:
+    header = text.lstrip("\r\n").split("\n", 1)[0]
+    separator = max(_SEPARATORS, key=header.count)
+    first = pd.read_csv(io.StringIO(text), sep=separator, header=None, nrows=1, dtype="str", keep_default_na=False)
+    names = [name or f"column_{number + 1}" for number, name in enumerate(first.iloc[0].str.strip())]
+    # identifiers and positions stay text: "007" is no 7, and "NA" is Namibia
+    keys = {name for name in find_columns(names, str(path)) if name is not None}
+    return pd.read_csv(
+        io.StringIO(text),
+        sep=separator,
+        header=0,
+        names=names,
+        dtype=dict.fromkeys(keys, "str"),
+        keep_default_na=False,
+        na_values={name: [""] if name in keys else ["", "nan", "NaN"] for name in names},
+        low_memory=False,
+    )
 
 
 def _decoded(data: bytes, path: Path) -> str:

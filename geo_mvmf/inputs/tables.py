@@ -170,8 +170,8 @@ def training_rows(table: gpd.GeoDataFrame) -> npt.NDArray[np.bool_]:
     [False]
     """
     known = table["longitude"].notna() & table["latitude"].notna()
-    usable = table["status"].eq("ok") & known & table["weight"].gt(0.0)
-    return usable.to_numpy(dtype=bool)
+    usable: npt.NDArray[np.bool_] = (table["status"].eq("ok") & known & table["weight"].gt(0.0)).to_numpy(bool)
+    return usable
 
 
 def describe_problems(table: gpd.GeoDataFrame) -> dict[str, int]:
@@ -248,7 +248,8 @@ def _bad_coordinates(raw: RawTable, *, claims: bool) -> dict[int, str]:
 
 
 def _duplicates(image_ids: pd.Series[Any]) -> dict[int, str]:
-    later = np.flatnonzero(image_ids.duplicated(keep="first").to_numpy())
+    repeated = image_ids.duplicated(keep="first") & image_ids.ne("")
+    later = np.flatnonzero(repeated.to_numpy(dtype=bool))
     if not later.size:
         return {}
     firsts = image_ids.drop_duplicates(keep="first")

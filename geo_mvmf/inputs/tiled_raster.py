@@ -91,7 +91,7 @@ class TiledRaster:
         source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         bounds: Bounds | None = None,
-        crs: object | None = None,
+        crs: str | pyproj.CRS | None = None,
     ) -> None:
         paths = source_files(source)
         if len(paths) > 1 and crs is not None:

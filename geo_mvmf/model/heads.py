@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.mixture import CellMixture, VmfMixture
-from geo_mvmf.model.loss import mvmf_loss, reduce
+from geo_mvmf.model.loss import mvmf_loss, reduce_losses
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -250,7 +250,7 @@ class CrossEntropyHead(nn.Module):
         classes = torch.from_numpy(np.searchsorted(s2.range_max(self.cell_ids), leaves)).to(features.device)
         logits = functional.linear(features, self.weight.to(features.dtype), self.bias.to(features.dtype))
         losses = functional.cross_entropy(logits.to(self.weight.dtype), classes, reduction="none")
-        return reduce(losses, sample_weight, reduction)
+        return reduce_losses(losses, sample_weight, reduction)
 
     def mixture(self, features: Tensor) -> CellMixture:
         """Give the predicted densities, uniform on each cell.

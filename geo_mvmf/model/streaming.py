@@ -322,7 +322,7 @@ class _Buffers:
 
     def has(self, part: slice) -> bool:
         """Whether the logits of this chunk are kept."""
-        return part.stop * self._n <= self.kept.numel()
+        return bool(part.stop * self._n <= self.kept.numel())  # slice bounds are untyped
 
     def logits(self, part: slice) -> Tensor:
         if self.has(part):
