@@ -198,7 +198,7 @@ def partition(source: Path, num_cells: int, mean_direction: str, exif: bool, out
     from geo_mvmf import s2
     from geo_mvmf.files import vector
     from geo_mvmf.inputs import tables
-    from geo_mvmf.maps import regions
+    from geo_mvmf.maps import outlines
     from geo_mvmf.model.partition import partition_sphere
 
     frame = tables.read_image_table(source, exif=exif)
@@ -211,7 +211,7 @@ def partition(source: Path, num_cells: int, mean_direction: str, exif: bool, out
             "images": cells.counts,
             "area_km2": s2.area_sr(cells.cell_ids) * 6371.0088**2,
         },
-        geometry=regions.cell_polygons(cells.cell_ids),
+        geometry=outlines.cell_polygons(cells.cell_ids),
         crs="EPSG:4326",
     )
     vector.write_layers(out, {"cells": layer}, overwrite=overwrite)

@@ -36,7 +36,7 @@ _MAX_EDGE = 1.704897179199218  # S2 library, kMaxEdge of the quadratic projectio
 _MAX_RADIUS = 1.219328  # half of its kMaxDiag: no point of a cell of level 0 is farther from its centre (tested)
 _NARROWEST = 36.0  # log concentration whose patch, level 28, still leaves cells to split it into
 _COARSEST = 2  # a patch of lower level would see the projection's area element vary too much
-_KEPT_NODES = 1 << 26  # node values kept for a second pass: 512 MB; beyond they are computed twice
+_KEPT_NODES = 1 << 25  # node values kept for a second pass: 512 MB of density and element; beyond, computed twice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -171,7 +171,7 @@ def array(group: h5py.Group, name: str, kinds: str, ndim: int) -> h5py.Dataset:
     See `created`.
     """
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{name} is missing or lies elsewhere")
+        raise ValueError(f"{name} is missing or lies elsewhere")  # noqa: TRY004  about a file, not an argument
     found = group[name]
     if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
         raise ValueError(f"{name} is no array of this file")

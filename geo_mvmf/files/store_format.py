@@ -167,9 +167,10 @@ def write_head(file: Any, components: Components, images: int, entries: int) -> 
     --------
     See `stores.write_store`.
     """
-    file.attrs["Conventions"] = "CF-1.11"
-    file.attrs["title"] = "Predicted locations of images, as mixtures on the sphere"
-    file.attrs["format"] = FORMAT
+    file.attrs["Conventions"] = np.bytes_("CF-1.11")
+    file.attrs["title"] = np.bytes_("Predicted locations of images, as mixtures on the sphere")
+    # Of fixed length: text of variable length lies in a heap without checksum, where damage can make HDF5 hang.
+    file.attrs["format"] = np.bytes_(FORMAT)
     file.attrs["format_version"] = np.int32(FORMAT_VERSION)
     file.dimensions = {
         "image": images,
@@ -287,7 +288,7 @@ def read_components(file: Any, kind: str) -> Components:
 
 
 def _attribute(file: Any, name: str) -> object:
-    value = file.attrs.get(name)
-    if isinstance(value, np.ndarray):  # NetCDF knows no scalar attributes
-        value = value.item() if value.size == 1 else value.tolist()
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    if name not in file.attrs or file.attrs.get_id(name).dtype.kind not in "Siu":
+        return None
+    value = np.asarray(file.attrs[name]).ravel().tolist()[:1]  # NetCDF knows no scalar attributes
+    return value[0].decode("utf-8", "replace") if value and isinstance(value[0], bytes) else (value or [None])[0]

@@ -368,9 +368,9 @@ def open_store(path: str | os.PathLike[str]) -> StoredPredictions:
 
     Examples
     --------
-    >>> open_store("no/such/file.nc")
+    >>> open_store("/dev/null")
     Traceback (most recent call last):
-    geo_mvmf.errors.ImageError: ...no/such/file.nc': there is no such file
+    geo_mvmf.errors.ImageError: '/dev/null' is a device, not a regular file
     """
     with netcdf.opened(path) as file:
         store_format.check_format(path, file)

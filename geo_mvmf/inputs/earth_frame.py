@@ -17,7 +17,7 @@ from rasterio.transform import Affine
 
 from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError
-from geo_mvmf.inputs.antimeridian import to_longitude_latitude_polygon, wrap
+from geo_mvmf.inputs.antimeridian import to_longitude_latitude_polygon
 from geo_mvmf.inputs.coordinate_systems import CRS84, is_crs84, network_off
 from geo_mvmf.inputs.placement import Bounds, apply_transform
 
@@ -185,11 +185,9 @@ class EarthFrame:
         longitude, latitude = self.to_places(columns, rows)
         if not (np.isfinite(longitude).all() and np.isfinite(latitude).all()):
             return shapely.box(-180.0, -90.0, 180.0, 90.0)
-        if self.turn is not None:
-            west, east = float(longitude.min()), float(longitude.max())
-            around = self.width > self.turn - _TURN_TOLERANCE
-            south, north = max(-90.0, float(latitude.min())), min(90.0, float(latitude.max()))
-            return shapely.box(-180.0, south, 180.0, north) if around else wrap(shapely.box(west, south, east, north))
+        if self.turn is not None and self.width > self.turn - _TURN_TOLERANCE:
+            south, north = np.clip([latitude.min(), latitude.max()], -90.0, 90.0)
+            return shapely.box(-180.0, float(south), 180.0, float(north))
         edge = shapely.Polygon(np.column_stack([columns, rows]))
         return to_longitude_latitude_polygon(edge, self.to_places, lambda _: self._pole_inside())
 

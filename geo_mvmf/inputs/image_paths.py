@@ -19,6 +19,7 @@ from geo_mvmf.inputs.photo_files import IMAGE_SUFFIXES
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|/+vsi", re.IGNORECASE)
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\|//")
+_PLAIN = re.compile(r"[\w.@ -][\w./@ ()+=,-]*[\w)]", re.ASCII)  # a relative path that needs no further look
 _DIGITS = re.compile(r"([0-9]+)")
 _SHOWN = 200  # characters of a hostile path that go into a message
 
@@ -101,9 +102,12 @@ class PathResolver:
             text = os.fspath(text)
         if not isinstance(text, str) or not text.strip():
             return ResolvedPath("", "missing", "there is no path")
-        if problem := _name_problem(text):
+        if _PLAIN.fullmatch(text):
+            head, _, name = text.rpartition("/")
+        elif problem := _name_problem(text):
             return ResolvedPath(_printable(text), "refused", f"{text[:_SHOWN]!r} {problem}")
-        head, name = os.path.split(text)
+        else:
+            head, name = os.path.split(text)
         folder = self._folders.get(head)
         if folder is None:
             folder = self._folders[head] = self._folder(head)
@@ -133,12 +137,13 @@ class PathResolver:
         plain = not os.path.isabs(head) and not {"", ".", ".."} & set(head.split("/"))  # noqa: PTH117  a str
         if head == "" or plain:
             return _Folder(head, real, refused=False)
-        inside = _lies_in(real, self._real_root)
-        shown = os.path.relpath(real, self._real_root) if inside else real
-        return _Folder("" if shown == "." else Path(shown).as_posix(), real, refused=False)
+        if not _lies_in(real, self._real_root):
+            return _Folder(Path(real).as_posix().rstrip("/"), real, refused=False)
+        shown = Path(os.path.relpath(real, self._real_root)).as_posix()
+        return _Folder("" if shown == "." else shown, real, refused=False)
 
     def _file(self, folder: _Folder, name: str) -> ResolvedPath:
-        path = f"{folder.shown.rstrip('/')}/{name}" if folder.shown else name
+        path = f"{folder.shown}/{name}" if folder.shown else name
         real = f"{folder.real}/{name}"
         try:
             mode = os.lstat(real).st_mode

@@ -3,8 +3,8 @@
 A projection costs a microsecond a point and has poles, rims and cuts. So the grid is cut into rectangles until the
 direction is, on each, a polynomial through Gauss-Legendre nodes to eight digits. Everything else (areas of raster
 cells, quadrature nodes in them, pieces of them) comes from the polynomials. Towards a singular line, as the poles of an
-equal-area cylinder are, rectangles halve in one direction only. What the rim of the domain cuts goes down to sixteenths
-of a raster cell, which then are single points with an area.
+equal-area cylinder are, rectangles halve in one direction only. What the rim of the domain cuts is bent: one side of
+the rectangle becomes the rim.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from geo_mvmf.maps.grid import Grid
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 ORDER = 10
 """Nodes along each side of a chart."""
@@ -29,8 +30,8 @@ ORDER = 10
 _TILE = 32.0  # raster cells along the side of the first rectangles
 _RELATIVE = 1e-8  # of a chart's extent: how much its last coefficients may be
 _NOISE = 1e-11  # radians: projections iterate to about this
-_RIM = 1.0 / 16.0  # side of a rectangle that is cut by the rim and not halved any more
-_LEAST = 1e-6  # side of a rectangle that is not halved whatever it holds
+_CORNER = 1.0 / 256.0  # side of a rectangle around a corner of the rim, not halved any more
+_LEAST = 1e-9  # side of a rectangle that is not halved whatever it holds
 _CHARTS_AT_ONCE = 2048
 _POINTS_AT_ONCE = 1 << 15
 
@@ -65,14 +66,11 @@ class Charts:
         First column, first row, last column, last row of each chart; whole numbers or inside one raster cell.
     values : ndarray of float64, shape (K, ORDER, ORDER, 3)
         Directions at the Gauss-Legendre nodes (row, column).
-    rim : Points
-        Single points along the rim of the domain.
     """
 
     grid: Grid
     bounds: FloatArray
     values: FloatArray
-    rim: Points
 
     def areas_sr(self) -> FloatArray:
         """Give the area of every raster cell inside the domain.
@@ -83,13 +81,12 @@ class Charts:
             Steradians; NaN where nothing is inside.
         """
         total = np.zeros(self.grid.num_cells)
-        total += np.bincount(self.rim.cell, self.rim.areas_sr, minlength=total.size)
         for points in self.points(2):
             total += np.bincount(points.cell, points.areas_sr, minlength=self.grid.num_cells)
         return np.where(total > 0.0, total, np.nan).reshape(self.grid.shape)
 
     def points(self, nodes: int) -> Iterator[Points]:
-        """Give quadrature nodes in every raster cell, without those of the rim.
+        """Give quadrature nodes in every raster cell.
 
         Parameters
         ----------
@@ -206,19 +203,24 @@ def charts_of(grid: Grid) -> Charts:
     (10, 10)
     """
     todo = _first_tiles(grid)
-    bounds, values, rim = [np.empty((0, 4))], [np.empty((0, ORDER, ORDER, 3))], [np.empty((0, 4))]
+    bounds, values = [np.empty((0, 4))], [np.empty((0, ORDER, ORDER, 3))]
     while todo.size:
         halves = []
         for start in range(0, todo.shape[0], _CHARTS_AT_ONCE):
             tiles = todo[start : start + _CHARTS_AT_ONCE]
-            directions = _project(grid, tiles)
-            smooth, split, cut = _judge(grid, tiles, directions)
-            bounds.append(tiles[smooth])
+            directions = grid.to_directions(*_nodes_of(tiles))
+            bent = _bend(grid, tiles, directions)
+            smooth, split = _judge(grid, tiles, directions)
+            # a bent chart lies inside one raster cell, also where its rectangle is the whole of it
+            bounds.append(np.where(bent[smooth, None], _shrunk(tiles[smooth]), tiles[smooth]))
             values.append(directions[smooth])
-            rim.append(tiles[cut])
             halves.append(_halve(tiles, split))
         todo = np.concatenate(halves)
-    return Charts(grid, np.concatenate(bounds), np.concatenate(values), _rim_points(grid, np.concatenate(rim)))
+    return Charts(grid, np.concatenate(bounds), np.concatenate(values))
+
+
+def _shrunk(tiles: FloatArray) -> FloatArray:
+    return tiles + 1e-9 * np.array([1.0, 1.0, -1.0, -1.0]) * np.tile(tiles[:, 2:] - tiles[:, :2], 2)
 
 
 def _first_tiles(grid: Grid) -> FloatArray:
@@ -228,53 +230,41 @@ def _first_tiles(grid: Grid) -> FloatArray:
     return np.asarray(tiles.reshape(-1, 4), dtype=np.float64)
 
 
-def _nodes_of(tiles: FloatArray, nodes: int) -> tuple[FloatArray, FloatArray]:
-    """Columns and rows of the nodes of tiles, (K, nodes, nodes)."""
-    x, _ = quadrature.gauss_legendre(nodes)
+def _nodes_of(tiles: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Columns and rows of the nodes of tiles, (K, ORDER, ORDER)."""
+    x, _ = quadrature.gauss_legendre(ORDER)
     column = tiles[:, 0, None] + (tiles[:, 2] - tiles[:, 0])[:, None] * x
     row = tiles[:, 1, None] + (tiles[:, 3] - tiles[:, 1])[:, None] * x
-    shape = (tiles.shape[0], nodes, nodes)
+    shape = (tiles.shape[0], ORDER, ORDER)
     return np.broadcast_to(column[:, None, :], shape), np.broadcast_to(row[:, :, None], shape)
 
 
-def _project(grid: Grid, tiles: FloatArray) -> FloatArray:
-    return grid.to_directions(*_nodes_of(tiles, ORDER))
-
-
-def _judge(
-    grid: Grid, tiles: FloatArray, directions: FloatArray
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which tiles are charts, which to halve (rows, columns), and which the rim cuts for good."""
+def _judge(grid: Grid, tiles: FloatArray, directions: FloatArray) -> tuple[BoolArray, BoolArray]:
+    """Which tiles are charts, (K,), and which to halve along columns and along rows, (K, 2)."""
     known = np.isfinite(directions[..., 0])
     full, none = known.all(axis=(1, 2)), ~known.any(axis=(1, 2))
     size = tiles[:, 2:] - tiles[:, :2]  # (K, 2): columns, rows
     none[none] = ~_reached(grid, tiles[none])
-    tails = _tails(np.where(full[:, None, None, None], directions, 0.0))  # (K, 2): along columns, along rows
-    tiny = (size <= _RIM).all(axis=1) | (size <= _LEAST).any(axis=1)
-    too_rough = (tails > 1.0) & (full & ~tiny)[:, None]
-    worst = tails.max(axis=1, keepdims=True)
-    split = too_rough & (tails * 4.0 >= worst)
-    # a rim along rows or columns is followed closely, a slanting one down to sixteenths
-    varies = np.stack([(known != known[:, :, :1]).any(axis=(1, 2)), (known != known[:, :1]).any(axis=(1, 2))], axis=-1)
-    varies |= ~known.any(axis=(1, 2))[:, None]
-    least = np.where(varies.all(axis=1), _RIM, _LEAST)[:, None]
-    mixed = ~full & ~none
-    cut = varies & (size > least) & mixed[:, None]
-    return full & ~too_rough.any(axis=1), split | cut, mixed & ~cut.any(axis=1)
+    tails = _tails(np.where(full[:, None, None, None], directions, 0.0))
+    tiny = (size <= _CORNER).all(axis=1) | (size <= _LEAST).any(axis=1)
+    rough = (tails > 1.0) & (full & ~tiny)[:, None]
+    split = rough & (tails * 4.0 >= tails.max(axis=1, keepdims=True))
+    cut = (~full & ~none)[:, None] & (size > _CORNER)
+    return full & ~rough.any(axis=1), split | cut
 
 
-def _reached(grid: Grid, tiles: FloatArray) -> npt.NDArray[np.bool_]:
+def _reached(grid: Grid, tiles: FloatArray) -> BoolArray:
     """Whether the domain reaches any corner of a raster cell of tiles whose nodes all lie outside."""
     result = np.zeros(tiles.shape[0], dtype=bool)
     for k, (left, top, right, bottom) in enumerate(tiles):
-        if right - left >= 1.0 or bottom - top >= 1.0:
+        if right - left > 1.0 or bottom - top > 1.0:
             corners = np.meshgrid(np.arange(left, right + 0.5), np.arange(top, bottom + 0.5))
             result[k] = bool(np.isfinite(grid.to_directions(*corners)[..., 0]).any())
     return result
 
 
 def _tails(directions: FloatArray) -> FloatArray:
-    """The last coefficients against what is allowed, along columns and along rows."""
+    """The last coefficients along columns and along rows, against what is allowed, (K, 2)."""
     matrix = quadrature.to_legendre(ORDER)
     by_rows = np.einsum("ki,tijd->tkjd", matrix[-2:], directions)
     by_columns = np.einsum("kj,tijd->tikd", matrix[-2:], directions)
@@ -285,48 +275,64 @@ def _tails(directions: FloatArray) -> FloatArray:
     return np.asarray(tails / allowed[:, None])
 
 
-def _halve(tiles: FloatArray, split: npt.NDArray[np.bool_]) -> FloatArray:
-    """Halves of tiles along columns and along rows; never across a part of a raster cell that could be whole."""
-    tiles = tiles.copy()[split.any(axis=1)]
-    split = split[split.any(axis=1)]
+def _halve(tiles: FloatArray, split: BoolArray) -> FloatArray:
+    """Halves of tiles along columns and along rows, whole raster cells as long as there are several."""
+    tiles, split = tiles[split.any(axis=1)], split[split.any(axis=1)]
     for axis in (0, 1):
         chosen = split[:, axis]
         low, high = tiles[chosen, axis], tiles[chosen, axis + 2]
         middle = np.where(high - low > 1.0, np.floor((low + high) / 2.0), (low + high) / 2.0)
         first, second = tiles[chosen].copy(), tiles[chosen].copy()
         first[:, axis + 2], second[:, axis] = middle, middle
-        flags = split[chosen]
-        flags[:, axis] = False
         tiles = np.concatenate([tiles[~chosen], first, second])
-        split = np.concatenate([split[~chosen], flags, flags])
+        split = np.concatenate([split[~chosen], split[chosen], split[chosen]])
     return tiles
 
 
-def _rim_points(grid: Grid, tiles: FloatArray) -> Points:
-    """Points of tiles that the rim cuts; areas from differences to neighbours inside the domain."""
-    nodes = 4
-    _, w = quadrature.gauss_legendre(nodes)
-    column, row = (part.reshape(-1) for part in _nodes_of(tiles, nodes))
-    size = np.repeat(tiles[:, 2:] - tiles[:, :2], nodes * nodes, axis=0)
-    directions = grid.to_directions(column, row)
-    across = _difference(grid, directions, column, row, 0.01 * size[:, 0], 0)
-    down = _difference(grid, directions, column, row, 0.01 * size[:, 1], 1)
-    weights = np.tile((w[:, None] * w).ravel(), tiles.shape[0]) * size.prod(axis=1)
-    areas = _cross_length(across, down) * weights
-    known = np.isfinite(areas) & np.isfinite(directions[:, 0])
-    cell = np.floor(row).astype(np.int64) * grid.shape[1] + np.floor(column).astype(np.int64)
-    return Points(cell[known], directions[known], areas[known])
+def _bend(grid: Grid, tiles: FloatArray, directions: FloatArray) -> BoolArray:
+    """Where the rim cuts a tile inside one raster cell, put its nodes between one side and the rim, in place."""
+    known = np.isfinite(directions[..., 0])
+    inside = ((tiles[:, 2:] - tiles[:, :2]) <= 1.0).all(axis=1)
+    cut = inside & known.any(axis=(1, 2)) & ~known.all(axis=(1, 2))
+    bent = np.zeros(tiles.shape[0], dtype=bool)
+    for axis in (0, 1):  # along columns, then what is left along rows
+        (todo,) = np.nonzero(cut & ~bent)
+        nodes, possible = _between(grid, tiles[todo], axis)
+        done = todo[possible]
+        directions[done] = grid.to_directions(*nodes)
+        bent[done] = np.isfinite(directions[done]).all(axis=(1, 2, 3))
+        directions[done[~bent[done]]] = np.where(known[done[~bent[done]], :, :, None], 0.0, np.nan)
+    return bent
 
 
-def _difference(
-    grid: Grid, directions: FloatArray, column: FloatArray, row: FloatArray, step: FloatArray, axis: int
-) -> FloatArray:
-    """Derivative by column (axis 0) or row (axis 1), from whichever neighbours are inside the domain."""
-    shift_column, shift_row = (step, 0.0) if axis == 0 else (0.0, step)
-    ahead = grid.to_directions(column + shift_column, row + shift_row)
-    behind = grid.to_directions(column - shift_column, row - shift_row)
-    no_ahead, no_behind = ~np.isfinite(ahead[:, 0]), ~np.isfinite(behind[:, 0])
-    spans = (2.0 - no_ahead - no_behind) * step
-    ahead, behind = np.where(no_ahead[:, None], directions, ahead), np.where(no_behind[:, None], directions, behind)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((ahead - behind) / spans[:, None])
+def _between(grid: Grid, tiles: FloatArray, axis: int) -> tuple[tuple[FloatArray, FloatArray], BoolArray]:
+    """Nodes (columns, rows) on lines along an axis that cross the rim once, all from the same side, and which tiles."""
+    x, _ = quadrature.gauss_legendre(ORDER)
+    low, high = tiles[:, axis, None], tiles[:, axis + 2, None]
+    across = tiles[:, 1 - axis, None] + (tiles[:, 3 - axis] - tiles[:, 1 - axis])[:, None] * x  # (K, lines)
+
+    def known_at(along: FloatArray, lines: FloatArray) -> BoolArray:
+        pair = (along, lines) if axis == 0 else (lines, along)
+        return np.isfinite(grid.to_directions(*pair)[..., 0])
+
+    steps = np.concatenate([[1e-6], x, [1.0 - 1e-6]])
+    along = low[..., None] + (high - low)[..., None] * steps  # (K, 1, steps)
+    pattern = known_at(
+        np.broadcast_to(along, (*across.shape, steps.size)), np.repeat(across[..., None], steps.size, -1)
+    )
+    once = (np.diff(pattern.astype(np.int8), axis=-1) != 0).sum(axis=-1) <= 1
+    from_low, from_high = pattern[..., 0].all(axis=1), pattern[..., -1].all(axis=1)
+    possible = once.all(axis=1) & (from_low | from_high)
+    start = np.where(from_low[:, None], low, high)[possible]
+    end = np.where(from_low[:, None], high, low)[possible]
+    lines = across[possible]
+    inner, outer = np.broadcast_to(start, lines.shape), np.broadcast_to(end, lines.shape)
+    for _ in range(40):
+        middle = 0.5 * (inner + outer)
+        hit = known_at(middle, lines)
+        inner, outer = np.where(hit, middle, inner), np.where(hit, outer, middle)
+    # nodes crowd towards the rim, where a direction may change like a square root
+    nodes = start[..., None] + (inner - start)[..., None] * (x * (2.0 - x))  # (K, lines, along)
+    nodes = nodes if axis == 0 else np.swapaxes(nodes, 1, 2)
+    lines = np.broadcast_to(lines[..., None] if axis == 0 else lines[:, None, :], nodes.shape)
+    return ((nodes, lines) if axis == 0 else (lines, nodes)), possible

@@ -224,9 +224,7 @@ def _levels(density: FloatArray, area: FloatArray) -> FloatArray:
     return result
 
 
-def _image_names(
-    mixture: VmfMixture | CellMixture, image_ids: Sequence[str] | None, combine: str | None
-) -> list[Any]:
+def _image_names(mixture: VmfMixture | CellMixture, image_ids: Sequence[str] | None, combine: str | None) -> list[Any]:
     if combine not in {None, "mean"}:
         raise ValueError(f"combine is {combine!r}, not 'mean' or None")
     if image_ids is not None and len(image_ids) != len(mixture):

@@ -98,7 +98,11 @@ class Grid:
         if not 0.0 < resolution <= 180.0:
             raise ValueError(f"resolution {resolution} is not in 0..180 degrees")
         rows = max(1, round(180.0 / resolution))
-        return cls((rows, 2 * rows), affine.Affine(180.0 / rows, 0.0, -180.0, 0.0, -180.0 / rows, 90.0), raster_parts.parse_crs(4326))
+        return cls(
+            (rows, 2 * rows),
+            affine.Affine(180.0 / rows, 0.0, -180.0, 0.0, -180.0 / rows, 90.0),
+            raster_parts.parse_crs(4326),
+        )
 
     @classmethod
     def from_bounds(
@@ -309,9 +313,7 @@ class Grid:
         >>> Grid.globe(1.0).to_directions(180.0, 0.0).round(12).tolist()
         [0.0, 0.0, 1.0]
         """
-        column, row = np.broadcast_arrays(
-            np.asarray(column, dtype=np.float64), np.asarray(row, dtype=np.float64)
-        )
+        column, row = np.broadcast_arrays(np.asarray(column, dtype=np.float64), np.asarray(row, dtype=np.float64))
         t = self.transform
         x, y = t.a * column + t.b * row + t.c, t.d * column + t.e * row + t.f
         if self.is_geographic:
@@ -325,7 +327,7 @@ class Grid:
         cell = math.hypot(self.transform.a, self.transform.d) + math.hypot(self.transform.b, self.transform.e)
         with np.errstate(invalid="ignore"):
             # a map that goes on beyond its domain comes back elsewhere
-            returned = np.hypot(back_x - x, back_y - y) <= 1e-3 * cell
+            returned = np.hypot(back_x - x, back_y - y) <= 1e-6 * cell + 1e-11 * (np.abs(x) + np.abs(y))
         inside = returned & (np.abs(latitude) <= 90.0)
         return np.where(inside, longitude, np.nan), np.where(inside, latitude, np.nan)
 

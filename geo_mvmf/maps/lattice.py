@@ -309,9 +309,7 @@ def _interpolation(positions: FloatArray, nodes: int, period: int | None) -> spa
     return _banded(np.arange(positions.size), first, weights, (positions.size, nodes), period)
 
 
-def _integration(
-    edges: FloatArray, lattice: Lattice, shape: tuple[int, int], *, along_rows: bool
-) -> sparse.csr_array:
+def _integration(edges: FloatArray, lattice: Lattice, shape: tuple[int, int], *, along_rows: bool) -> sparse.csr_array:
     """Integrals of the interpolating polynomials between rising edges, in radians; times cos(latitude) for rows."""
     knots = np.arange(math.floor(edges[0]) + 1, math.ceil(edges[-1]))
     breaks = np.union1d(edges, knots)

@@ -91,7 +91,9 @@ def parts_of_array(array: Any) -> Parts:
         if near and (abs(exact.e - height) <= 1e-6 * abs(exact.e) or rows.size == 1):
             return (rows.size, columns.size), exact, crs
     if not (width and height):
-        raise ValueError(f"the array has {rows.size} x {columns.size} values and no GeoTransform: its cells have no size")
+        raise ValueError(
+            f"the array has {rows.size} x {columns.size} values and no GeoTransform: its cells have no size"
+        )
     return (rows.size, columns.size), affine.Affine(width, 0, x - width / 2, 0, height, y - height / 2), crs
 
 

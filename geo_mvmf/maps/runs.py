@@ -307,9 +307,7 @@ def _whole_rows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Gri
         yield _Piece(pairs.component[part], length, cells.ravel(), values.astype(np.float32).ravel())
 
 
-def _windows(
-    pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid, *, fine: bool
-) -> Iterator[_Piece]:
+def _windows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid, *, fine: bool) -> Iterator[_Piece]:
     """The columns within reach, on whichever turn of 360 degrees they lie."""
     edges = np.radians(grid.edges[0])
     width = edges[1] - edges[0]
