@@ -264,15 +264,15 @@ def load_bundle(path: str | os.PathLike[str], device: str = "auto") -> Bundle:
     6
     """
     chosen = choose_device(device)
-    found: dict[str, Any] = {}
+    config: dict[str, Any] = {}
 
     def check(header: sealed.SealedHeader) -> None:
-        found["config"] = bundle_format.read_config(header)
-        found["backbone"] = _checked_skeleton(header, found["config"])
+        config.update(bundle_format.read_config(header))
 
+    # After this no more memory is in use than the file has bytes, and every bit of it is as it was written.
     header, arrays = sealed.read_sealed(path, check=check)
     bundle_format.check_values(arrays, header.path)
-    config, backbone = found["config"], found["backbone"]
+    backbone = _checked_skeleton(header, config)
     fill(backbone, _tensors(arrays, "backbone."), where=header.path, error=BadBundleError)
     head = _head(_tensors(arrays, "head."), config, header.path)
     return Bundle(

@@ -1,9 +1,9 @@
 """The components' log densities, differentiable, and their part in the streamed MvMF loss.
 
-Two things keep the digits. The distance in ``log f = log c(kappa) - (kappa/2) |y - mu|^2`` is taken from differences of
-float64 coordinates (the dot product in float32 errs by 1.6 nats at log kappa 16). And z + log f is taken relative to its
-largest value in float64 before it is rounded, so that the nearest of several components stays the nearest where log f
-is -10^9, too.
+Two things keep the digits. The distance in ``log f = log c(kappa) - (kappa/2) |y - mu|^2`` is taken from differences
+of float64 coordinates (the dot product in float32 errs by 1.6 nats at log kappa 16). And z + log f is taken relative to
+its largest value in float64 before it is rounded, so that the nearest of several components stays the nearest where
+log f is -10^9, too.
 
 One thing saves the time: a component counts in the sum only where its bound in float32 is within `NEGLIGIBLE` nats of
 the sum found so far; what is left out is below C exp(-50) of the sum, which is less than float64 can show.

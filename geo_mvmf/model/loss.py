@@ -207,7 +207,7 @@ def reduce_losses(losses: Tensor, sample_weight: Tensor | None, reduction: str) 
 
 class _MvmfLoss(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]  # torch's own signature is variadic
+    def forward(
         ctx: Any,
         features: Tensor,
         weight: Tensor,
@@ -247,7 +247,7 @@ class _MvmfLoss(torch.autograd.Function):
 
 class _CrossEntropyLoss(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]  # torch's own signature is variadic
+    def forward(
         ctx: Any,
         features: Tensor,
         weight: Tensor,

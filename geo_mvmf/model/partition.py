@@ -1,8 +1,8 @@
 """The adaptive partition of the sphere by training locations (PlaNet classes), which gives the initial components.
 
 Rule of the authors' `gpslist2classes.py`: begin with the six faces of S2 and split the most populated cell into its
-four children until there are enough cells; no cell is discarded, so the cells tile the sphere and their numbers
-are 6 + 3j. Leaf ids are sorted once and a split is three binary searches.
+four children until there are enough cells; no cell is discarded, so the cells tile the sphere and their number
+is 6 + 3j. Leaf ids are sorted once and a split is three binary searches.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Partition:
 
     Parameters
     ----------
-    cell_ids : ndarray of uint64, (C,)
+    cell_ids : ndarray of uint64, shape (C,)
         Ascending.
-    counts : ndarray of int64, (C,)
+    counts : ndarray of int64, shape (C,)
         Training locations in each cell.
-    mean_directions : ndarray of float64, (C, 3)
+    mean_directions : ndarray of float64, shape (C, 3)
         Initial mean directions: cell centres, or the mean of each cell's locations.
     n_dropped : int
         Locations that were not finite.
@@ -69,12 +69,17 @@ class Partition:
         Parameters
         ----------
         longitude, latitude : array_like of float, shape (n,)
-            Degrees, finite.
+            Degrees.
 
         Returns
         -------
-        ndarray of int64, (n,)
-            Indices into `cell_ids`.
+        ndarray of int64, shape (n,)
+            Indices into `cell_ids`; every direction is in exactly one cell.
+
+        Raises
+        ------
+        ValueError
+            A location is not finite.
 
         Examples
         --------
@@ -110,18 +115,23 @@ def partition_sphere(
     Returns
     -------
     Partition
+        Its cells tile the sphere; equal counts are split in the order of their ids, so the result is repeatable.
 
     Raises
     ------
     BadInputError
-        If no location is finite.
+        No location is finite, or a latitude is not in -90..90.
     ValueError
-        If an option is out of range.
+        An option is out of range.
 
     Warns
     -----
     PartitionWarning
-        If many locations are exactly (0, 0), or the locations are too few to make so many cells.
+        Many locations are exactly (0, 0), or there are too few places to make so many cells.
+
+    Notes
+    -----
+    Source: PRIOR_ART section 4 (Izbicki et al. 2019, `gpslist2classes.py`; classes of PlaNet, Weyand et al. 2016).
 
     Examples
     --------
@@ -135,10 +145,9 @@ def partition_sphere(
             f"num_cells {num_cells} must be >= 1, max_level {max_level} in 0..30, "
             f"mean_direction {mean_direction!r} 'centre' or 'photos'"
         )
-    places = np.stack(np.broadcast_arrays(np.asarray(longitude, float), np.asarray(latitude, float)), axis=-1)
+    places = np.stack(np.broadcast_arrays(*map(_row_of_floats, (longitude, latitude))), axis=-1)  # (n, 2)
     finite = np.isfinite(places).all(axis=-1)
-    if not finite.any():
-        raise BadInputError(f"none of the {len(places)} training locations has finite longitude and latitude")
+    _check_places(places, finite)
     _warn_about_pile(places[finite])
     directions = sphere.to_directions(places[finite, 0], places[finite, 1])
     order = np.argsort(leaves := s2.leaf_ids(directions), kind="stable")
@@ -156,25 +165,26 @@ def initial_log_concentrations(partition: Partition, value: float | str = "auto"
     Parameters
     ----------
     partition : Partition
+        Its levels give the edge lengths.
     value : float or "auto"
         One value for all (the paper uses 16), or per component so that 95 % of its mass lies within the edge
         length of its cell.
 
     Returns
     -------
-    ndarray of float64, (C,)
-        Natural logarithms.
+    ndarray of float64, shape (C,)
+        Natural logarithms of kappa.
 
     Raises
     ------
     ValueError
-        If the value is neither a finite number nor "auto".
+        The value is neither a finite number nor "auto".
 
     Examples
     --------
     >>> cells = partition_sphere([0.0], [0.0], 6)
-    >>> initial_log_concentrations(cells, 16.0).tolist()[:1]
-    [16.0]
+    >>> initial_log_concentrations(cells, 16.0).tolist()[:1], round(float(initial_log_concentrations(cells)[0]), 1)
+    ([16.0], 1.2)
     """
     if value == "auto":
         edge = np.minimum(s2.edge_length(partition.levels), np.pi)
@@ -186,52 +196,66 @@ def initial_log_concentrations(partition: Partition, value: float | str = "auto"
 
 
 def _split(leaves: IdArray, num_cells: int, max_level: int) -> tuple[IdArray, IntArray]:
-    """Cells in ascending order and the index of the first location of each."""
-    # Heap entries are (-count, id, level, first location, last + 1): ties go to the smaller id, so it is repeatable.
-    heap: list[tuple[int, int, int, int, int]] = []
-    done: list[tuple[int, int]] = []
-    for cell in s2.face_cells():
-        _push(heap, done, leaves, int(cell), 0, max_level)
-    while len(heap) + len(done) < num_cells:
-        if not heap or heap[0][0] == 0:
-            warnings.warn(
-                f"only {len(heap) + len(done)} of {num_cells} cells: the {leaves.size} locations fill no more "
-                f"(cells of level {max_level} and empty cells are not split); ask for fewer cells",
-                PartitionWarning,
-                stacklevel=3,
-            )
-            break
-        _, cell_id, level, _, _ = heapq.heappop(heap)
-        for child in s2.children(np.uint64(cell_id)):
-            _push(heap, done, leaves, int(child), level + 1, max_level)
-    cells = sorted([(entry[1], entry[3]) for entry in heap] + done)
+    """Find the cells, ascending, and the index of the first location of each."""
+    # Entries are (-count, id, first location, last + 1): the fullest first, ties to the smaller id, so it is repeatable
+    faces = [int(cell) for cell in s2.face_cells()]
+    edges = np.searchsorted(leaves, s2.range_max(s2.face_cells()), side="right").tolist()
+    heap = [(start - stop, cell, start, stop) for cell, start, stop in zip(faces, [0, *edges[:-1]], edges, strict=True)]
+    heapq.heapify(heap)
+    smallest = 1 << 2 * (s2.MAX_LEVEL - max_level)  # lowest bit of the ids of max_level
+    done: list[tuple[int, int, int, int]] = []
+    while len(heap) + len(done) < num_cells and heap and heap[0][0] < 0:
+        entry = heapq.heappop(heap)
+        if entry[1] & -entry[1] <= smallest:
+            done.append(entry)
+            continue
+        for child in _children(leaves, entry):
+            heapq.heappush(heap, child)
+    cells = sorted((cell, start) for _, cell, start, _ in heap + done)
+    if len(cells) < num_cells:
+        warnings.warn(
+            f"only {len(cells)} of {num_cells} cells: the {leaves.size} locations fill no more (cells of level "
+            f"{max_level} and empty cells are not split); ask for fewer cells",
+            PartitionWarning,
+            stacklevel=3,
+        )
     ids = np.array([cell for cell, _ in cells], dtype=np.uint64)
     return ids, np.array([start for _, start in cells], dtype=np.int64)
 
 
-def _push(
-    heap: list[tuple[int, int, int, int, int]],
-    done: list[tuple[int, int]],
-    leaves: IdArray,
-    cell: int,
-    level: int,
-    max_level: int,
-) -> None:
-    half = (cell & -cell) - 1  # leaves of a cell are its id minus/plus its lowest bit, less one
-    start = int(np.searchsorted(leaves, np.uint64(cell - half), side="left"))
-    stop = int(np.searchsorted(leaves, np.uint64(cell + half), side="right"))
-    if level >= max_level:
-        done.append((cell, start))
-    else:
-        heapq.heappush(heap, (start - stop, cell, level, start, stop))
+def _children(leaves: IdArray, entry: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+    """Split a cell; in plain integers, because a cell at a time is no work for arrays."""
+    _, cell, start, stop = entry
+    quarter = (cell & -cell) >> 2  # lowest bit of the children, which are cell -3, -1, +1, +3 of it
+    ids = [cell + step * quarter for step in (-3, -1, 1, 3)]
+    last = np.array([child + quarter - 1 for child in ids[:3]], dtype=np.uint64)
+    inner = (np.searchsorted(leaves[start:stop], last, side="right") + start).tolist()
+    edges = [start, *inner, stop]
+    return [(edges[k] - edges[k + 1], ids[k], edges[k], edges[k + 1]) for k in range(4)]
 
 
 def _means_of_locations(directions: FloatArray, starts: IntArray, counts: IntArray, centres: FloatArray) -> FloatArray:
-    sums = np.concatenate([np.zeros((1, 3)), np.cumsum(directions, axis=0)])
-    total = sums[starts + counts] - sums[starts]
-    length = np.linalg.norm(total, axis=1, keepdims=True)
-    usable = (counts[:, None] > 0) & (length > 0)
-    return np.where(usable, total / np.where(length > 0, length, 1.0), centres)
+    """Average the locations of each cell; an empty cell keeps its centre."""
+    means = centres.copy()
+    (filled,) = np.nonzero(counts)
+    totals = np.add.reduceat(directions, starts[filled])  # the locations of empty cells are none
+    means[filled] = totals / np.linalg.norm(totals, axis=1, keepdims=True)  # a cell is less than a hemisphere
+    return means
+
+
+def _row_of_floats(values: npt.ArrayLike) -> FloatArray:
+    return np.atleast_1d(np.asarray(values, dtype=np.float64))
+
+
+def _check_places(places: FloatArray, finite: npt.NDArray[np.bool_]) -> None:
+    if not finite.any():
+        raise BadInputError(f"none of the {len(places)} training locations has finite longitude and latitude")
+    wrong = finite & (np.abs(places[:, 1]) > 90.0)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise BadInputError(
+            f"row {row} has latitude {places[row, 1]}, not in -90..90 (longitude {places[row, 0]}: swapped?)"
+        )
 
 
 def _warn_about_pile(places: FloatArray) -> None:

@@ -80,6 +80,7 @@ def test_any_content_survives_and_the_order_of_mappings_does_not_matter(tmp_path
 
 
 def test_every_single_flipped_bit_is_detected(small):
+    sealed.write_sealed(small, {"a": np.arange(9, dtype=np.uint8)}, {}, overwrite=True)
     content = small.read_bytes()
     unseen_by_the_reference = 0
     for position in range(8 * len(content)):
@@ -90,7 +91,7 @@ def test_every_single_flipped_bit_is_detected(small):
             sealed.read_sealed(small)
         unseen_by_the_reference += _reference_reads(bytes(damaged))
     # the broken twin: the plain format, without our digest, loads most of them without a word
-    assert unseen_by_the_reference > 0.05 * 8 * len(content)
+    assert unseen_by_the_reference > 0.2 * 8 * len(content)
 
 
 def _reference_reads(content):
