@@ -34,7 +34,7 @@ _HOMES = {
     "mvmf_loss": "geo_mvmf.model.loss",
     "open_predictions": "geo_mvmf.predictions",
     "partition_sphere": "geo_mvmf.model.partition",
-    "predict": "geo_mvmf.predictions",
+    "predict": "geo_mvmf.predicting",
     "read_image_table": "geo_mvmf.inputs.tables",
     "train": "geo_mvmf.model.training",
 }

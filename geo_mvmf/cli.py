@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +18,7 @@ import click
 from geo_mvmf import __version__
 from geo_mvmf.errors import GeoMvmfError, UsageError
 from geo_mvmf.progress import Progress
+from geo_mvmf.terminal import Reporter
 
 if TYPE_CHECKING:
     from geo_mvmf.maps.grid import Grid
@@ -267,7 +266,7 @@ def predict(
     A folder as --out receives predictions.nc (everything, for later maps), predictions.gpkg (styled points and
     regions) and report.html.
     """
-    from geo_mvmf import predictions as module
+    from geo_mvmf import predicting as module
     from geo_mvmf.inputs import tables
     from geo_mvmf.model.bundle import load_bundle
 
@@ -433,45 +432,6 @@ def env(as_json: bool) -> None:
             click.echo(f"{key:<12} {value}")
 
 
-class Reporter:
-    """Shows progress events on stderr: a bar, JSON lines, or nothing.
-
-    Parameters
-    ----------
-    style : {"bar", "json", "none"}
-    """
-
-    def __init__(self, style: str) -> None:
-        self.style = style
-        self._shown = 0.0
-        self._begun = time.monotonic()
-        self._open = False
-
-    def __call__(self, event: Progress) -> None:
-        """Show one event (bars at most five times a second)."""
-        now = time.monotonic()
-        if self.style == "json":
-            record = {"event": "progress", "stage": event.stage, "done": event.done, "total": event.total}
-            click.echo(json.dumps({**record, "message": event.message}), err=True)
-        elif self.style == "bar" and (now - self._shown > 0.2 or event.done == event.total):
-            self._shown = now
-            self._draw(event, now - self._begun)
-
-    def close(self) -> None:
-        """End the bar's line."""
-        if self._open:
-            click.echo("", err=True)
-            self._open = False
-
-    def _draw(self, event: Progress, seconds: float) -> None:
-        left = seconds * (1.0 / event.fraction - 1.0) if event.fraction else float("nan")
-        times = f"{seconds:.0f} s" + (f", {left:.0f} s left" if left == left and left > 0.5 else "")  # noqa: PLR0124 (NaN)
-        bar = "#" * int(24 * event.fraction)
-        line = f"{event.stage} [{bar:<24}] {event.done}/{event.total} {times}  {event.message}"
-        click.echo("\r" + line[: shutil.get_terminal_size().columns - 1].ljust(60), nl=False, err=True)
-        self._open = True
-
-
 def _reporter(style: str) -> Reporter:
     if style == "auto":
         style = "bar" if sys.stderr.isatty() else "none"
@@ -493,7 +453,7 @@ def _closing(report: Reporter) -> Iterator[None]:
         report.close()
 
 
-def _check_out(out: Path, overwrite: bool) -> None:  # noqa: FBT001 (private)
+def _check_out(out: Path, overwrite: bool) -> None:
     if out.suffix and out.exists() and not overwrite:
         raise UsageError(f"{out}: exists already; choose another name, or add --overwrite")
     if out.suffix and out.suffix.lower() not in (*_LAYERS, ".tif", ".tiff"):

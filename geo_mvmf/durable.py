@@ -270,7 +270,7 @@ def sweep(folder: str | os.PathLike[str]) -> list[str]:
 
 
 class AppendLog:
-    """A log of one JSON object a line, appended and flushed line by line.
+    r"""A log of one JSON object a line, appended and flushed line by line.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ class AppendLog:
     >>> with AppendLog(path) as log:
     ...     log.write({"step": 1})
     >>> path.read_text()
-    '{"step": 1}\\n'
+    '{"step": 1}\n'
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -143,7 +143,8 @@ def evaluate(predictions: Predictions, truth: pd.DataFrame | None = None, *, by:
     error = sphere.great_circle_distance_km(
         *(rows[c].to_numpy(float) for c in ("longitude", "latitude", "true_longitude", "true_latitude"))
     )
-    return Evaluation(rows["image_id"].to_numpy(object), error, *at_truth[known].T, groups=groups)
+    nll, searched, area = at_truth[known].T
+    return Evaluation(rows["image_id"].to_numpy(object), error, nll, searched, area, groups)
 
 
 def _with_truth(rows: pd.DataFrame, truth: pd.DataFrame | None) -> pd.DataFrame:

@@ -35,6 +35,7 @@ def write_geopackage(
     path: Path,
     layers: Mapping[str, geopandas.GeoDataFrame],
     *,
+    shown: Path | None = None,
     run: Mapping[str, object] | None = None,
     with_styles: bool = True,
 ) -> None:
@@ -46,6 +47,8 @@ def write_geopackage(
         Does not exist; the caller makes it permanent.
     layers : mapping of str to GeoDataFrame
         As `columns.tidy_layer` makes them.
+    shown : Path, optional
+        What messages call the file.
     run : mapping, optional
         Written as text into a table `run`.
     with_styles : bool
@@ -69,7 +72,7 @@ def write_geopackage(
     """
     for name in sorted(RESERVED_LAYERS.intersection(layers)):
         raise UsageError(f"a layer cannot be called {name!r}: that table is written here; choose another name")
-    with _errors_named(path):
+    with _errors_named(path, shown or path):
         for name, layer in layers.items():
             _write_layer(path, name, layer)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
@@ -82,7 +85,7 @@ def write_geopackage(
                 root = "" if run is None else str(run.get("root", ""))
                 _add_styles(database, _styles(layers, root))
             database.execute("COMMIT")
-            _check(path, database, layers)
+            _check(shown or path, database, layers)
 
 
 def _write_layer(path: Path, name: str, layer: geopandas.GeoDataFrame) -> None:
@@ -155,21 +158,21 @@ def _now() -> str:
 def _check(path: Path, database: sqlite3.Connection, layers: Mapping[str, geopandas.GeoDataFrame]) -> None:
     verdict = database.execute("PRAGMA quick_check").fetchone()[0]
     if verdict != "ok":
-        raise OutputError(f"{path.name}: the file read back is damaged: {verdict}")
+        raise OutputError(f"{path}: the file read back is damaged: {verdict}")
     for name, layer in layers.items():
         count = database.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]  # noqa: S608  names are lower_snake
         if count != len(layer):
-            raise OutputError(f"{path.name}: layer {name!r} holds {count} rows of {len(layer)}; is the disk full?")
+            raise OutputError(f"{path}: layer {name!r} holds {count} rows of {len(layer)}; is the disk full?")
 
 
 @contextlib.contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
+def _errors_named(path: Path, shown: Path) -> Iterator[None]:
+    gdal = pyogrio.errors
     try:
         yield
-    except (sqlite3.Error, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
+    except (sqlite3.Error, gdal.DataSourceError, gdal.DataLayerError, gdal.FeatureError) as error:
         size = path.stat().st_size if path.exists() else 0
+        reason = str(error).replace(str(path), shown.name)
         raise OutputError(
-            f"cannot write the GeoPackage after {size} bytes: {error}; is there space on the disk?"
+            f"{shown}: cannot write more than {size} bytes: {reason}; is there space on the disk?"
         ) from error
-    except pyogrio.errors.FeatureError as error:
-        raise OutputError(f"cannot write a row of the GeoPackage: {error}; is there space on the disk?") from error

@@ -293,7 +293,7 @@ def _write(
     with (
         durable.replacing(final.with_suffix(".qml"), overwrite=overwrite) as style,
         durable.replacing(final, overwrite=overwrite) as temporary,
-        _errors_named(temporary),
+        _errors_named(temporary, final),
         rasterio.Env(GDAL_PAM_ENABLED=False, GDAL_NUM_THREADS=1),  # PAM would leave .aux.xml files
     ):
         # The name begins with the temporary one, so that durable removes it too.
@@ -371,11 +371,13 @@ def _tag_text(value: object) -> str:
 
 
 @contextlib.contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
+def _errors_named(temporary: Path, final: Path) -> Iterator[None]:
     try:
         yield
     except (RasterioError, CPLE_BaseError) as error:
-        size = path.stat().st_size if path.exists() else 0
+        written = [path for path in final.parent.iterdir() if path.name.startswith(temporary.name)]
+        size = sum(path.stat().st_size for path in written)
+        reason = str(error.__cause__ or error).replace(str(temporary), final.name)
         raise OutputError(
-            f"cannot write the raster after {size} bytes: {error}; is there space on the disk?"
+            f"{final}: cannot write more than {size} bytes: {reason}; is there space on the disk?"
         ) from error

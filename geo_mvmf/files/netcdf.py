@@ -7,6 +7,7 @@ read may name other files, unknown filters or sizes beyond its own: such arrays 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,13 +32,15 @@ _ODD_FILES = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeE
 
 
 @contextlib.contextmanager
-def created(path: Path) -> Iterator[Any]:
+def created(path: Path, *, shown: Path | None = None) -> Iterator[Any]:
     """Make a new NetCDF-4 file.
 
     Parameters
     ----------
     path : Path
         The caller makes it permanent.
+    shown : Path, optional
+        What messages call it.
 
     Yields
     ------
@@ -59,13 +62,13 @@ def created(path: Path) -> Iterator[Any]:
     ...     array(file, "residual", "f", 1).shape
     (2,)
     """
-    try:
-        with h5netcdf.File(path, "w", libver=_VERSION) as file:
-            yield file
-    except (OSError, RuntimeError) as error:
-        # HDF5 reports a full disk as either, and at closing too.
-        size = path.stat().st_size if path.exists() else 0
-        raise OutputError(f"cannot write after {size} bytes: {error}; is there space on the disk?") from error
+    with path.open("w+b", buffering=0) as raw:
+        patient = _PatientFile(raw)
+        try:
+            with h5netcdf.File(patient, "w", libver=_VERSION) as file:
+                yield file
+        finally:
+            patient.complain(shown or path)
 
 
 def add_array(
@@ -75,7 +78,8 @@ def add_array(
     values: npt.NDArray[Any] | None = None,
     *,
     dtype: npt.DTypeLike | None = None,
-    attributes: Mapping[str, str] | None = None,
+    chunk: tuple[int, ...] | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Add an array with checksums, compressed.
 
@@ -89,7 +93,9 @@ def add_array(
         Left out where the array is filled later, block by block.
     dtype : dtype, optional
         Needed without values.
-    attributes : mapping of str to str, optional
+    chunk : tuple of int, optional
+        What is compressed and checked together; about 256 KiB of whole rows by default.
+    attributes : mapping of str to str or number, optional
         Written beside it.
 
     Examples
@@ -101,12 +107,15 @@ def add_array(
     packing: dict[str, Any] = {}
     if all(shape):
         width = int(np.prod(shape[1:])) * kind.itemsize
-        chunks = (max(1, min(shape[0], _CHUNK_BYTES // width)), *shape[1:])
+        chunks = chunk or (max(1, min(shape[0], _CHUNK_BYTES // width)), *shape[1:])
         packing = {"chunks": chunks, "compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+    beside = dict(attributes or {})
+    if "_FillValue" in beside:
+        packing["fillvalue"] = beside.pop("_FillValue")  # an attribute that has to be there from the start
     variable = group.create_variable(name, tuple(dimensions), kind, **packing)
     if values is not None and all(shape):
         variable[...] = values
-    for key, value in (attributes or {}).items():
+    for key, value in beside.items():
         variable.attrs[key] = value
 
 
@@ -216,6 +225,69 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
     if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], h5py.Group):
         raise ValueError(f"group {name} is missing or lies elsewhere")  # noqa: TRY004  about a file
     return group[name]
+
+
+class _PatientFile:
+    """A file that takes every write and keeps the first refusal of the disk for later.
+
+    HDF5 cannot close a file whose writes fail: it leaves the process in a state that ends in a segmentation
+    fault. So it is let to finish in peace, and the file is thrown away afterwards.
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw = raw
+        self._refusal: OSError | None = None
+        self._written = 0
+
+    def complain(self, path: Path) -> None:
+        """Raise what the disk refused, if anything."""
+        if self._refusal is not None:
+            reason = self._refusal.strerror
+            raise OutputError(f"{path}: cannot write more than {self._written} bytes: {reason}; free some space")
+
+    def write(self, data: Any) -> int:
+        """Write all of the data, or nothing from the first refusal on."""
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while self._refusal is None and done < len(view):
+                done += self._raw.write(view[done:]) or 0
+        except OSError as error:
+            self._refusal = error
+        self._written += done
+        return len(view)
+
+    def read(self, size: int = -1) -> bytes:
+        """Read; h5py knows a file by this method."""
+        return self._raw.read(size) or b""
+
+    def readinto(self, buffer: Any) -> int:
+        """Read; past the end there are zeros once the disk has refused."""
+        view = memoryview(buffer).cast("B")
+        done = self._raw.readinto(view) or 0
+        if self._refusal is not None:
+            view[done:] = bytes(len(view) - done)
+            done = len(view)
+        return done
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size, if the disk allows."""
+        try:
+            return self._raw.truncate(size)
+        except OSError as error:
+            self._refusal = self._refusal or error
+            return size or 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move."""
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Tell where it is."""
+        return self._raw.tell()
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered here."""
 
 
 def _size(group: Any, dimension: str) -> int:

@@ -9,15 +9,12 @@ resumes: a part is there whole or not at all.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from geo_mvmf import durable
@@ -25,7 +22,8 @@ from geo_mvmf.errors import BadInputError, OutputError
 from geo_mvmf.files import netcdf, store_format, store_rows
 from geo_mvmf.files.density_netcdf import write_density_netcdf
 from geo_mvmf.files.store_format import FORMAT, FORMAT_VERSION, Components
-from geo_mvmf.files.weights import TAIL, FloatArray, IntArray, Pruned, prune, spread
+from geo_mvmf.files.stored_predictions import StoredPredictions, open_store
+from geo_mvmf.files.weights import TAIL, Pruned, prune
 
 __all__ = [
     "FORMAT",
@@ -45,7 +43,6 @@ __all__ = [
 
 _PART = "part-{:06d}.nc"
 _PART_NAME = re.compile(r"^part-(\d{6,})\.nc$")
-_ENTRIES_AT_ONCE = 1 << 22  # 32 MiB of weights
 
 
 def write_store(
@@ -83,6 +80,7 @@ def write_store(
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> shared = Components("vmf", np.eye(3), np.zeros(3), np.ones(3, int), np.zeros(3, np.uint64))
     >>> path = Path(tempfile.mkdtemp()) / "a.nc"
     >>> kept = prune(np.log([[0.5, 0.25, 0.25]]))
@@ -93,11 +91,11 @@ def write_store(
     if len(rows) != len(pruned):
         raise ValueError(f"there are {len(rows)} rows and weights of {len(pruned)} images")
     with durable.replacing(path, overwrite=overwrite) as temporary:
-        with netcdf.created(temporary) as file:
+        with netcdf.created(temporary, shown=Path(path)) as file:
             store_format.write_head(file, components, len(rows), pruned.component.size)
             store_format.write_entries(file, pruned, 0, 0)
             store_format.write_header(file, components, rows, run)
-        _read_back(temporary)
+        _read_back(temporary, Path(path))
 
 
 def write_part(
@@ -190,6 +188,7 @@ def merge_parts(
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> shared = Components("vmf", np.eye(3), np.zeros(3), np.ones(3, int), np.zeros(3, np.uint64))
     >>> folder = Path(tempfile.mkdtemp())
     >>> for number in range(2):
@@ -204,7 +203,7 @@ def merge_parts(
         rows = pd.concat([rows, passthrough.reset_index(drop=True)], axis=1)
     total = sum(part.n_entries for part in parts)
     with durable.replacing(out, overwrite=overwrite) as temporary:
-        with netcdf.created(temporary) as file:
+        with netcdf.created(temporary, shown=Path(out)) as file:
             store_format.write_head(file, parts[0].components, len(rows), total)
             image = entry = 0
             for part in parts:
@@ -212,183 +211,15 @@ def merge_parts(
                     store_format.write_entries(file, block, image, entry)
                     image, entry = image + len(block), entry + block.component.size
             store_format.write_header(file, parts[0].components, rows, run)
-        _read_back(temporary)
+        _read_back(temporary, Path(out))
     return open_store(out)
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredPredictions:
-    """A predictions file that was opened and checked; mixing weights are read, and checked, when asked for.
-
-    Parameters
-    ----------
-    path : Path
-    rows : DataFrame
-        One row per image.
-    components : Components
-    run : dict
-    offsets : ndarray of int64, (n + 1,)
-        Image i owns entries offsets[i]:offsets[i + 1].
-    residual : ndarray of float64, (n,)
-        Weight that is not stored; NaN where there is no prediction.
-
-    Examples
-    --------
-    See `write_store`.
-    """
-
-    path: Path
-    rows: pd.DataFrame
-    components: Components
-    run: dict[str, Any]
-    offsets: IntArray
-    residual: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def n_entries(self) -> int:
-        """Number of stored mixing weights."""
-        return int(self.offsets[-1])
-
-    @property
-    def is_predicted(self) -> npt.NDArray[np.bool_]:
-        """Which images have a prediction, (n,)."""
-        return np.diff(self.offsets) > 0
-
-    def pruned(self, start: int = 0, stop: int | None = None) -> Pruned:
-        """Read the stored weights of some or all images.
-
-        Parameters
-        ----------
-        start, stop : int
-            Rows start..stop - 1; all by default.
-
-        Returns
-        -------
-        Pruned
-
-        Raises
-        ------
-        BadInputError
-            If the stored weights are damaged.
-
-        Examples
-        --------
-        See `write_store`.
-        """
-        stop = len(self) if stop is None else stop
-        with netcdf.opened(self.path) as file:
-            return self._read(file, start, stop)
-
-    def blocks(self) -> Iterator[Pruned]:
-        """Read the stored weights of all images in their order, a few MB at a time.
-
-        Yields
-        ------
-        Pruned
-
-        Raises
-        ------
-        BadInputError
-            If the stored weights are damaged.
-
-        Examples
-        --------
-        See `merge_parts`.
-        """
-        start = 0
-        while start < len(self):
-            reach = np.searchsorted(self.offsets, self.offsets[start] + _ENTRIES_AT_ONCE, side="right") - 1
-            stop = max(start + 1, int(reach))
-            yield self.pruned(start, stop)
-            start = stop
-
-    def log_mixing_weights(self, images: Sequence[int] | npt.NDArray[Any]) -> FloatArray:
-        """Dense mixing weights of some images, the residual spread in proportion to training counts plus one.
-
-        Parameters
-        ----------
-        images : sequence of int, (k,)
-            Rows with a prediction.
-
-        Returns
-        -------
-        ndarray of float64, (k, C)
-            Natural logarithms; minus infinity where neither weight nor residual reaches.
-
-        Raises
-        ------
-        BadInputError
-            If an image has no prediction, or the stored weights are damaged.
-
-        Examples
-        --------
-        See `write_store`.
-        """
-        chosen = np.atleast_1d(np.asarray(images, dtype=np.int64))
-        without = chosen[~self.is_predicted[chosen]]
-        if without.size:
-            status = self.rows["status"].iloc[without[0]] if "status" in self.rows else "no prediction"
-            raise BadInputError(f"{self.path}: image {without[0]} has no prediction (status {status})")
-        result = np.empty((chosen.size, len(self.components)))
-        with netcdf.opened(self.path) as file:
-            for i, image in enumerate(chosen.tolist()):
-                one = self._read(file, image, image + 1)
-                counts = self.components.training_counts
-                result[i] = spread(one.component, one.log_weight, self.residual[image], counts)
-        return result
-
-    def _read(self, file: Any, start: int, stop: int) -> Pruned:
-        entries = slice(int(self.offsets[start]), int(self.offsets[stop]))
-        component = netcdf.array(file, "entry_component", "u", 1)[entries]
-        log_weight = netcdf.array(file, "entry_log_weight", "f", 1)[entries]
-        offsets = self.offsets[start : stop + 1] - self.offsets[start]
-        found = Pruned(component.astype(np.uint32), log_weight.astype(np.float32), offsets, self.residual[start:stop])
-        store_format.check_entries(found, len(self.components))
-        return found
-
-
-def open_store(path: str | os.PathLike[str]) -> StoredPredictions:
-    """Open a predictions file and check everything that is not a mixing weight (those are checked when read).
-
-    Parameters
-    ----------
-    path : path
-
-    Returns
-    -------
-    StoredPredictions
-
-    Raises
-    ------
-    BadInputError
-        If the file is missing, is not a predictions file, is of another version, or is damaged.
-
-    Examples
-    --------
-    >>> open_store("/dev/null")
-    Traceback (most recent call last):
-    geo_mvmf.errors.ImageError: '/dev/null' is a device, not a regular file
-    """
-    with netcdf.opened(path) as file:
-        store_format.check_format(path, file)
-        header = json.loads(netcdf.array(file, "header", "S", 1)[...].tobytes().decode("utf-8"))
-        components = store_format.read_components(file, str(header["kind"]))
-        offsets = netcdf.array(file, "image_offset", "i", 1)[...].astype(np.int64)
-        residual = netcdf.array(file, "residual", "f", 1)[...].astype(np.float64)
-        store_format.check_offsets(file, offsets, residual)
-        rows = store_rows.read_rows(netcdf.subgroup(file, "rows"), header["columns"], residual.size)
-        run = dict(header["run"])
-    return StoredPredictions(Path(path), rows, components, run, offsets, residual)
-
-
-def _read_back(path: Path) -> None:
+def _read_back(temporary: Path, shown: Path) -> None:
     try:
-        open_store(path)
+        open_store(temporary)
     except BadInputError as error:
-        raise OutputError(f"the file read back is damaged, is the disk full? ({error})") from error
+        raise OutputError(f"{shown}: the file read back is damaged; is the disk full? ({error})") from error
 
 
 def _parts(folder: str | os.PathLike[str]) -> Iterator[StoredPredictions]:

@@ -89,7 +89,7 @@ def write_layers(
     tidy = {name: columns.large_levels_first(_tidy(name, layer)) for name, layer in _checked(layers).items()}
     if suffix == ".gpkg":
         with durable.replacing(final, overwrite=overwrite) as temporary:
-            geopackage.write_geopackage(temporary, tidy, run=run, with_styles=styles)
+            geopackage.write_geopackage(temporary, tidy, shown=final, run=run, with_styles=styles)
         return [final]
     return _write_one_each(final, tidy, _WRITERS[suffix], run or {}, overwrite=overwrite)
 
@@ -162,23 +162,14 @@ def _write_one_each(
 
 
 def _write_geoparquet(path: Path, name: str, layer: geopandas.GeoDataFrame, run: Run) -> None:
-    import pyarrow as pa
     from pyarrow import parquet
 
     described = layer.copy(deep=False)
     described.attrs = {"layer": name, "run": dict(columns.key_values(run).itertuples(index=False, name=None))}
-    try:
-        described.to_parquet(
-            path,
-            index=False,
-            compression="zstd",
-            schema_version="1.1.0",
-            write_covering_bbox=True,
-            row_group_size=65536,
-        )
-        count = parquet.read_metadata(path).num_rows
-    except pa.ArrowException as error:
-        raise OutputError(f"cannot write GeoParquet: {error}; is there space on the disk?") from error
+    described.to_parquet(
+        path, index=False, compression="zstd", schema_version="1.1.0", write_covering_bbox=True, row_group_size=65536
+    )
+    count = parquet.read_metadata(path).num_rows
     if count != len(layer):
         raise OutputError(f"{path.name}: layer {name!r} holds {count} rows of {len(layer)}; is the disk full?")
 

@@ -87,40 +87,43 @@ def prune(log_mixing_weights: npt.ArrayLike, *, tail: float = TAIL) -> Pruned:
     )
 
 
-def spread(
-    component: npt.NDArray[np.integer], log_weight: npt.ArrayLike, residual: float, training_counts: npt.ArrayLike
-) -> FloatArray:
-    """Give one image's weights of all components back.
+def spread_all(pruned: Pruned, training_counts: npt.ArrayLike, *, out: FloatArray | None = None) -> FloatArray:
+    """Give the weights of all components back, the residual spread over those that are not stored.
 
     Parameters
     ----------
-    component : ndarray of int, (k,)
-        Stored components.
-    log_weight : array_like of float, (k,)
-        Their weights, natural logarithms.
-    residual : float
-        Weight to be spread over the components that are not stored.
+    pruned : Pruned
+        Of n images that all have a prediction.
     training_counts : array_like of int, (C,)
         The share of a component is its count plus one: one that saw no training image still gets some.
+    out : ndarray of float64, (n, C), optional
+        Where the result goes.
 
     Returns
     -------
-    ndarray of float64, (C,)
-        Natural logarithms; the weights sum to 1.
+    ndarray of float64, (n, C)
+        Natural logarithms; the weights of an image sum to 1.
 
     Examples
     --------
-    >>> logs = spread(np.array([1]), [np.log(0.9)], 0.1, [0, 7, 3])
-    >>> np.exp(logs).round(6).tolist()
-    [0.02, 0.9, 0.08]
+    >>> one = Pruned(np.array([1], np.uint32), np.log(np.array([0.9], np.float32)), np.array([0, 1]), np.array([0.1]))
+    >>> np.exp(spread_all(one, [0, 7, 3])).round(6).tolist()
+    [[0.02, 0.9, 0.08]]
     """
-    share = np.asarray(training_counts, dtype=np.float64) + 1.0
-    share[component] = 0.0
-    total = share.sum()
-    weights = share * (residual / total) if total > 0.0 else share
-    weights[component] = np.exp(np.asarray(log_weight, dtype=np.float64))
+    counts = np.asarray(training_counts, dtype=np.float64) + 1.0
+    result = np.empty((len(pruned), counts.size)) if out is None else out
     with np.errstate(divide="ignore"):  # without residual the others have weight 0
-        return np.asarray(np.log(weights / weights.sum()))
+        shares = np.log(counts)
+        for i, row in enumerate(result):
+            entries = slice(int(pruned.offsets[i]), int(pruned.offsets[i + 1]))
+            component = pruned.component[entries]
+            weights = np.exp(pruned.log_weight[entries].astype(np.float64))
+            others = max(counts.sum() - counts[component].sum(), 0.0) if component.size < counts.size else 0.0
+            residual = pruned.residual[i] if others else 0.0
+            total = np.log(weights.sum() + residual)
+            row[:] = shares + (np.log(residual / others) - total if residual else -np.inf)
+            row[component] = np.log(weights) - total
+    return result
 
 
 def _heaviest(row: npt.NDArray[np.float32], tail: float, image: int) -> tuple[IntArray, float]:

@@ -98,6 +98,8 @@ def file_crs(definition: str | dict[str, Any], where: str) -> pyproj.CRS | None:
     >>> file_crs("urn:ogc:def:crs:EPSG::2154", "a.geojson").name
     'RGF93 v1 / Lambert-93'
     """
+    if isinstance(definition, dict):  # the address of PROJJSON's schema is never followed
+        definition = {name: value for name, value in definition.items() if name != "$schema"}
     text = definition.strip() if isinstance(definition, str) else json.dumps(definition)
     if text.lower() in ("", "undefined", "null"):
         return None

@@ -84,7 +84,8 @@ class EarthFrame:
         """
         lam, phi = np.broadcast_arrays(np.asarray(longitude, float), np.asarray(latitude, float))
         x, y = (lam, phi) if self._to_crs is None else self._to_crs.transform(lam, phi)
-        column, row = apply_transform(self._to_cells, x, y)
+        with np.errstate(invalid="ignore"):  # infinite off the domain of the CRS
+            column, row = apply_transform(self._to_cells, x, y)
         if self.turn is not None:
             column = column % self.turn
         return column, row

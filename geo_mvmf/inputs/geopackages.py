@@ -22,6 +22,7 @@ import shapely
 
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs.coordinate_systems import file_crs
+from geo_mvmf.inputs.regular_files import open_regular_file
 
 _ENVELOPE_BYTES = {0: 0, 1: 32, 2: 48, 3: 48, 4: 64}  # GeoPackageBinaryHeader, clause 2.1.3
 _SPATIAL_INDEX = re.compile(r'CREATE\s+VIRTUAL\s+TABLE\s+["\w]+\s+USING\s+rtree\s*\([^;]*\)\s*', re.IGNORECASE)
@@ -91,7 +92,7 @@ def read_geopackage(path: Path, layer: str | None = None) -> GeoPackageLayer:
             if kinds.get(entry.name.lower()) != "table":
                 raise BadInputError(f"{path}: layer {entry.name!r} is a view; save it as a table of its own")
             return _read(database, path, entry)
-    except (sqlite3.Error, OverflowError) as error:
+    except (sqlite3.Error, ValueError, OverflowError) as error:  # ValueError: names that are not UTF-8
         raise BadInputError(f"{path} cannot be read as a GeoPackage: {error}") from error
 
 
@@ -123,7 +124,8 @@ def decode_geometry(blob: object) -> bytes | None:
 @contextlib.contextmanager
 def _connect(path: Path) -> Iterator[sqlite3.Connection]:
     """Open for reading only; the write-ahead log of a running QGIS is read too."""
-    database = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+    alone = "&immutable=1" if _logs_ahead(path) and not _log(path).exists() else ""
+    database = sqlite3.connect(f"{path.as_uri()}?mode=ro{alone}", uri=True)
     try:
         database.text_factory = lambda raw: raw.decode("utf-8", "replace")
         database.execute("PRAGMA trusted_schema=OFF")
@@ -132,6 +134,16 @@ def _connect(path: Path) -> Iterator[sqlite3.Connection]:
         yield database
     finally:
         database.close()
+
+
+def _logs_ahead(path: Path) -> bool:
+    """Tell whether the file is in write-ahead mode, in which SQLite makes files beside it even for a reader."""
+    with open_regular_file(path) as file:
+        return file.read(20)[18:] == b"\x02\x02"
+
+
+def _log(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
 
 
 def _authorise(action: int, first: str | None, *_rest: str | None) -> int:

@@ -283,7 +283,7 @@ def _walk(top: Path, resolver: PathResolver, *, recursive: bool) -> Iterator[Res
             name = prefix + entry.name
             if entry.is_dir(follow_symlinks=False):
                 waiting += [(name + "/", entry.path)] if recursive else []
-            elif entry.is_symlink() and entry.is_dir():
+            elif entry.is_symlink() and Path(entry.path).is_dir():  # DirEntry.is_dir raises on a loop
                 yield from _linked_folder(name, entry.path, top, resolver, waiting) if recursive else ()
             elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                 yield ResolvedPath(name)

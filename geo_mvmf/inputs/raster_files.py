@@ -22,9 +22,10 @@ import pyproj
 import rasterio
 import rasterio.enums
 import rasterio.errors
+from rasterio._err import CPLE_BaseError  # GDAL's own errors, which rasterio passes on in places
 from rasterio.transform import Affine
 
-from geo_mvmf.errors import BadInputError, OutputError, UsageError
+from geo_mvmf.errors import BadInputError, ImageError, OutputError, UsageError
 from geo_mvmf.inputs.coordinate_systems import file_crs, parse_crs
 from geo_mvmf.inputs.placement import Bounds, checked_transform, transform_of_bounds, world_file_transform
 from geo_mvmf.inputs.regular_files import check_regular_file, open_regular_file, sniff_bytes
@@ -39,6 +40,9 @@ _JP2_SEARCHED_BYTES = 1 << 20
 _GEO_KEYS, _PIXEL_SCALE, _TRANSFORMATION = 34735, 33550, 34264  # GeoTIFF 1.1, annex B
 _MOST_TIFF_ENTRIES = 4096
 _MOST_BLOCK_BYTES = 1 << 30
+
+# The warning is an error where the host says so: a file promised a place, but its tags are damaged.
+_RASTER_ERRORS = (rasterio.errors.RasterioError, CPLE_BaseError, rasterio.errors.NotGeoreferencedWarning)
 
 # EMPTY_DIR hides all neighbours (.msk, .ovr, .aux.xml); no place is taken from one; damage is an error.
 _SAFE_OPTIONS = {
@@ -113,7 +117,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         with safe_environment():
             yield
-    except rasterio.errors.RasterioError as error:
+    except _RASTER_ERRORS as error:
         cause = error.__cause__ or error
         raise BadInputError(f"{path}: cannot be read as a raster: {cause}") from error
 
@@ -142,7 +146,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         with safe_environment():
             yield
-    except rasterio.errors.RasterioError as error:
+    except (rasterio.errors.RasterioError, CPLE_BaseError) as error:
         raise OutputError(f"{path}: cannot write: {error.__cause__ or error}") from error
 
 
@@ -174,7 +178,7 @@ def raster_kind(path: str | os.PathLike[str], *, inside: Iterable[str | os.PathL
     >>> raster_kind(disguised)
     'xml'
     """
-    with open_regular_file(path, inside=inside) as file:
+    with _first_bytes(path, inside) as file:
         head = file.read(4096)
     return "jp2" if head.startswith(_JP2_MAGIC) else sniff_bytes(head)
 
@@ -207,7 +211,7 @@ def is_georeferenced(path: str | os.PathLike[str], *, inside: Iterable[str | os.
     >>> is_georeferenced(path)
     False
     """
-    with open_regular_file(path, inside=inside) as file:
+    with _first_bytes(path, inside) as file:
         head = file.read(16)
         if head.startswith(_JP2_MAGIC):
             searched = file.read(_JP2_SEARCHED_BYTES)
@@ -274,6 +278,15 @@ def open_raster(
     except BaseException:
         dataset.close()
         raise
+
+
+@contextlib.contextmanager
+def _first_bytes(path: str | os.PathLike[str], inside: Iterable[str | os.PathLike[str]]) -> Iterator[BinaryIO]:
+    with open_regular_file(path, inside=inside) as file:
+        try:
+            yield file
+        except OSError as error:
+            raise ImageError("unreadable", f"{path}: {(error.strerror or str(error)).lower()}") from error
 
 
 def _first_directory_tags(file: BinaryIO, head: bytes) -> frozenset[int]:

@@ -91,10 +91,10 @@ class CellRaster:
     def _bin(self, cells: IdArray, masses: FloatArray) -> FloatArray:
         where = self._raster_cells(s2.centre(cells))
         inside = where >= 0
-        return np.bincount(where[inside], masses[inside], minlength=self.grid.num_cells)
+        return np.bincount(where[inside], masses[inside], minlength=self.grid.num_cells).astype(np.float64)
 
     def _raster_cells(self, directions: FloatArray) -> IntArray:
-        """Number of the raster cell of each direction, -1 outside."""
+        """Find the number of the raster cell of each direction, -1 outside."""
         column, row = self.grid.to_pixels(*sphere.to_longitude_latitude(directions))
         rows, columns = self.grid.shape
         with np.errstate(invalid="ignore"):
@@ -145,9 +145,9 @@ class CellRaster:
 
 
 def _level_of_size(size: float) -> int:
-    """The coarsest level whose edges are at most so long (radians)."""
+    """Find the coarsest level whose edges are at most so long (radians)."""
     lengths = s2.edge_length(np.arange(s2.MAX_LEVEL + 1))
-    return int(min(np.searchsorted(-lengths, -size), s2.MAX_LEVEL - SPLITS))
+    return min(int(np.count_nonzero(lengths > size)), s2.MAX_LEVEL - SPLITS)
 
 
 def _cut(cells: IdArray, masses: FloatArray, finest: int) -> tuple[IdArray, FloatArray]:

@@ -29,6 +29,7 @@ ORDER = 10
 
 _TILE = 32.0  # raster cells along the side of the first rectangles
 _RELATIVE = 1e-8  # of a chart's extent: how much its last coefficients may be
+_BENT = 1e2  # times as much where the rim is a side: few charts, and a kink of the rim costs many
 _NOISE = 1e-11  # radians: projections iterate to about this
 _CORNER = 1.0 / 256.0  # side of a rectangle around a corner of the rim, not halved any more
 _LEAST = 1e-9  # side of a rectangle that is not halved whatever it holds
@@ -210,7 +211,7 @@ def charts_of(grid: Grid) -> Charts:
             tiles = todo[start : start + _CHARTS_AT_ONCE]
             directions = grid.to_directions(*_nodes_of(tiles))
             bent = _bend(grid, tiles, directions)
-            smooth, split = _judge(grid, tiles, directions)
+            smooth, split = _judge(grid, tiles, directions, bent)
             # a bent chart lies inside one raster cell, also where its rectangle is the whole of it
             bounds.append(np.where(bent[smooth, None], _shrunk(tiles[smooth]), tiles[smooth]))
             values.append(directions[smooth])
@@ -239,13 +240,13 @@ def _nodes_of(tiles: FloatArray) -> tuple[FloatArray, FloatArray]:
     return np.broadcast_to(column[:, None, :], shape), np.broadcast_to(row[:, :, None], shape)
 
 
-def _judge(grid: Grid, tiles: FloatArray, directions: FloatArray) -> tuple[BoolArray, BoolArray]:
+def _judge(grid: Grid, tiles: FloatArray, directions: FloatArray, bent: BoolArray) -> tuple[BoolArray, BoolArray]:
     """Which tiles are charts, (K,), and which to halve along columns and along rows, (K, 2)."""
     known = np.isfinite(directions[..., 0])
-    full, none = known.all(axis=(1, 2)), ~known.any(axis=(1, 2))
+    full, none = np.asarray(known.all(axis=(1, 2))), np.asarray(~known.any(axis=(1, 2)))
     size = tiles[:, 2:] - tiles[:, :2]  # (K, 2): columns, rows
     none[none] = ~_reached(grid, tiles[none])
-    tails = _tails(np.where(full[:, None, None, None], directions, 0.0))
+    tails = _tails(np.where(full[:, None, None, None], directions, 0.0)) / np.where(bent, _BENT, 1.0)[:, None]
     tiny = (size <= _CORNER).all(axis=1) | (size <= _LEAST).any(axis=1)
     rough = (tails > 1.0) & (full & ~tiny)[:, None]
     split = rough & (tails * 4.0 >= tails.max(axis=1, keepdims=True))
@@ -254,17 +255,22 @@ def _judge(grid: Grid, tiles: FloatArray, directions: FloatArray) -> tuple[BoolA
 
 
 def _reached(grid: Grid, tiles: FloatArray) -> BoolArray:
-    """Whether the domain reaches any corner of a raster cell of tiles whose nodes all lie outside."""
-    result = np.zeros(tiles.shape[0], dtype=bool)
-    for k, (left, top, right, bottom) in enumerate(tiles):
-        if right - left > 1.0 or bottom - top > 1.0:
-            corners = np.meshgrid(np.arange(left, right + 0.5), np.arange(top, bottom + 0.5))
-            result[k] = bool(np.isfinite(grid.to_directions(*corners)[..., 0]).any())
+    """Whether the domain reaches the border, or a corner of a raster cell, of tiles whose nodes all lie outside."""
+    x = np.concatenate([[1e-6], quadrature.gauss_legendre(ORDER)[0], [1.0 - 1e-6]])
+    near, far = np.full(x.size, x[0]), np.full(x.size, x[-1])
+    column, row = np.concatenate([x, x, near, far]), np.concatenate([near, far, x, x])
+    size = tiles[:, 2:] - tiles[:, :2]
+    columns, rows = tiles[:, 0, None] + size[:, 0, None] * column, tiles[:, 1, None] + size[:, 1, None] * row
+    result = np.asarray(np.isfinite(grid.to_directions(columns, rows)[..., 0]).any(axis=1))
+    for k in np.flatnonzero((size > 1.0).any(axis=1) & ~result):
+        left, top, right, bottom = tiles[k]
+        corners = np.meshgrid(np.arange(left, right + 0.5), np.arange(top, bottom + 0.5))
+        result[k] = bool(np.isfinite(grid.to_directions(*corners)[..., 0]).any())
     return result
 
 
 def _tails(directions: FloatArray) -> FloatArray:
-    """The last coefficients along columns and along rows, against what is allowed, (K, 2)."""
+    """Compare the last coefficients along columns and along rows with what is allowed, (K, 2)."""
     matrix = quadrature.to_legendre(ORDER)
     by_rows = np.einsum("ki,tijd->tkjd", matrix[-2:], directions)
     by_columns = np.einsum("kj,tijd->tikd", matrix[-2:], directions)
@@ -293,7 +299,7 @@ def _bend(grid: Grid, tiles: FloatArray, directions: FloatArray) -> BoolArray:
     """Where the rim cuts a tile inside one raster cell, put its nodes between one side and the rim, in place."""
     known = np.isfinite(directions[..., 0])
     inside = ((tiles[:, 2:] - tiles[:, :2]) <= 1.0).all(axis=1)
-    cut = inside & known.any(axis=(1, 2)) & ~known.all(axis=(1, 2))
+    cut = inside & ~known.all(axis=(1, 2))
     bent = np.zeros(tiles.shape[0], dtype=bool)
     for axis in (0, 1):  # along columns, then what is left along rows
         (todo,) = np.nonzero(cut & ~bent)
@@ -321,13 +327,17 @@ def _between(grid: Grid, tiles: FloatArray, axis: int) -> tuple[tuple[FloatArray
         np.broadcast_to(along, (*across.shape, steps.size)), np.repeat(across[..., None], steps.size, -1)
     )
     once = (np.diff(pattern.astype(np.int8), axis=-1) != 0).sum(axis=-1) <= 1
-    from_low, from_high = pattern[..., 0].all(axis=1), pattern[..., -1].all(axis=1)
+    from_low, from_high = (np.asarray(pattern[..., end].all(axis=1)) for end in (0, -1))
     possible = once.all(axis=1) & (from_low | from_high)
     start = np.where(from_low[:, None], low, high)[possible]
     end = np.where(from_low[:, None], high, low)[possible]
     lines = across[possible]
-    inner, outer = np.broadcast_to(start, lines.shape), np.broadcast_to(end, lines.shape)
-    for _ in range(40):
+    # the rim lies after the last known of the steps, counted from the start
+    steps_known = pattern[possible].sum(axis=-1)
+    position = np.concatenate([[0.0], steps[1:-1], [1.0, 1.0]])
+    inner = start + (end - start) * position[np.maximum(steps_known - 1, 0)]
+    outer = start + (end - start) * position[steps_known]
+    for _ in range(22):
         middle = 0.5 * (inner + outer)
         hit = known_at(middle, lines)
         inner, outer = np.where(hit, middle, inner), np.where(hit, outer, middle)

@@ -207,7 +207,7 @@ def credible_level_raster(density: xr.DataArray) -> xr.DataArray:
         "cell_measures": "area: cell_area_km2",
     }
     level.encoding["grid_mapping"] = "spatial_ref"
-    return level
+    return xr.DataArray(level)
 
 
 def _levels(density: FloatArray, area: FloatArray) -> FloatArray:
@@ -274,14 +274,14 @@ def _lazy_stack(
     density_of: Callable[[int], FloatArray], images: int, shape: tuple[int, int], areas: FloatArray
 ) -> tuple[Any, Any] | None:
     try:
-        import dask
-        import dask.array
+        from dask import array
+        from dask.delayed import delayed
     except ImportError:  # the extra "dask" is not installed: all images are made at once
         return None
-    delayed = dask.delayed(density_of, pure=True)
-    layers = [dask.array.from_delayed(delayed(i), shape, dtype=np.float64) for i in range(images)]
-    values = dask.array.stack(layers)
-    return values, dask.array.nansum(values * areas, axis=(1, 2))
+    paint: Any = delayed(density_of, pure=True)
+    of: Any = array  # dask's functions carry no types
+    values = of.stack([of.from_delayed(paint(i), shape, dtype=np.float64) for i in range(images)])
+    return values, of.nansum(values * areas, axis=(1, 2))
 
 
 def _coordinates(grid: Grid, areas: FloatArray) -> dict[str, Any]:

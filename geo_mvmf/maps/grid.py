@@ -177,7 +177,7 @@ class Grid:
             from geo_mvmf.inputs import scenes
 
             with scenes.open_scene(source) as scene:
-                return cls(*raster_parts.parts_of_raster(scene, str(source)))
+                return cls((scene.height, scene.width), scene.transform, scene.crs)
         return cls(*raster_parts.parts_of_raster(source, type(source).__name__))
 
     @property
@@ -235,7 +235,7 @@ class Grid:
         y = self.transform.f + self.transform.e * (np.arange(rows + more) + shift)
         if self.is_geographic:
             y = np.where(np.abs(np.abs(y) - 90.0) <= 90.0 * _SLACK, np.sign(y) * 90.0, y)
-        return x, y
+        return np.asarray(x), np.asarray(y)
 
     def window(self, rows: slice, columns: slice) -> Grid:
         """Take some rows and columns.
@@ -349,7 +349,7 @@ class Grid:
         if self.is_geographic:
             x, y = self.centres
             wrapped = np.mod(x + 180.0, 360.0) - 180.0
-            longitude, latitude = np.meshgrid(wrapped, y)
+            longitude, latitude = (np.asarray(part, dtype=np.float64) for part in np.meshgrid(wrapped, y))
             return longitude, latitude
         row, column = np.meshgrid(np.arange(rows) + 0.5, np.arange(columns) + 0.5, indexing="ij")
         return sphere.to_longitude_latitude(self.to_directions(column, row))

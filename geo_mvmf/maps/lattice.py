@@ -63,11 +63,11 @@ class Lattice:
 
     def latitudes(self) -> FloatArray:
         """Latitudes of the rows, shape (rows,), radians; beyond pi/2 past the poles."""
-        return (self.first_row + np.arange(self.rows) + 0.5) * self.spacing - 0.5 * math.pi
+        return np.asarray((self.first_row + np.arange(self.rows) + 0.5) * self.spacing - 0.5 * math.pi)
 
     def longitudes(self) -> FloatArray:
         """Longitudes of the columns, shape (columns,), radians."""
-        return (self.first_column + np.arange(self.columns)) * self.spacing
+        return np.asarray((self.first_column + np.arange(self.columns)) * self.spacing)
 
 
 class Steps(NamedTuple):
@@ -173,15 +173,15 @@ def _reached_rows(latitude: FloatArray, reach: FloatArray, lattice: Lattice) -> 
     inside = np.flatnonzero(np.abs(phi) <= 0.5 * math.pi)
     pieces_which, pieces_row = [], []
     if inside.size:
-        first = inside[0] + np.searchsorted(phi[inside], latitude - reach)
-        last = inside[0] + np.searchsorted(phi[inside], latitude + reach, side="right")
+        first = np.asarray(inside[0] + np.searchsorted(phi[inside], latitude - reach), dtype=np.int64)
+        last = np.asarray(inside[0] + np.searchsorted(phi[inside], latitude + reach, side="right"), dtype=np.int64)
         which, row = spread(first, last - first)
         pieces_which.append(which)
         pieces_row.append(row)
-    for row in np.flatnonzero(np.abs(phi) > 0.5 * math.pi):
-        (near,) = np.nonzero(np.abs(np.copysign(math.pi, phi[row]) - phi[row] - latitude) <= reach)
+    for past in np.flatnonzero(np.abs(phi) > 0.5 * math.pi):
+        (near,) = np.nonzero(np.abs(np.copysign(math.pi, phi[past]) - phi[past] - latitude) <= reach)
         pieces_which.append(near)
-        pieces_row.append(np.full(near.size, row))
+        pieces_row.append(np.full(near.size, past))
     return np.concatenate(pieces_which), np.concatenate(pieces_row)
 
 
@@ -209,7 +209,7 @@ def _evaluate(
 
 
 def _column_ranges(centre: FloatArray, half_width: FloatArray, lattice: Lattice) -> tuple[IntArray, IntArray, IntArray]:
-    """Runs of columns counted from the first, on whichever turn of the circle: (which pair, first, count)."""
+    """List runs of columns from the first, on whichever turn of the circle: (which pair, first, count)."""
     circle = 2 * lattice.divisions
     where = np.mod(centre / lattice.spacing - lattice.first_column, circle)
     half = half_width / lattice.spacing

@@ -31,6 +31,18 @@ def crs_name(crs: pyproj.CRS) -> str:
 
 
 def parse_shape(shape: Any) -> tuple[int, int]:
+    """Check a shape (rows, columns).
+
+    Raises
+    ------
+    ValueError
+        It is not two whole numbers >= 1, or holds 2^31 raster cells or more.
+
+    Examples
+    --------
+    >>> parse_shape([2, 3])
+    (2, 3)
+    """
     numbers = tuple(shape)
     if len(numbers) != 2 or any(int(number) != number or number < 1 for number in numbers):
         raise ValueError(f"shape {numbers} is not (rows, columns) with at least 1 each")
@@ -41,6 +53,18 @@ def parse_shape(shape: Any) -> tuple[int, int]:
 
 
 def parse_transform(transform: Any) -> affine.Affine:
+    """Check a transform: six numbers a, b, c, d, e, f as in rasterio.
+
+    Raises
+    ------
+    ValueError
+        It is not six finite numbers, or raster cells would have no area.
+
+    Examples
+    --------
+    >>> parse_transform((1, 0, -180, 0, -1, 90)).c
+    -180.0
+    """
     numbers = [float(number) for number in tuple(transform)[:6]]
     if len(numbers) != 6 or not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"transform {tuple(transform)} is not six finite numbers a, b, c, d, e, f")
@@ -51,6 +75,18 @@ def parse_transform(transform: Any) -> affine.Affine:
 
 
 def parse_crs(crs: Any) -> pyproj.CRS:
+    """Read a coordinate reference system.
+
+    Raises
+    ------
+    ValueError
+        pyproj does not know it.
+
+    Examples
+    --------
+    >>> crs_name(parse_crs("OGC:CRS84"))
+    'OGC:CRS84'
+    """
     try:
         return pyproj.CRS.from_user_input(crs)
     except pyproj.exceptions.CRSError as error:
@@ -59,7 +95,13 @@ def parse_crs(crs: Any) -> pyproj.CRS:
 
 @functools.lru_cache(maxsize=64)
 def is_longitude_latitude(crs: pyproj.CRS) -> bool:
-    """Whether a geographic CRS counts degrees from Greenwich on a datum within metres of WGS 84."""
+    """Say whether a geographic CRS counts degrees from Greenwich on a datum within metres of WGS 84.
+
+    Examples
+    --------
+    >>> is_longitude_latitude(pyproj.CRS(4258)), is_longitude_latitude(pyproj.CRS(4230))
+    (True, False)
+    """
     if not crs.is_geographic or any("degree" not in axis.unit_name for axis in crs.axis_info[:2]):
         return False
     probes = np.array([[0.0, 0.0], [10.0, 50.0], [-100.0, 40.0], [140.0, -30.0]])
@@ -68,6 +110,20 @@ def is_longitude_latitude(crs: pyproj.CRS) -> bool:
 
 
 def parts_of_raster(source: Any, name: str) -> Parts:
+    """Take shape, transform and CRS of something that has them.
+
+    Parameters
+    ----------
+    source : object with shape, transform and crs
+        An open raster, or an odc GeoBox.
+    name : str
+        What to call it in a message.
+
+    Raises
+    ------
+    ValueError
+        One is missing or None.
+    """
     missing = [part for part in ("shape", "transform", "crs") if getattr(source, part, None) is None]
     if missing:
         raise ValueError(f"{name} has no {' and no '.join(missing)}: give a raster with a CRS, or a Grid")
@@ -75,7 +131,17 @@ def parts_of_raster(source: Any, name: str) -> Parts:
 
 
 def parts_of_array(array: Any) -> Parts:
+    """Take shape, transform and CRS of an xarray DataArray, from its coordinates and `spatial_ref`.
+
+    Raises
+    ------
+    ValueError
+        It has no CRS, no coordinates, or coordinates that are not evenly spaced.
+    """
     names = [str(name) for name in array.dims[-2:]]
+    missing = [name for name in names if name not in array.coords]
+    if missing or len(names) < 2:
+        raise ValueError(f"the array with dimensions {names} has no coordinates {missing}: give a Grid")
     rows, columns = (np.asarray(array.coords[name], dtype=np.float64) for name in names)
     attributes = dict(array.coords["spatial_ref"].attrs) if "spatial_ref" in array.coords else {}
     geographic = names[0] in {"latitude", "lat"} and names[1] in {"longitude", "lon"}
@@ -84,17 +150,35 @@ def parts_of_array(array: Any) -> Parts:
         raise ValueError(f"the array with dimensions {names} has no spatial_ref with a CRS: add one, or give a Grid")
     x, width = _even(columns, names[1])
     y, height = _even(rows, names[0])
-    stored = str(attributes.get("GeoTransform", "")).split()
-    if len(stored) == 6:  # exact where the middles are rounded, and the only source where there is one cell
-        exact = affine.Affine.from_gdal(*(float(number) for number in stored))
-        near = abs(exact.a - width) <= 1e-6 * abs(exact.a) or columns.size == 1
-        if near and (abs(exact.e - height) <= 1e-6 * abs(exact.e) or rows.size == 1):
-            return (rows.size, columns.size), exact, crs
+    stored = _stored_transform(attributes, x, y, width, height)
+    if stored is not None:
+        return (rows.size, columns.size), stored, crs
     if not (width and height):
-        raise ValueError(
-            f"the array has {rows.size} x {columns.size} values and no GeoTransform: its cells have no size"
-        )
+        shape = f"{rows.size} x {columns.size}"
+        raise ValueError(f"the array has {shape} values and no fitting GeoTransform: its cells have no size")
     return (rows.size, columns.size), affine.Affine(width, 0, x - width / 2, 0, height, y - height / 2), crs
+
+
+def _stored_transform(
+    attributes: dict[Any, Any], x: float, y: float, width: float, height: float
+) -> affine.Affine | None:
+    """Give the GeoTransform where it fits the coordinates (of a cut-out array it may be that of the whole).
+
+    It is exact where coordinates are rounded, and knows the size of a single row or column (width or height 0).
+    """
+    numbers = [float(number) for number in str(attributes.get("GeoTransform", "")).split()]
+    if len(numbers) != 6:
+        return None
+    exact = affine.Affine.from_gdal(*numbers)
+    steps = exact.a, exact.e
+    same = all(
+        found in (0.0, step) or abs(found - step) <= 1e-6 * abs(step)
+        for found, step in zip((width, height), steps, strict=True)
+    )
+    origin = abs(exact.c + exact.a / 2 - x) <= 1e-3 * abs(exact.a) and abs(exact.f + exact.e / 2 - y) <= 1e-3 * abs(
+        exact.e
+    )
+    return exact if same and origin and exact.b == exact.d == 0.0 else None
 
 
 def _even(values: FloatArray, name: str) -> tuple[float, float]:

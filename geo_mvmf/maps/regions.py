@@ -97,7 +97,7 @@ def smallest_set(ids: IdArray, probabilities: FloatArray, level: float) -> tuple
     """
     order = np.argsort(-probabilities / s2.area_sr(ids), kind="stable")
     cumulative = np.cumsum(probabilities[order])
-    last = int(min(np.searchsorted(cumulative, level - 1e-12), ids.size - 1))
+    last = min(int(np.searchsorted(cumulative, level - 1e-12)), ids.size - 1)
     chosen, held = [ids[order[:last]]], float(cumulative[last] - probabilities[order[last]])
     cell, mass = ids[order[last]], float(probabilities[order[last]])
     while held + mass > level + _OVERSHOOT and s2.level(cell) < s2.MAX_LEVEL:

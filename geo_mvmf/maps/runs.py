@@ -8,6 +8,7 @@ its components and used for every image.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -71,9 +72,8 @@ class Runs(NamedTuple):
             used = own > 0.0
             if not np.any(used):
                 continue
-            if 4 * np.count_nonzero(used) < used.size:
-                matrix, own = matrix[np.flatnonzero(used)], own[used]
-            total += matrix.T @ own
+            sparse_weights = 4 * np.count_nonzero(used) < used.size
+            total += matrix[np.flatnonzero(used)].T @ own[used] if sparse_weights else matrix.T @ own
         return total
 
     @property
@@ -106,10 +106,10 @@ def collect_runs(
     parts = math.ceil(max(cells.size / (_SUMS_AT_ONCE * num_cells), cells.size / np.iinfo(np.int32).max, 1.0))
     cuts = np.unique(np.searchsorted(ends, np.linspace(0, ends[-1], parts + 1)))
     matrices = []
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in itertools.pairwise(cuts.tolist()):
         own = slice(int(ends[start]), int(ends[stop]))
         pointers = (ends[start : stop + 1] - ends[start]).astype(np.int32)
-        shape = (int(stop - start), num_cells)
+        shape = (stop - start, num_cells)
         matrices.append(sparse.csr_array((values[own], cells[own], pointers), shape=shape))
     return Runs(component, tuple(matrices), num_cells)
 
@@ -121,6 +121,9 @@ class _Pairs(NamedTuple):
     row: IntArray  # (P,)
     low: FloatArray  # (P,) latitudes between which the component reaches the row, radians
     high: FloatArray
+
+    def take(self, chosen: IntArray) -> _Pairs:
+        return _Pairs(self.component[chosen], self.row[chosen], self.low[chosen], self.high[chosen])
 
 
 class _Slices(NamedTuple):
@@ -187,10 +190,16 @@ def make_runs(mean_directions: FloatArray, log_concentrations: FloatArray, compo
     """
     pairs = _find_pairs(mean_directions, log_concentrations, components, grid)
     longitude, latitude = sphere.to_longitude_latitude(mean_directions)
-    empty = _Piece(*(np.empty(0, dtype=kind) for kind in (np.int64, np.int64, np.int32, np.float32)))
-    pieces = [empty, *_pieces(pairs, np.radians(longitude), np.radians(latitude), log_concentrations, grid)]
-    component, length, cells, values = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-    return collect_runs(component, length, cells, values, grid.num_cells)
+    none = np.empty(0, dtype=np.int64)
+    pieces = [_Piece(none, none, none.astype(np.int32), none.astype(np.float32))]
+    pieces += _pieces(pairs, np.radians(longitude), np.radians(latitude), log_concentrations, grid)
+    return collect_runs(
+        np.concatenate([piece.component for piece in pieces]),
+        np.concatenate([piece.length for piece in pieces]),
+        np.concatenate([piece.cells for piece in pieces]),
+        np.concatenate([piece.values for piece in pieces]),
+        grid.num_cells,
+    )
 
 
 def _find_pairs(
@@ -246,7 +255,7 @@ def _pieces(
         (chosen,) = np.nonzero(wanted == nodes)
         for start in range(0, chosen.size, _ENTRIES_AT_ONCE // nodes):
             block = chosen[start : start + _ENTRIES_AT_ONCE // nodes]
-            some = _Pairs(*(part[block] for part in pairs))
+            some = pairs.take(block)
             slices = _slice(some, nodes, latitude[some.component], log_concentrations[some.component])
             yield from _integrate(some, slices, longitude[some.component], grid)
 
@@ -283,7 +292,7 @@ def _take(
     pairs: _Pairs, slices: _Slices, longitude: FloatArray, chosen: npt.NDArray[np.bool_]
 ) -> tuple[_Pairs, _Slices, FloatArray]:
     return (
-        _Pairs(*(part[chosen] for part in pairs)),
+        pairs.take(np.flatnonzero(chosen)),
         _Slices(*(part[chosen] for part in slices)),
         longitude[chosen],
     )
@@ -308,7 +317,7 @@ def _whole_rows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Gri
 
 
 def _windows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid, *, fine: bool) -> Iterator[_Piece]:
-    """The columns within reach, on whichever turn of 360 degrees they lie."""
+    """Integrate over the columns within reach, on whichever turn of 360 degrees they lie."""
     edges = np.radians(grid.edges[0])
     width = edges[1] - edges[0]
     columns = grid.shape[1]
@@ -364,4 +373,4 @@ def blocks_of(counts: IntArray) -> Iterator[slice]:
     total = int(ends[-1]) if ends.size else 0
     cuts = np.searchsorted(ends, np.arange(_ENTRIES_AT_ONCE, total, _ENTRIES_AT_ONCE), side="left") + 1
     borders = np.unique(np.concatenate([[0], cuts, [counts.size]]))
-    return (slice(int(a), int(b)) for a, b in zip(borders[:-1], borders[1:], strict=True))
+    return (slice(int(a), int(b)) for a, b in itertools.pairwise(borders))

@@ -100,7 +100,8 @@ class FeatureStore:
             merged = np.lib.format.open_memmap(temporary, mode="w+", dtype=self.dtype, shape=shape)
             position = len(old)
             for begin in range(0, position, SHARD_ROWS):
-                merged[begin : begin + SHARD_ROWS] = old[begin : begin + SHARD_ROWS]
+                block = old[begin : begin + SHARD_ROWS]
+                merged[begin : begin + len(block)] = block
             for shard in self.shards:
                 rows = _read_shard(shard.path)["features"][~shard.failed]
                 merged[position : position + len(rows)] = rows

@@ -73,7 +73,9 @@ class NearestNeighbours:
                 f"k is {k}, not in 1..{len(self.features)}, or weighting {weighting!r} is not 'distance' or 'equal'"
             )
         if not np.isfinite(self.longitude + self.latitude).all():
-            raise ValueError(f"place of row {int(np.argmin(np.isfinite(self.longitude + self.latitude)))} is not finite")
+            raise ValueError(
+                f"place of row {int(np.argmin(np.isfinite(self.longitude + self.latitude)))} is not finite"
+            )
 
     def predict(self, features: npt.ArrayLike) -> FloatArray:
         """Estimate places.
@@ -158,7 +160,7 @@ class NearestNeighbours:
         for start in range(0, len(self.features), _ROWS):
             rows = torch.from_numpy(self._rows(slice(start, start + _ROWS))).to(self.device)
             norm_squared = rows.square().sum(dim=1)
-            longest = max(longest, float(norm_squared.max()))
+            longest = max(longest, _finite(norm_squared, start))
             score = torch.addmm(norm_squared, x, rows.T, alpha=-2.0)  # |row|^2 - 2 x.row ranks as the distance does
             pool = torch.cat([best, score], dim=1)
             best, chosen = pool.topk(min(self.k + _SPARE, pool.shape[1]), dim=1, largest=False)
@@ -167,9 +169,7 @@ class NearestNeighbours:
         own = np.square(queries.astype(np.float64)).sum(axis=1)
         if index.shape[1] == len(self.features):
             return _int64(index), np.full(len(queries), np.inf)  # nothing was left out
-        # sums of D products in float32 (or TF32, if the user chose it) err by less than D eps |x| |row|
-        step = 2.0**-10 if self.device.type == "cuda" else 2.0**-23
-        error = step * min(queries.shape[1], 64) * 2.0 * (np.sqrt(longest * own) + longest)
+        error = _product_error(queries.shape[1]) * (2.0 * np.sqrt(longest * own) + longest)
         return _int64(index), best.amax(dim=1).double().cpu().numpy() + own - error
 
     def _measured(self, queries: npt.NDArray[np.float32], candidates: IntArray) -> tuple[IntArray, FloatArray]:
@@ -204,6 +204,21 @@ def _shares(distance: FloatArray, weighting: str) -> FloatArray:
     nearest = distance[:, :1]
     same = distance == nearest
     return np.where(same, 1.0, np.square(nearest / np.where(same, 1.0, distance)))
+
+
+def _product_error(columns: int) -> float:
+    """Bound the error of a sum of D products by this times the lengths of both vectors."""
+    exact = (columns + 4) * 2.0**-24
+    return exact if torch.get_float32_matmul_precision() == "highest" else exact + 2.0**-8  # factors cut to bfloat16
+
+
+def _finite(norm_squared: Tensor, start: int) -> float:
+    """Give the largest squared length of a block of training rows."""
+    largest = float(norm_squared.max())
+    if not np.isfinite(largest):
+        row = start + int((~norm_squared.isfinite()).nonzero()[0, 0])
+        raise ValueError(f"features of training row {row} are not finite")
+    return largest
 
 
 def _int64(index: Tensor) -> IntArray:

@@ -189,10 +189,9 @@ def initial_log_concentrations(partition: Partition, value: float | str = "auto"
     if value == "auto":
         edge = np.minimum(s2.edge_length(partition.levels), np.pi)
         return vmf.log_concentration_for(edge, CELL_SHARE)
-    number = float(value)
-    if not np.isfinite(number):
+    if isinstance(value, str) or not np.isfinite(value):
         raise ValueError(f"initial log concentration {value!r} must be a finite number or 'auto'")
-    return np.full(len(partition), number)
+    return np.full(len(partition), float(value))
 
 
 def _split(leaves: IdArray, num_cells: int, max_level: int) -> tuple[IdArray, IntArray]:

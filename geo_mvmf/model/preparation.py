@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geo_mvmf import s2
 from geo_mvmf.errors import UsageError
-from geo_mvmf.inputs.images import ImageSpec
+from geo_mvmf.inputs.images import ImageSpec, spec_of_chips
 from geo_mvmf.model import sources
 from geo_mvmf.model.backbones import Backbone, build_backbone
 from geo_mvmf.model.bundle import Bundle, load_bundle
@@ -132,7 +132,7 @@ def prepare(
 
 
 def image_spec(config: TrainingConfig, backbone: Backbone) -> ImageSpec:
-    """How images are prepared: what the configuration says, else the backbone's own size.
+    """How images are prepared: what the configuration says, else how chips were cut, else the backbone's own size.
 
     Parameters
     ----------
@@ -154,6 +154,9 @@ def image_spec(config: TrainingConfig, backbone: Backbone) -> ImageSpec:
     >>> image_spec(config, build_backbone("chip_resnet10", width=8)).resize
     48
     """
+    chips = _chips_folder(config)
+    if chips is not None:
+        return _spec_of_chips(config, chips)
     own = backbone.image_spec
     crop = config.crop or own.crop
     # Chips are seen whole; of photos the network's usual margin is cut off.
@@ -171,6 +174,22 @@ def image_spec(config: TrainingConfig, backbone: Backbone) -> ImageSpec:
         ground_km=config.ground_km,
         channels=config.channels,
     )
+
+
+def _chips_folder(config: TrainingConfig) -> Path | None:
+    """Find the folder of chips that the table is of, where nothing else is said about how they were cut."""
+    if any(value is not None for value in (config.resize, config.ground_km, config.bands, config.stretch)):
+        return None
+    table = Path(config.table)
+    folder = table if table.is_dir() else table.parent
+    return folder if (folder / "chips.json").is_file() else None
+
+
+def _spec_of_chips(config: TrainingConfig, folder: Path) -> ImageSpec:
+    spec = spec_of_chips(folder, crop=config.crop)
+    if spec.channels != config.channels:
+        raise UsageError(f"{folder}: the chips have {spec.channels} channels, channels is {config.channels}; change it")
+    return spec
 
 
 def _start(

@@ -273,12 +273,13 @@ def _open_folder(config: TrainingConfig, folder: Path, *, overwrite: bool) -> No
         for old in checkpoint.checkpoint_paths(folder):
             old.unlink()
     wanted = json.loads(json.dumps(config.to_dict()))
-    if path.exists():
+    results = (folder / "bundle.safetensors", folder / "backbone.safetensors")
+    if not checkpoint.checkpoint_paths(folder) and not any(result.exists() for result in results):
+        durable.write_json(path, wanted, overwrite=True)  # nothing is lost yet
+    elif path.exists():
         _compare(path, wanted)
-    elif checkpoint.checkpoint_paths(folder) or released_path(config).exists():
-        raise OutputError(f"{folder}: holds a run without config.json; choose another folder, or use overwrite")
     else:
-        durable.write_json(path, wanted)
+        raise OutputError(f"{folder}: holds a run without config.json; choose another folder, or use overwrite")
 
 
 def _compare(path: Path, wanted: dict[str, Any]) -> None:

@@ -344,6 +344,7 @@ def test_names_and_exif_never_reach_the_network(saved, tmp_path):
     assert not np.array_equal(first[0], other[0])
 
 
+@pytest.mark.hard
 def test_loading_needs_at_most_twice_the_file(tmp_path):
     """VmHWM of a child that has loaded another bundle before."""
     path, small = tmp_path / "large.safetensors", tmp_path / "small.safetensors"

@@ -38,7 +38,7 @@ def entry(begin, end, shape=(2,), dtype="F64"):
 def small(tmp_path):
     path = tmp_path / "small.safetensors"
     arrays = {"a": np.arange(5, dtype=np.float32), "b": np.array(7, np.int64), "c": np.ones((2, 3), np.float16)}
-    sealed.write_sealed(path, arrays, {"format": "x", "text": "Ægir \"quoted\" and \\"})
+    sealed.write_sealed(path, arrays, {"format": "x", "text": 'Ægir "quoted" and \\'})
     return path
 
 

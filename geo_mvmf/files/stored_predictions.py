@@ -1,0 +1,200 @@
+"""A predictions file that is open for reading: checked when opened, its mixing weights read when asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from geo_mvmf.errors import BadInputError
+from geo_mvmf.files import netcdf, store_format, store_rows
+from geo_mvmf.files.store_format import Components
+from geo_mvmf.files.weights import FloatArray, IntArray, Pruned, spread_all
+
+_ENTRIES_AT_ONCE = 1 << 22  # 32 MiB of weights
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredPredictions:
+    """A predictions file that was opened and checked; mixing weights are read, and checked, when asked for.
+
+    Parameters
+    ----------
+    path : Path
+    rows : DataFrame
+        One row per image.
+    components : Components
+    run : dict
+    offsets : ndarray of int64, (n + 1,)
+        Image i owns entries offsets[i]:offsets[i + 1].
+    residual : ndarray of float64, (n,)
+        Weight that is not stored; NaN where there is no prediction.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+
+    path: Path
+    rows: pd.DataFrame
+    components: Components
+    run: dict[str, Any]
+    offsets: IntArray
+    residual: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def n_entries(self) -> int:
+        """Number of stored mixing weights."""
+        return int(self.offsets[-1])
+
+    @property
+    def is_predicted(self) -> npt.NDArray[np.bool_]:
+        """Which images have a prediction, (n,)."""
+        return np.diff(self.offsets) > 0
+
+    def pruned(self, start: int = 0, stop: int | None = None) -> Pruned:
+        """Read the stored weights of some or all images.
+
+        Parameters
+        ----------
+        start, stop : int
+            Rows start..stop - 1; all by default.
+
+        Returns
+        -------
+        Pruned
+
+        Raises
+        ------
+        BadInputError
+            If the stored weights are damaged.
+
+        Examples
+        --------
+        See `stores.write_store`.
+        """
+        stop = len(self) if stop is None else stop
+        with netcdf.opened(self.path) as file:
+            return self._read(file, start, stop)
+
+    def blocks(self) -> Iterator[Pruned]:
+        """Read the stored weights of all images in their order, a few MB at a time.
+
+        Yields
+        ------
+        Pruned
+
+        Raises
+        ------
+        BadInputError
+            If the stored weights are damaged.
+
+        Examples
+        --------
+        See `stores.merge_parts`.
+        """
+        start = 0
+        while start < len(self):
+            reach = np.searchsorted(self.offsets, self.offsets[start] + _ENTRIES_AT_ONCE, side="right") - 1
+            stop = max(start + 1, int(reach))
+            yield self.pruned(start, stop)
+            start = stop
+
+    def log_mixing_weights(self, images: Sequence[int] | npt.NDArray[Any]) -> FloatArray:
+        """Dense mixing weights of some images, the residual spread in proportion to training counts plus one.
+
+        Parameters
+        ----------
+        images : sequence of int, (k,)
+            Rows with a prediction.
+
+        Returns
+        -------
+        ndarray of float64, (k, C)
+            Natural logarithms; minus infinity where neither weight nor residual reaches.
+
+        Raises
+        ------
+        BadInputError
+            If an image has no prediction, or the stored weights are damaged.
+
+        Examples
+        --------
+        See `stores.write_store`.
+        """
+        chosen = np.atleast_1d(np.asarray(images, dtype=np.int64))
+        without = chosen[~self.is_predicted[chosen]]
+        if without.size:
+            status = self.rows["status"].iloc[without[0]] if "status" in self.rows else "no prediction"
+            raise BadInputError(f"{self.path}: image {without[0]} has no prediction (status {status})")
+        result = np.empty((chosen.size, len(self.components)))
+        with netcdf.opened(self.path) as file:
+            for places in _runs(chosen, self.offsets):
+                first = int(chosen[places.start])
+                block = self._read(file, first, first + places.stop - places.start)
+                spread_all(block, self.components.training_counts, out=result[places])
+        return result
+
+    def _read(self, file: Any, start: int, stop: int) -> Pruned:
+        entries = slice(int(self.offsets[start]), int(self.offsets[stop]))
+        component = netcdf.array(file, "entry_component", "u", 1)[entries]
+        log_weight = netcdf.array(file, "entry_log_weight", "f", 1)[entries]
+        offsets = self.offsets[start : stop + 1] - self.offsets[start]
+        found = Pruned(component.astype(np.uint32), log_weight.astype(np.float32), offsets, self.residual[start:stop])
+        store_format.check_entries(found, len(self.components))
+        return found
+
+
+def open_store(path: str | os.PathLike[str]) -> StoredPredictions:
+    """Open a predictions file and check everything that is not a mixing weight (those are checked when read).
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    StoredPredictions
+
+    Raises
+    ------
+    BadInputError
+        If the file is missing, is not a predictions file, is of another version, or is damaged.
+
+    Examples
+    --------
+    >>> open_store("/dev/null")
+    Traceback (most recent call last):
+    geo_mvmf.errors.ImageError: '/dev/null' is a device, not a regular file
+    """
+    with netcdf.opened(path) as file:
+        store_format.check_format(path, file)
+        header = json.loads(netcdf.array(file, "header", "S", 1)[...].tobytes().decode("utf-8"))
+        components = store_format.read_components(file, str(header["kind"]))
+        offsets = netcdf.array(file, "image_offset", "i", 1)[...].astype(np.int64)
+        residual = netcdf.array(file, "residual", "f", 1)[...].astype(np.float64)
+        store_format.check_offsets(file, offsets, residual)
+        rows = store_rows.read_rows(netcdf.subgroup(file, "rows"), header["columns"], residual.size)
+        run = dict(header["run"])
+    return StoredPredictions(Path(path), rows, components, run, offsets, residual)
+
+
+def _runs(images: IntArray, offsets: IntArray) -> Iterator[slice]:
+    """Give the places of images that follow each other in the file, a few MB of weights at a time."""
+    start = 0
+    for place in range(1, images.size + 1):
+        first = images[start]
+        ends = place == images.size or images[place] != images[place - 1] + 1
+        if ends or offsets[images[place] + 1] - offsets[first] > _ENTRIES_AT_ONCE:
+            yield slice(start, place)
+            start = place

@@ -1,0 +1,130 @@
+"""The main job on the sample data: cut chips, train, predict, write layers, maps and a report. `make demo` runs it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from geo_mvmf import cli, evaluation, predicting, predictions, progress, report, terminal
+from geo_mvmf.inputs import chips, tables
+from geo_mvmf.maps.grid import Grid
+from geo_mvmf.model import training
+from geo_mvmf.model.configuration import read_config
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(out: Path) -> None:
+    """Run the main job and say where everything is."""
+    begun = time.monotonic()
+    bundle = train(out)
+    say(begun, f"trained {out / 'run' / 'bundle.safetensors'}")
+    found = predict(bundle, out)
+    say(begun, f"predicted {int(found.is_predicted.sum())} of {len(found)} images")
+    found.write(out / "predictions.gpkg", levels=(0.5, 0.9), overwrite=True)
+    pictures = [draw(found, row, out) for row in pick(found)]
+    result = evaluation.evaluate(found)
+    write_report(found, result, pictures, out)
+    say(begun, "wrote layers, maps and the report")
+    print(result.table().query("group == 'all'").to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    print(f"chance within 2500 km: {float(result.chance(2500.0)):.3f}")
+    for name in ("report.html", "predictions.gpkg", "predictions.nc", "album_density.tif", "run/bundle.safetensors"):
+        print(f"  {out / name}")
+    print("Open predictions.gpkg and the .tif files in QGIS: they are styled. Open report.html in a browser.")
+
+
+def train(out: Path) -> training.Bundle:
+    """Cut 6000 chips from the relief map and train as sample_data/train.toml says; a second run reuses both."""
+    table = out / "training" / "chips.csv"
+    if not table.exists():
+        area = HERE / "countries.geojson"
+        job = chips.cut_chips(
+            HERE / "relief.tif", table.parent, count=6000, size=48, ground_km=2000.0, area=area, seed=1, overwrite=True
+        )
+        show(job)
+    return training.train(read_config(HERE / "train.toml"), report=Bar())
+
+
+def predict(bundle: training.Bundle, out: Path) -> predictions.Predictions:
+    """Predict the held-out chips, whose table also brings their truth and one corrupt file."""
+    table = tables.read_image_table(HERE / "truth.csv")
+    return show(predicting.predict_job(bundle, table, out=out / "predictions.nc", overwrite=True))
+
+
+def pick(found: predictions.Predictions) -> list[int]:
+    """The most certain image, a typical one and the least certain one."""
+    order = np.argsort(found.rows["area_90_km2"].to_numpy(float))[: int(found.is_predicted.sum())]
+    return [int(order[0]), int(order[order.size // 2]), int(order[-1])]
+
+
+def draw(found: predictions.Predictions, row: int, out: Path) -> tuple[str, bytes]:
+    """One image's density as GeoTIFF and as a picture."""
+    known = found.rows.loc[row]
+    raster = found.density(Grid.globe(0.5), known["image_id"])
+    stem = Path(str(known["filename"])).stem.split(",")[0].encode("ascii", "replace").decode().replace("?", "_")
+    cli.write_density(found, raster, out / f"density_{stem}.tif", overwrite=True)
+    picture = report.density_picture(
+        raster[0],
+        title=f"{known['filename']}: 90 % within {known['area_90_km2'] / 1e6:.2g} million km2",
+        estimate=(known["longitude"], known["latitude"]),
+        truth=(known["true_longitude"], known["true_latitude"]),
+    )
+    (out / f"density_{stem}.png").write_bytes(picture)
+    return f"Density of {known['filename']}; its error is {known['error_km']:.0f} km", picture
+
+
+def write_report(
+    found: predictions.Predictions,
+    result: evaluation.Evaluation,
+    pictures: list[tuple[str, bytes]],
+    out: Path,
+) -> None:
+    """The album's density, the map of all points, and the page that shows everything."""
+    album = found.density(Grid.globe(0.5), combine="mean")
+    cli.write_density(found, album, out / "album_density.tif", overwrite=True)
+    points = report.points_picture(found.to_geodataframe(), title="Predicted places, lines to the true ones")
+    (out / "predictions.png").write_bytes(points)
+    report.write_page(
+        out / "report.html",
+        title="geo_mvmf on its sample: a relief map of the world",
+        introduction=[
+            "A small network learnt from chips, 2000 km wide, of a relief map, and says where other chips of it lie.",
+            "It knows this map and nothing about photos.",
+        ],
+        pictures=[
+            ("All predictions", points),
+            *pictures,
+            ("Share of images within a distance, beside chance", report.accuracy_picture(result)),
+            ("Is the probability true? On the diagonal it is", report.coverage_picture(result)),
+        ],
+        tables=[("Figures with 95 % intervals", result.table().round(3))],
+        run=found.run,
+        overwrite=True,
+    )
+
+
+class Bar(terminal.Reporter):
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__("bar" if sys.stderr.isatty() else "none")
+
+
+def show(job: object) -> object:
+    """Run a job with a bar."""
+    bar = Bar()
+    result = progress.run(job, bar)
+    bar.close()
+    return result
+
+
+def say(begun: float, text: str) -> None:
+    """Say what was done and when."""
+    print(f"[{time.monotonic() - begun:5.0f} s] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo_output").resolve())

@@ -1,0 +1,211 @@
+"""Grid: what it accepts, what it refuses, and that pixels and places agree."""
+
+import affine
+import numpy as np
+import pyproj
+import pytest
+import rasterio
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geo_mvmf import sphere
+from geo_mvmf.maps.grid import Grid
+
+UTM = Grid.from_bounds(300_000, 5_000_000, 400_000, 5_100_000, 1000, crs=32632)
+
+
+def test_globe_covers_the_earth_from_the_north_west():
+    grid = Grid.globe(0.5)
+    assert grid.shape == (360, 720)
+    assert grid.bounds == (-180.0, -90.0, 180.0, 90.0)
+    assert grid.is_geographic
+    assert grid.is_global
+    assert grid.dims == ("latitude", "longitude")
+    x, y = grid.edges
+    assert (x[0], x[-1], y[0], y[-1]) == (-180.0, 180.0, 90.0, -90.0)
+
+
+@pytest.mark.parametrize("resolution", [0.7, 1 / 3, 7.3, 100.0])
+def test_globe_takes_the_nearest_resolution_that_fits(resolution):
+    grid = Grid.globe(resolution)
+    assert grid.bounds == pytest.approx((-180, -90, 180, 90), abs=1e-9)
+    assert grid.edges[1][-1] == -90.0
+    assert grid.is_global
+
+
+@pytest.mark.parametrize("resolution", [0.0, -1.0, 181.0, float("nan")])
+def test_globe_refuses_resolutions(resolution):
+    with pytest.raises(ValueError, match=str(resolution)):
+        Grid.globe(resolution)
+
+
+def test_bounds_that_cross_180():
+    grid = Grid.from_bounds(177.0, -20.0, -178.0, -15.0, 0.5)
+    assert grid.bounds == (177.0, -20.0, 182.0, -15.0)
+    longitude, latitude = grid.longitude_latitude()
+    assert longitude.min() >= -180.0
+    assert longitude.max() < 180.0
+    assert longitude[0, 0] == 177.25
+    assert longitude[0, -1] == pytest.approx(-178.25)
+    assert (np.diff(latitude[:, 0]) < 0).all()  # north to south
+    assert not grid.is_global
+
+
+@pytest.mark.parametrize("bounds", [(0, 0, 0, 1), (0, 1, 1, 0), (0, 0, float("inf"), 1)])
+def test_empty_bounds_are_refused_with_their_values(bounds):
+    with pytest.raises(ValueError, match="hold nothing"):
+        Grid.from_bounds(*bounds, 0.5)
+    with pytest.raises(ValueError, match="resolution"):
+        Grid.from_bounds(0, 0, 1, 1, -0.5)
+    with pytest.raises(ValueError, match="hold nothing"):
+        Grid.from_bounds(10, 0, 5, 10, 1, crs=3857)  # only longitude can go around
+
+
+def test_equal_by_content_and_immutable():
+    a = Grid((180, 360), (1, 0, -180, 0, -1, 90), "EPSG:4326")
+    b = Grid([180, 360], affine.Affine(1, 0, -180, 0, -1, 90), rasterio.crs.CRS.from_epsg(4326))
+    assert a == b == Grid.globe(1.0)
+    assert hash(a) == hash(b)
+    assert a != Grid.globe(2.0)
+    assert a != UTM
+    assert a != "a grid"
+    assert "360" in repr(a)
+    assert "EPSG:4326" in repr(a)
+    with pytest.raises(AttributeError):
+        a.shape = (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "transform", "crs", "message"),
+    [
+        ((0, 5), (1, 0, 0, 0, -1, 0), 4326, r"\(0, 5\)"),
+        ((5,), (1, 0, 0, 0, -1, 0), 4326, r"\(5,\)"),
+        ((5.5, 5), (1, 0, 0, 0, -1, 0), 4326, "5.5"),
+        ((1 << 16, 1 << 15), (1, 0, 0, 0, -1, 0), 3857, "window"),
+        ((5, 5), (1, 0, 0, 0, -1), 4326, "six"),
+        ((5, 5), (1, 0, 0, 0, float("nan"), 0), 4326, "finite"),
+        ((5, 5), (1, 1, 0, 1, 1, 0), 4326, "area"),
+        ((5, 5), (1, 0, 0, 0, -1, 0), "EPSG:999999", "999999"),
+        ((5, 5), (1, 0, 0, 0, -1, 91), 4326, "91"),
+        ((5, 400), (1, 0, 0, 0, -1, 10), 4326, "400"),
+    ],
+)
+def test_refusals_show_the_value(shape, transform, crs, message):
+    with pytest.raises(ValueError, match=message):
+        Grid(shape, transform, crs)
+
+
+def test_geographic_means_degrees_of_wgs_84_and_no_rotation():
+    args = ((5, 5), (1, 0, 0, 0, -1, 10))
+    assert Grid(*args, "OGC:CRS84").is_geographic
+    assert Grid(*args, 4258).is_geographic  # ETRS89 is within a metre
+    assert Grid((5, 5), (1, 0, 0, 0, 1, 10), 4326).is_geographic  # rows from south to north
+    assert not Grid(*args, 4230).is_geographic  # ED50 is 100 m away: it goes through its datum
+    assert not Grid(*args, 4807).is_geographic  # grads from Paris
+    assert not Grid((5, 5), (1, 0.1, 0, 0, -1, 10), 4326).is_geographic
+    assert not UTM.is_geographic
+    assert UTM.dims == ("y", "x")
+
+
+def test_paris_meridian_and_grads_land_where_they_should():
+    grid = Grid((1, 1), (0.01, 0, -0.005, 0, -0.01, 54.27), 4807)  # Paris: 0, 54.265 grads
+    longitude, latitude = grid.longitude_latitude()
+    assert longitude[0, 0] == pytest.approx(2.337, abs=2e-3)
+    assert latitude[0, 0] == pytest.approx(48.8385, abs=2e-3)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(-179.9, 179.9), st.floats(-80, 80))
+def test_pixels_and_places_agree(longitude, latitude):
+    for grid in (Grid.globe(1.0), Grid.from_bounds(150, -80, -160, 80, 2.0)):
+        column, row = grid.to_pixels(longitude, latitude)
+        back = sphere.to_longitude_latitude(grid.to_directions(column, row))
+        assert sphere.great_circle_distance_km(longitude, latitude, *back) < 1e-6
+    mercator = Grid.from_bounds(-2e7, -1.6e7, 2e7, 1.6e7, 1e5, crs=3857)
+    column, row = mercator.to_pixels(longitude, latitude)
+    back = sphere.to_longitude_latitude(mercator.to_directions(column, row))
+    assert sphere.great_circle_distance_km(longitude, latitude, *back) < 1e-6
+
+
+def test_middles_agree_with_pyproj():
+    longitude, latitude = UTM.longitude_latitude()
+    expected = pyproj.Transformer.from_crs(32632, 4326, always_xy=True).transform(300_500, 5_099_500)
+    assert (longitude[0, 0], latitude[0, 0]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_far_side_of_a_projection_is_nan():
+    beyond = Grid.from_bounds(-2.2e7, -1e6, 2.2e7, 1e6, 1e6, crs=6933)  # the cylinder is 3.47e7 wide
+    longitude, _ = beyond.longitude_latitude()
+    assert np.isnan(longitude[:, 0]).all()
+    assert np.isfinite(longitude[:, 20:24]).all()
+    mollweide = Grid.from_bounds(-18.1e6, -9.1e6, 18.1e6, 9.1e6, 1e6, crs="ESRI:54009")
+    outside = np.isnan(mollweide.longitude_latitude()[0])
+    assert outside[0, 0]
+    assert not outside[9, 18]
+
+
+def test_window_keeps_places():
+    grid = UTM.window(slice(10, 30), slice(-5, None))
+    assert grid.shape == (20, 5)
+    whole, part = UTM.longitude_latitude(), grid.longitude_latitude()
+    assert np.array_equal(part[0], whole[0][10:30, -5:])
+    with pytest.raises(ValueError, match="shape"):
+        UTM.window(slice(3, 3), slice(0, 5))
+
+
+class TestLike:
+    def test_a_grid_is_itself(self):
+        assert Grid.like(UTM) is UTM
+
+    def test_anything_with_shape_transform_and_crs(self):
+        class GeoBox:
+            shape, transform, crs = (100, 100), UTM.transform, "EPSG:32632"
+
+        assert Grid.like(GeoBox()) == UTM
+        GeoBox.crs = None
+        with pytest.raises(ValueError, match="GeoBox has no crs"):
+            Grid.like(GeoBox())
+
+    def test_an_array_with_longitude_and_latitude(self):
+        array = xr.DataArray(
+            np.zeros((3, 18, 36)),
+            dims=("image", "latitude", "longitude"),
+            coords={"latitude": 85.0 - 10 * np.arange(18), "longitude": -175.0 + 10 * np.arange(36)},
+        )
+        assert Grid.like(array) == Grid.globe(10.0)
+        upside_down = array.isel(latitude=slice(None, None, -1))
+        assert Grid.like(upside_down).transform.e == 10.0
+
+    def test_an_array_with_spatial_ref(self):
+        x, y = UTM.centres
+        reference = xr.DataArray(0, attrs={"crs_wkt": UTM.crs.to_wkt()})
+        array = xr.DataArray(np.zeros(UTM.shape), dims=("y", "x"), coords={"y": y, "x": x, "spatial_ref": reference})
+        assert Grid.like(array) == UTM
+        with pytest.raises(ValueError, match="spatial_ref"):
+            Grid.like(array.drop_vars("spatial_ref"))
+        with pytest.raises(ValueError, match="evenly"):
+            Grid.like(array.isel(x=[0, 1, 3]))
+        with pytest.raises(ValueError, match="no coordinates"):
+            Grid.like(array.drop_vars("x"))
+
+    def test_a_stale_geotransform_of_a_cut_out_array_is_not_believed(self):
+        x, y = UTM.centres
+        t = UTM.transform
+        attributes = {"crs_wkt": UTM.crs.to_wkt(), "GeoTransform": f"{t.c} {t.a} 0 {t.f} 0 {t.e}"}
+        coords = {"y": y, "x": x, "spatial_ref": xr.DataArray(0, attrs=attributes)}
+        array = xr.DataArray(np.zeros(UTM.shape), dims=("y", "x"), coords=coords)
+        assert Grid.like(array.isel(x=slice(10, 20))) == UTM.window(slice(None), slice(10, 20))
+        assert Grid.like(array.isel(x=[0])).shape == (100, 1)
+        with pytest.raises(ValueError, match="no size"):
+            Grid.like(array.isel(x=[7]))
+
+    def test_the_path_of_a_raster(self, tmp_path):
+        path = tmp_path / "scene.tif"
+        options = {"driver": "GTiff", "width": 100, "height": 100, "count": 1, "dtype": "uint8"}
+        with rasterio.open(path, "w", crs="EPSG:32632", transform=UTM.transform, **options) as raster:
+            raster.write(np.zeros((1, 100, 100), dtype=np.uint8))
+        assert Grid.like(path) == UTM
+        assert Grid.like(str(path)) == UTM
+        with rasterio.open(path) as raster:
+            assert Grid.like(raster) == UTM

@@ -1,0 +1,88 @@
+"""The training configuration: unknown, wrong and contradicting options are named before anything starts."""
+
+import dataclasses
+
+import pytest
+
+from geo_mvmf.errors import UsageError
+from geo_mvmf.model.augmentation import Augmentation
+from geo_mvmf.model.configuration import TrainingConfig, config_from_dict, read_config
+
+BASE = {"stage": "finetune", "table": "photos.csv", "out": "run"}
+
+
+def test_paths_are_relative_to_the_toml_file(tmp_path):
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / "sub" / "train.toml"
+    path.write_text(
+        'stage = "head"\ntable = "../photos.csv"\nout = "run"\nweights = "a.safetensors"\n'
+        'cache_dir = "/elsewhere"\n[augment]\nshift = 2\nflip = true\n'
+    )
+    config = read_config(path)
+    assert config.table == str(tmp_path / "photos.csv")
+    assert config.out == str(tmp_path / "sub" / "run")
+    assert config.weights == str(tmp_path / "sub" / "a.safetensors")
+    assert config.cache_dir == "/elsewhere"
+    assert config.augment == Augmentation(shift=2, flip=True)
+
+
+def test_names_of_torchvisions_weights_are_no_paths():
+    assert config_from_dict({**BASE, "weights": "IMAGENET1K_V2"}).weights == "IMAGENET1K_V2"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batchsize": 3}, r"unknown option 'batchsize'; did you mean batch_size\?"),
+        ({"learning_rat": 3}, r"did you mean learning_rate\?"),
+        ({"augment": {"shfit": 1}}, r"\[augment\]: unknown option 'shfit'; did you mean shift\?"),
+        ({"augment": 3}, "a TOML table"),
+        ({"stage": "finetuned"}, "one of backbone, head, finetune"),
+        ({"batch_size": 0}, r"batch_size is 0; 1\.\.1048576"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; int is needed"),
+        ({"batch_size": True}, "batch_size is True; int is needed"),
+        ({"exif": 1}, "exif is 1; bool is needed"),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; float is needed"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"steps": 5, "epochs": 5.0}, "exclude each other"),
+        ({"initial_log_concentration": "automatic"}, "auto or a number"),
+        ({"drop_steps": [1.5]}, "a list of integers"),
+        ({"validation": "column"}, "give both or none"),
+        ({"validation_table": "a.csv"}, "give both or none"),
+        ({"stage": "backbone"}, "polygons is missing"),
+        ({"init_bundle": "a", "weights": "IMAGENET1K_V1"}, "exclude each other"),
+        ({"init_bundle": "a", "num_components": 9}, "leave one out"),
+        ({"augment": {"shift": -1}}, r"shift is -1; 0\.\.64"),
+        ({"augment": {"flip": 1}}, "true or false"),
+        ({"augment": {"noise": "a"}}, "noise is 'a'"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_each_wrong_option_is_named(options, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        config_from_dict({**BASE, **options}, where="train.toml")
+    assert str(caught.value).startswith("train.toml")
+
+
+@pytest.mark.parametrize("name", ["stage", "table", "out"])
+def test_what_is_always_needed_is_asked_for(name):
+    with pytest.raises(UsageError, match=f"option {name} is missing"):
+        config_from_dict({key: value for key, value in BASE.items() if key != name})
+
+
+@pytest.mark.parametrize("content", [b"stage = ", b"\xff\xfe", b"[table"])
+def test_what_is_no_toml_is_named(tmp_path, content):
+    path = tmp_path / "train.toml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"train\.toml: cannot be read as TOML"):
+        read_config(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_config(tmp_path / "missing.toml")
+
+
+def test_every_option_is_documented():
+    text = str(TrainingConfig.__doc__)
+    for field in dataclasses.fields(TrainingConfig):
+        assert field.name in text, field.name
+    for field in dataclasses.fields(Augmentation):
+        assert field.name in str(Augmentation.__doc__), field.name

@@ -1,0 +1,198 @@
+"""The feature cache: by content, resumable, and the same bits whatever happened in between."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from geo_mvmf import progress
+from geo_mvmf.errors import BadInputError, LockedError, UsageError
+from geo_mvmf.inputs import images, tables
+from geo_mvmf.inputs.images import ImageSpec
+from geo_mvmf.model import features
+from geo_mvmf.model.backbones import build_backbone
+from geo_mvmf.model.feature_store import FeatureStore
+from geo_mvmf.model.features import backbone_digest, cache_features
+
+SPEC = ImageSpec(resize=16, crop=16)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return build_backbone("chip_resnet10", width=8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images; number 5 is a copy of number 2, number 7 is cut off."""
+    rng, folder = np.random.default_rng(0), tmp_path / "images"
+    folder.mkdir()
+    for number in range(12):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)).save(folder / f"{number:02d}.png")
+    shutil.copy(folder / "02.png", folder / "05.png")
+    (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:100])
+    return folder
+
+
+def run(backbone, folder, cache, **options):
+    table = tables.read_image_table(folder)
+    return progress.run(cache_features(backbone, table, cache, spec=SPEC, batch_size=4, workers=2, **options))
+
+
+def computed(monkeypatch):
+    """Paths that are decoded from now on."""
+    seen, original = [], images.read_images
+
+    def read_images(paths, spec, **options):
+        paths = list(paths)
+        seen.extend(path.name for path in paths)
+        return original(paths, spec, **options)
+
+    monkeypatch.setattr(images, "read_images", read_images)
+    return seen
+
+
+def test_each_row_has_the_features_of_its_image(backbone, folder, tmp_path):
+    cache = run(backbone, folder, tmp_path / "cache", dtype="float32")
+    for row in (0, 3, 11):
+        pixels = images.read_image(folder / f"{row:02d}.png", SPEC)[None]
+        with torch.inference_mode():
+            expected = backbone(torch.from_numpy(pixels)).numpy()
+        np.testing.assert_allclose(cache.rows(np.array([row])), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bad_image_is_a_row_with_a_status_and_has_no_features(backbone, folder, tmp_path):
+    cache = run(backbone, folder, tmp_path / "cache")
+    assert cache.status[7] == "unreadable"
+    assert "07.png" in cache.message[7]
+    assert cache.index[7] == -1
+    assert [status for row, status in enumerate(cache.status) if row != 7] == ["ok"] * 11
+    with pytest.raises(BadInputError, match=r"row 7 has no features: unreadable"):
+        cache.rows(np.array([1, 7]))
+
+
+def test_equal_files_are_computed_once(backbone, folder, tmp_path, monkeypatch):
+    seen = computed(monkeypatch)
+    cache = run(backbone, folder, tmp_path / "cache")
+    assert cache.index[5] == cache.index[2]
+    assert sorted(seen) == [f"{number:02d}.png" for number in range(12) if number != 5]
+    assert len(cache.features) == 10
+
+
+def test_nothing_is_computed_again_not_even_for_renamed_files(backbone, folder, tmp_path, monkeypatch):
+    first = run(backbone, folder, tmp_path / "cache")
+    (folder / "07.png").unlink()
+    folder.rename(tmp_path / "moved")
+    (tmp_path / "moved" / "00.png").rename(tmp_path / "moved" / "zz.png")
+    seen = computed(monkeypatch)
+    again = run(backbone, tmp_path / "moved", tmp_path / "cache")
+    assert seen == []
+    np.testing.assert_array_equal(again.rows(np.array([10])), first.rows(np.array([0])))
+
+
+def test_new_images_are_added_to_old_ones(backbone, folder, tmp_path, monkeypatch):
+    first = run(backbone, folder, tmp_path / "cache")
+    kept = np.array(first.features)
+    Image.new("RGB", (16, 16), "red").save(folder / "99.png")
+    seen = computed(monkeypatch)
+    again = run(backbone, folder, tmp_path / "cache")
+    assert seen == ["07.png", "99.png"]
+    np.testing.assert_array_equal(again.features[:10], kept)
+    assert len(again.features) == 11
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
+
+
+def test_another_backbone_size_or_dtype_is_another_cache(backbone, folder, tmp_path):
+    run(backbone, folder, tmp_path / "cache")
+    run(build_backbone("chip_resnet10", width=8, seed=1), folder, tmp_path / "cache")
+    run(backbone, folder, tmp_path / "cache", dtype="float32")
+    table = tables.read_image_table(folder)
+    smaller = ImageSpec(resize=16, crop=8)
+    progress.run(cache_features(backbone, table, tmp_path / "cache", spec=smaller, batch_size=4))
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+def test_the_digest_of_a_backbone_is_that_of_its_weights(backbone):
+    other = build_backbone("chip_resnet10", width=8)
+    assert backbone_digest(other) == backbone_digest(backbone)
+    with torch.no_grad():
+        other.network[0].weight[0, 0, 0, 0] += 1e-6
+    assert backbone_digest(other) != backbone_digest(backbone)
+
+
+@pytest.mark.parametrize("stop_after", range(1, 5))
+def test_a_stopped_job_goes_on_with_the_same_bits(backbone, folder, tmp_path, monkeypatch, stop_after):
+    whole = np.array(run(backbone, folder, tmp_path / "whole").features)
+    monkeypatch.setattr(features, "SHARD_ROWS", 4)
+    job = cache_features(backbone, tables.read_image_table(folder), tmp_path / "cache", spec=SPEC, batch_size=4)
+    for _ in range(stop_after):
+        next(job)
+    job.close()
+    seen = computed(monkeypatch)
+    resumed = run(backbone, folder, tmp_path / "cache")
+    assert len(seen) == max(0, 11 - 4 * (stop_after - 1))  # the first event is that of looking at the files
+    np.testing.assert_array_equal(np.array(resumed.features), whole)
+    assert resumed.status[7] == "unreadable"
+
+
+def test_a_job_killed_before_its_merge_is_committed_merges_again(backbone, folder, tmp_path, monkeypatch):
+    whole = np.array(run(backbone, folder, tmp_path / "whole").features)
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", killed)  # the digests are written last, as the commit
+        with pytest.raises(KeyboardInterrupt):
+            run(backbone, folder, tmp_path / "cache")
+    seen = computed(monkeypatch)
+    resumed = run(backbone, folder, tmp_path / "cache")
+    assert seen == []
+    np.testing.assert_array_equal(np.array(resumed.features), whole)
+
+
+def test_a_damaged_shard_is_named(backbone, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(FeatureStore, "merge", lambda self: pytest.skip("unreachable"))
+    monkeypatch.setattr(features, "SHARD_ROWS", 4)
+    job = cache_features(backbone, tables.read_image_table(folder), tmp_path / "cache", spec=SPEC, batch_size=4)
+    next(job), next(job)
+    job.close()
+    (shard,) = (tmp_path / "cache").rglob("shard-*")
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 4
+    shard.write_bytes(content)
+    with pytest.raises(BadInputError, match=r"damaged.*shard-000000"):
+        run(backbone, folder, tmp_path / "cache")
+
+
+def test_two_jobs_do_not_fill_the_same_cache(backbone, folder, tmp_path):
+    table = tables.read_image_table(folder)
+    first = cache_features(backbone, table, tmp_path / "cache", spec=SPEC, batch_size=4)
+    next(first)
+    with pytest.raises(LockedError):
+        run(backbone, folder, tmp_path / "cache")
+    first.close()
+    run(backbone, folder, tmp_path / "cache")
+
+
+def test_features_beyond_float16_are_refused_not_rounded_to_infinity(tmp_path):
+    store = FeatureStore(tmp_path, 2, "float16")
+    with pytest.raises(BadInputError, match=r"up to 1e\+05 do not fit into float16"):
+        store.append([b"a" * 32], np.array([[1e5, 0.0]], np.float32))
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"batch_size": 0}])
+def test_wrong_options_are_named(backbone, folder, tmp_path, options):
+    job = cache_features(backbone, tables.read_image_table(folder), tmp_path, spec=SPEC, **options)
+    with pytest.raises(UsageError, match="needed"):
+        next(job)
+
+
+def test_an_empty_table_gives_an_empty_cache(backbone, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no image")
+    cache = run(backbone, folder, tmp_path / "cache")
+    assert (len(cache.features), cache.index.tolist()) == (0, [-1])

@@ -1,0 +1,248 @@
+"""kill -9 at any moment of training: the same command goes on and ends with the same bundle, bit by bit.
+
+Real processes and real SIGKILLs. A fork server has the imports done, so that a run takes a second; children are killed
+at random moments, while a checkpoint is being written, and while they resume.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from geo_mvmf import durable, sphere
+from geo_mvmf.model import checkpoint
+from geo_mvmf.model.augmentation import Augmentation
+from geo_mvmf.model.configuration import TrainingConfig
+from geo_mvmf.model.training import train
+
+STEPS = 40
+
+# Broken twins, run in the child before training. A source text, because the child knows the package but not this file.
+TWINS = {
+    "order from the running generator": """
+from geo_mvmf.model import training
+import numpy, random
+training.epoch_order = lambda weights, seed, epoch: numpy.array(random.sample(range(len(weights)), len(weights)))
+random.seed(0)
+""",
+    "checkpoint written in place, digest unchecked": """
+from geo_mvmf.model import checkpoint, sealed
+import contextlib, time, pathlib
+@contextlib.contextmanager
+def in_place(path, *, overwrite=False):
+    yield pathlib.Path(path)
+sealed.durable.replacing = in_place
+original = pathlib.Path.open
+class Slow:
+    def __init__(self, file):
+        self.file = file
+    def write(self, part):
+        half = len(part) // 2
+        self.file.write(part[:half]); self.file.flush(); time.sleep(0.002); self.file.write(part[half:])
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self.file.close()
+def slow_open(self, mode="r", **options):
+    file = original(self, mode, **options)
+    return Slow(file) if mode == "wb" and "checkpoint" in self.name else file
+pathlib.Path.open = slow_open
+checkpoint.KEPT = 1
+""",
+}
+
+
+def _train(twin, config):
+    source = twin + "\nfrom geo_mvmf.model.training import train\ntrain(config)\n"
+    process = CONTEXT.Process(target=exec, args=(source, {"config": config}))
+    process.start()
+    return process
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["geo_mvmf.model.training", "PIL.PngImagePlugin"])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    directions = sphere.random_directions(48, rng)
+    longitude, latitude = sphere.to_longitude_latitude(directions)
+    names = [f"{number:02d}.png" for number in range(48)]
+    for name, direction in zip(names, directions, strict=True):
+        pixels = 127 + 120 * direction + rng.normal(0, 4, (8, 8, 3))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
+    pd.DataFrame({"path": names, "longitude": longitude, "latitude": latitude}).to_csv(
+        folder / "photos.csv", index=False
+    )
+    return TrainingConfig(
+        stage="finetune",
+        table=str(folder / "photos.csv"),
+        out=str(folder / "unused"),
+        backbone="chip_resnet10",
+        backbone_width=8,
+        crop=8,
+        resize=8,
+        num_components=12,
+        initial_log_concentration=3.0,
+        train_mean_directions=True,
+        ema_decay=0.9,
+        learning_rate=1e-3,
+        batch_size=8,
+        steps=STEPS,
+        checkpoint_steps=1,
+        validate_steps=5,
+        validation_fraction=0.2,
+        threads=1,
+        device="cpu",
+        augment=Augmentation(channel_gain=0.05, noise=0.01),
+    )
+
+
+def run_to_the_end(config, twin=""):
+    process = _train(twin, config)
+    process.join(120)
+    assert process.exitcode is not None, "the run hangs"
+    return process.exitcode
+
+
+def kill_when(process, moment):
+    """SIGKILL as soon as the moment has come; tell whether the process still lived."""
+    while process.is_alive() and not moment():
+        time.sleep(0.0005)
+    alive = process.is_alive()
+    if alive:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join(30)
+    return alive and process.exitcode == -signal.SIGKILL
+
+
+def after(seconds):
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
+def while_writing(folder, skip):
+    """The moment at which a temporary file of ours is there, after `skip` steps have been seen."""
+    seen = set()
+
+    def moment():
+        names = set(os.listdir(folder)) if folder.is_dir() else set()
+        seen.update(name for name in names if name.startswith("checkpoint-"))
+        return len(seen) >= skip and any(name.startswith(".geo-mvmf-") for name in names)
+
+    return moment
+
+
+def has_checkpoint(folder):
+    return lambda: folder.is_dir() and any(name.startswith("checkpoint-") for name in os.listdir(folder))
+
+
+def kill_until_done(config, kills, seed, twin=""):
+    """Kill so many times, at moments of three kinds, then let it end. Returns exit code and kills that hit."""
+    rng, folder, hits = np.random.default_rng(seed), Path(config.out), 0
+    for number in range(kills):
+        process = _train(twin, config)
+        kind = number % 3
+        if kind == 0:  # some steps after the first checkpoint is there: in the middle of training
+            started = has_checkpoint(folder)
+            while process.is_alive() and not started():
+                time.sleep(0.001)
+            moment = after(rng.uniform(0, 0.15))
+        elif kind == 1:
+            moment = while_writing(folder, skip=int(rng.integers(1, 4)))
+        else:  # while it reads, resumes, takes its first steps
+            moment = after(rng.uniform(0, 0.6))
+        hits += kill_when(process, moment)
+    return run_to_the_end(config, twin), hits
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    run = dataclasses.replace(config, out=str(tmp_path_factory.mktemp("undisturbed") / "run"))
+    assert run_to_the_end(run) == 0
+    return durable.file_sha256(f"{run.out}/bundle.safetensors")
+
+
+def test_a_child_gives_the_bits_of_this_process(config, undisturbed, tmp_path):
+    run = dataclasses.replace(config, out=str(tmp_path / "run"), checkpoint_steps=1000)
+    assert train(run).digest
+    assert durable.file_sha256(f"{run.out}/bundle.safetensors") == undisturbed
+
+
+def test_six_kills_and_the_bundle_is_the_same(config, undisturbed, tmp_path):
+    run = dataclasses.replace(config, out=str(tmp_path / "run"))
+    code, hits = kill_until_done(run, 6, seed=1)
+    assert code == 0
+    assert hits >= 3
+    assert durable.file_sha256(f"{run.out}/bundle.safetensors") == undisturbed
+    assert not [path.name for path in Path(run.out).iterdir() if path.name.startswith(".geo-mvmf-")]
+
+
+@pytest.mark.hard
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(5))
+def test_many_kills_and_the_bundle_is_the_same(config, undisturbed, tmp_path, seed):
+    run = dataclasses.replace(config, out=str(tmp_path / "run"))
+    code, hits = kill_until_done(run, 24, seed=100 + seed)
+    assert code == 0
+    assert hits >= 6
+    assert durable.file_sha256(f"{run.out}/bundle.safetensors") == undisturbed
+
+
+def test_at_most_one_interval_is_lost(config, tmp_path):
+    """What a kill leaves is the last checkpoint or the one before, never less."""
+    run = dataclasses.replace(config, out=str(tmp_path / "run"))
+    process = _train("", run)
+    assert kill_when(process, while_writing(Path(run.out), skip=3))
+    newest, damaged = checkpoint.read_newest(run.out)
+    assert newest.step >= 2
+    assert damaged == []
+
+
+def test_a_global_generator_is_caught(config, tmp_path):
+    """Broken twin: two runs, one killed, differ."""
+    digests = []
+    for number in range(2):
+        run = dataclasses.replace(config, out=str(tmp_path / f"run-{number}"))
+        twin = TWINS["order from the running generator"]
+        if number:
+            process = _train(twin, run)
+            # after some steps of the third epoch, so that the generator has run on
+            assert kill_when(process, lambda: Path(run.out, "checkpoint-0000000012.safetensors").exists())  # noqa: B023
+        assert run_to_the_end(run, twin) == 0
+        digests.append(durable.file_sha256(f"{run.out}/bundle.safetensors"))
+    assert digests[0] != digests[1]
+
+
+def test_a_writer_that_does_not_rename_is_caught(config, tmp_path):
+    """Broken twin: written in place, a kill leaves a torn checkpoint and nothing before it."""
+    run = dataclasses.replace(config, out=str(tmp_path / "run"))
+    twin = TWINS["checkpoint written in place, digest unchecked"]
+    for number in range(6):
+        process = _train(twin, run)
+        started = has_checkpoint(Path(run.out))
+        while process.is_alive() and not started():
+            time.sleep(0.001)
+        kill_when(process, after(0.01 + 0.007 * number))
+        paths = checkpoint.checkpoint_paths(run.out)
+        torn = [path for path in paths if _is_torn(path)]
+        if torn:
+            return
+    pytest.fail("the twin was not caught in six kills")
+
+
+def _is_torn(path):
+    try:
+        checkpoint.read_checkpoint(path)
+    except checkpoint.BadBundleError:
+        return True
+    return False

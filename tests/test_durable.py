@@ -1,0 +1,133 @@
+"""Files appear whole or not at all, and leftovers of killed writers go away."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from geo_mvmf import durable
+from geo_mvmf.errors import LockedError, OutputError
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_error_leaves_the_old_file_and_no_debris(tmp_path):
+    path = tmp_path / "a.tif"
+    durable.write_text(path, "old")
+
+    def fail():
+        with durable.replacing(path, overwrite=True) as temporary:
+            temporary.write_text("half")
+            temporary.with_name(temporary.name + ".aux.xml").write_text("sidecar")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.tif"]
+
+
+def test_an_existing_file_is_kept_unless_asked(tmp_path):
+    durable.write_text(tmp_path / "a", "old")
+    with pytest.raises(OutputError, match="exists already"):
+        durable.write_text(tmp_path / "a", "new")
+    durable.write_text(tmp_path / "a", "new", overwrite=True)
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_a_file_that_appears_meanwhile_is_not_lost(tmp_path):
+    path = tmp_path / "a"
+    with pytest.raises(OutputError, match="appeared"), durable.replacing(path) as temporary:
+        temporary.write_text("mine")
+        path.write_text("theirs")
+    assert path.read_text() == "theirs"
+
+
+def test_a_writer_that_wrote_nothing_is_an_error(tmp_path):
+    with pytest.raises(OutputError, match="wrote nothing"), durable.replacing(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_folders_are_replaced_whole(tmp_path):
+    for text in ("one", "two"):
+        with durable.replacing_folder(tmp_path / "f", overwrite=True) as temporary:
+            (temporary / text).write_text(text)
+    assert names(tmp_path) == ["f"]
+    assert names(tmp_path / "f") == ["two"]
+
+
+WRITER = """
+import sys, time
+from geo_mvmf import durable
+with durable.replacing(sys.argv[1], overwrite=True) as temporary:
+    temporary.write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_sigkill_leaves_the_old_file_and_the_next_writer_sweeps(tmp_path):
+    path = tmp_path / "a"
+    durable.write_text(path, "old")
+    child = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert path.read_text() == "old"
+    assert len(names(tmp_path)) == 2
+    (tmp_path / ".geo-mvmf-of-somebody-else").write_text("foreign")
+    durable.write_text(path, "new", overwrite=True)
+    assert names(tmp_path) == [".geo-mvmf-of-somebody-else", "a"]
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from geo_mvmf import durable
+from geo_mvmf.errors import OutputError
+try:
+    durable.write_bytes(sys.argv[1], b"x" * 5000, overwrite=True)
+except OutputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_named_with_path_and_bytes(tmp_path):
+    durable.write_text(tmp_path / "a", "old")
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "a")], capture_output=True, text=True, check=True
+    )
+    assert "5000 bytes" in done.stdout
+    assert str(tmp_path / "a") in done.stdout
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_lock_is_held_by_one_process_and_dies_with_it(tmp_path):
+    code = f"import time\nfrom geo_mvmf import durable\nwith durable.lock({str(tmp_path)!r}):\n print(1, flush=True)\n time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    with pytest.raises(LockedError, match="another process"), durable.lock(tmp_path):
+        pass
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    time.sleep(0.05)
+    with durable.lock(tmp_path):
+        pass
+
+
+def test_a_log_loses_its_torn_last_line_only(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"a": 1}\n{"b":')
+    with durable.AppendLog(path) as log:
+        log.write({"c": 3})
+    assert path.read_text() == '{"a": 1}\n{"c": 3}\n'
