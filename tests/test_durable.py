@@ -42,9 +42,14 @@ def test_an_existing_file_is_kept_unless_asked(tmp_path):
 
 def test_a_file_that_appears_meanwhile_is_not_lost(tmp_path):
     path = tmp_path / "a"
-    with pytest.raises(OutputError, match="appeared"), durable.replacing(path) as temporary:
-        temporary.write_text("mine")
-        path.write_text("theirs")
+
+    def write():
+        with durable.replacing(path) as temporary:
+            temporary.write_text("mine")
+            path.write_text("theirs")
+
+    with pytest.raises(OutputError, match="appeared"):
+        write()
     assert path.read_text() == "theirs"
 
 
@@ -112,7 +117,10 @@ def test_a_full_disk_is_named_with_path_and_bytes(tmp_path):
 
 
 def test_a_lock_is_held_by_one_process_and_dies_with_it(tmp_path):
-    code = f"import time\nfrom geo_mvmf import durable\nwith durable.lock({str(tmp_path)!r}):\n print(1, flush=True)\n time.sleep(60)"
+    code = (
+        f"import time\nfrom geo_mvmf import durable\nwith durable.lock({str(tmp_path)!r}):\n"
+        " print(1, flush=True)\n time.sleep(60)"
+    )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     child.stdout.readline()
     with pytest.raises(LockedError, match="another process"), durable.lock(tmp_path):

@@ -229,7 +229,7 @@ def write_header(file: Any, components: Components, rows: pd.DataFrame, run: Map
     """
     described = store_rows.write_rows(file.create_group("rows"), rows)
     header = {"kind": components.kind, "run": dict(run), "columns": described}
-    text = np.frombuffer(json.dumps(header, sort_keys=True, ensure_ascii=False).encode("utf-8"), dtype="S1")
+    text = np.frombuffer(json.dumps(header, sort_keys=True).encode("ascii"), dtype="S1")
     file.dimensions["header_byte"] = text.size
     netcdf.add_array(file, "header", ("header_byte",), text, attributes={"long_name": "JSON"})
 

@@ -134,22 +134,30 @@ def _write_column(group: Any, variable: str, name: str, column: pd.Series[Any]) 
     if pd.api.types.is_float_dtype(column):
         # infinities are kept here, other than in GIS files
         values = column.to_numpy(np.float64, na_value=np.nan)
-        netcdf.add_array(group, variable, ("image",), values, attributes={"long_name": name})
+        netcdf.add_array(group, variable, ("image",), values, attributes={"long_name": columns.writable(name)})
         return "float"
     plain = columns.plain_values(column)
     missing = plain.isna().to_numpy()
     if pd.api.types.is_bool_dtype(plain):
         values = plain.to_numpy(bool, na_value=False).astype(np.int8)
         # xarray takes int8 with this attribute for truth values
-        netcdf.add_array(group, variable, ("image",), values, attributes={"long_name": name, "dtype": "bool"})
+        netcdf.add_array(
+            group, variable, ("image",), values, attributes={"long_name": columns.writable(name), "dtype": "bool"}
+        )
         kind = "boolean"
     elif pd.api.types.is_integer_dtype(plain):
         netcdf.add_array(
-            group, variable, ("image",), plain.to_numpy(np.int64, na_value=0), attributes={"long_name": name}
+            group,
+            variable,
+            ("image",),
+            plain.to_numpy(np.int64, na_value=0),
+            attributes={"long_name": columns.writable(name)},
         )
         kind = "integer"
     elif pd.api.types.is_float_dtype(plain):
-        netcdf.add_array(group, variable, ("image",), plain.to_numpy(np.float64), attributes={"long_name": name})
+        netcdf.add_array(
+            group, variable, ("image",), plain.to_numpy(np.float64), attributes={"long_name": columns.writable(name)}
+        )
         return "float"
     else:
         _write_text(
@@ -168,7 +176,11 @@ def _write_text(group: Any, variable: str, name: str, texts: Sequence[str]) -> N
     if dimension not in group.dimensions:
         group.dimensions[dimension] = width
     netcdf.add_array(
-        group, variable, ("image", dimension), dtype="S1", attributes={"long_name": name, "_Encoding": "utf-8"}
+        group,
+        variable,
+        ("image", dimension),
+        dtype="S1",
+        attributes={"long_name": columns.writable(name), "_Encoding": "utf-8"},
     )
     for rows in _blocks(len(coded), width):
         block = np.array(coded[rows], dtype=f"S{width}")

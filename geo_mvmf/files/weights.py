@@ -141,5 +141,9 @@ def _heaviest(row: npt.NDArray[np.float32], tail: float, image: int) -> tuple[In
     ordered = np.sort(weights[~light])
     below = np.cumsum(ordered, dtype=np.float64)
     first = int(np.searchsorted(below, left, side="right"))
-    kept = np.flatnonzero(weights >= ordered[min(first, ordered.size - 1)])  # ties at the cut stay in
+    first = min(first, ordered.size - 1)
+    kept = np.flatnonzero(weights >= ordered[first])
+    spare = kept.size - (ordered.size - first)
+    if spare:  # of components with the weight at the cut, the last ones are left out
+        kept = np.delete(kept, np.flatnonzero(weights[kept] == ordered[first])[-spare:])
     return kept, max(0.0, 1.0 - float(weights[kept].sum(dtype=np.float64)) / total)

@@ -196,7 +196,8 @@ def _shapes(raw: Iterable[object]) -> tuple[npt.NDArray[np.object_], dict[int, s
     broken: dict[int, str] = {}
     for row, value in enumerate(raw):
         try:
-            shapes.append(shapely.geometry.shape(value) if isinstance(value, dict) else None)
+            with np.errstate(invalid="ignore"):  # NaN in coordinates is judged by whoever uses them
+                shapes.append(shapely.geometry.shape(value) if isinstance(value, dict) else None)
         except _SHAPE_ERRORS as error:
             shapes.append(None)
             broken[row] = f"the geometry cannot be read: {str(error)[:200]}"

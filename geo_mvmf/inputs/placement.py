@@ -15,6 +15,8 @@ from geo_mvmf.inputs.regular_files import open_regular_file
 Bounds = tuple[float, float, float, float]
 
 _MOST_WORLD_FILE_BYTES = 4096
+_LARGEST = 1e12  # of any number of a transform, in units of a CRS
+_SMALLEST_AREA = 1e-24  # of a raster cell
 
 
 def apply_transform(
@@ -108,7 +110,9 @@ def checked_transform(path: Path, transform: Affine) -> Affine:
     """
     values = tuple(transform)[:6]
     area = transform.a * transform.e - transform.b * transform.d
-    if not all(map(math.isfinite, values)) or area == 0.0 or transform == Affine.identity():
+    # NaN fails both comparisons; beyond these sizes the inverse has no digits left
+    usable = all(abs(value) < _LARGEST for value in values) and abs(area) > _SMALLEST_AREA
+    if not usable or transform == Affine.identity():
         raise BadInputError(f"{path}: its transform {values} is none; give bounds and crs")
     return transform
 

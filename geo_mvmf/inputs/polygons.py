@@ -1,7 +1,8 @@
 """Every polygon layer: countries, zones, areas of interest.
 
-Whatever CRS a layer is in, its polygons come out valid in OGC:CRS84, within -180..180 and -90..90, with edges of at
-most a degree: an edge is straight in the layer's own CRS, so it is divided there, before it is transformed.
+Whatever CRS a layer is in, its polygons come out valid in OGC:CRS84, within -180..180 and -90..90, with edges of
+about a degree of a great circle at most: an edge is straight in the layer's own CRS, so it is divided there, before
+it is transformed.
 """
 
 from __future__ import annotations

@@ -42,7 +42,12 @@ _MOST_TIFF_ENTRIES = 4096
 _MOST_BLOCK_BYTES = 1 << 30
 
 # The warning is an error where the host says so: a file promised a place, but its tags are damaged.
-_RASTER_ERRORS = (rasterio.errors.RasterioError, CPLE_BaseError, rasterio.errors.NotGeoreferencedWarning)
+_RASTER_ERRORS = (
+    rasterio.errors.RasterioError,
+    CPLE_BaseError,
+    rasterio.errors.NotGeoreferencedWarning,
+    UnicodeDecodeError,  # a CRS whose name is damaged
+)
 
 # EMPTY_DIR hides all neighbours (.msk, .ovr, .aux.xml); no place is taken from one; damage is an error.
 _SAFE_OPTIONS = {

@@ -113,8 +113,8 @@ def parse_numbers(column: pd.Series[Any]) -> tuple[FloatArray, dict[int, str]]:
     ([7.5, nan, nan], {2: "'51,25' has a decimal comma; write 51.25"})
     """
     if column.dtype.kind in "iuf":
-        return column.to_numpy(dtype=np.float64, na_value=np.nan), {}
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        return np.array(column.to_numpy(dtype=np.float64, na_value=np.nan)), {}  # a copy: columns are read-only
+    numbers = np.array(pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
     problems = {}
     for row in np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy()):
         text = str(column.iloc[int(row)]).strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 from collections.abc import Iterable
@@ -82,14 +83,15 @@ class RawTable(NamedTuple):
 
     def _says_the_same(self, name: str) -> bool:
         """Tell whether a column only repeats the position or the status that the result has anyway."""
-        column, lower = self.frame[name], str(name).strip().lower()
         if self.columns is not None and name in (self.columns.first, self.columns.second):
             ours = self.coordinates.longitude if name == self.columns.first else self.coordinates.latitude
-            values, problems = parse_numbers(column)
-            wrong = [row in self.coordinates.problems for row in range(len(values))]
-            same = np.isclose(values, ours, rtol=0.0, atol=_SAME_PLACE_DEGREES, equal_nan=True) | wrong
+            values, problems = parse_numbers(self.frame[name])
+            same = np.isclose(values, ours, rtol=0.0, atol=_SAME_PLACE_DEGREES, equal_nan=True)
+            same[list(self.coordinates.problems)] = True  # their values are in the messages
             return bool(same.all()) and not problems
-        return lower in ("status", "message") and {"image_id", "path", "status", "message"} <= set(self.frame)
+        return name.strip().lower() in ("status", "message") and {"image_id", "path", "status", "message"} <= set(
+            self.frame
+        )
 
 
 def read_raw_table(
@@ -121,6 +123,8 @@ def read_raw_table(
     []
     """
     permitted = tuple(permitted_roots)
+    if isinstance(source, str) and not source:  # which pathlib takes for the working folder
+        raise BadInputError("'' is neither a folder nor a table")
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         if layer is not None or crs is not None:
             raise UsageError("a folder of images has neither layer nor crs")
@@ -170,9 +174,11 @@ def _read_csv(source: str | os.PathLike[str]) -> Layer:
         raise BadInputError(f"{path} is named as a CSV but holds {kind} content")
     with open_regular_file(path) as file:
         text = _decoded(file.read(), path)
+    if not text.strip():
+        raise BadInputError(f"{path} is empty: a table has a header with a column 'path'")
     try:
         frame = _parse_csv(text, path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, OverflowError) as error:
+    except (pd.errors.ParserError, csv.Error, ValueError, OverflowError) as error:
         raise BadInputError(f"{path} cannot be read as a CSV: {' '.join(str(error).split())}") from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus fields in front for row labels
         raise BadInputError(f"{path}: rows have more fields than the header; is a comma not quoted?")
@@ -180,10 +186,9 @@ def _read_csv(source: str | os.PathLike[str]) -> Layer:
 
 
 def _parse_csv(text: str, path: Path) -> pd.DataFrame:
-    header = text.lstrip("\r\n").split("\n", 1)[0]
-    separator = max(_SEPARATORS, key=header.count)
-    first = pd.read_csv(io.StringIO(text), sep=separator, header=None, nrows=1, dtype="str", keep_default_na=False)
-    names = [name or f"column_{number + 1}" for number, name in enumerate(first.iloc[0].str.strip())]
+    separator = max(_SEPARATORS, key=text.lstrip("\r\n").split("\n", 1)[0].count)
+    header = next(filter(None, csv.reader(io.StringIO(text), delimiter=separator)), [])
+    names = [name.strip() or f"column_{number + 1}" for number, name in enumerate(header)]
     # identifiers and positions stay text: "007" is no 7, and "NA" is Namibia
     keys = {name for name in find_columns(names, str(path)) if name is not None}
     return pd.read_csv(
@@ -243,6 +248,7 @@ def _points(found: Layer) -> tuple[FloatArray, FloatArray, dict[int, str]]:
     kinds = shapely.get_type_id(geometries)
     single = (kinds == 4) & (shapely.get_num_geometries(geometries) == 1)  # a MultiPoint of one
     points = np.where(single, shapely.get_geometry(geometries, 0), geometries)
+    points[shapely.is_empty(points)] = None
     wrong = np.flatnonzero((kinds > 0) & ~single)
     problems = {int(row): f"the geometry is a {geometries[row].geom_type}, not a point" for row in wrong}
     return shapely.get_x(points), shapely.get_y(points), {**problems, **found.broken}

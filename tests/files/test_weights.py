@@ -104,7 +104,7 @@ def test_pruning_changes_the_mean_negative_log_likelihood_by_less_than_a_thousan
     assert abs(float(np.mean(approximate - exact))) < 1e-3
     # the broken twin: a residual that is thrown away costs an infinite likelihood for cells, much for components
     thrown = np.full_like(logs, -np.inf)
-    kept = weights.prune(logs, tail=1e-2)
+    kept = weights.prune(logs, tail=0.05)
     for i in range(images):
         own = slice(kept.offsets[i], kept.offsets[i + 1])
         thrown[i, kept.component[own]] = kept.log_weight[own]

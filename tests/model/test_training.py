@@ -41,7 +41,7 @@ def photos(tmp_path_factory):
     longitude, latitude = sphere.to_longitude_latitude(directions)
     names = [f"{number:03d}.png" for number in range(100)]
     for name, direction in zip(names, directions, strict=True):
-        pixels = 127 + 120 * direction + rng.normal(0, 4, (16, 16, 3))
+        pixels = 127 + 120 * direction + rng.normal(0, 4, (8, 8, 3))
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
     table = pd.DataFrame({"path": names, "longitude": longitude, "latitude": latitude})
     table["held_out"] = [number % 5 == 0 for number in range(100)]
@@ -57,7 +57,7 @@ def config(photos, tmp_path):
         out=str(tmp_path / "run"),
         backbone="chip_resnet10",
         backbone_width=8,
-        crop=16,
+        crop=8,
         num_components=18,
         initial_log_concentration=3.0,
         learning_rate=5e-3,
@@ -88,7 +88,7 @@ def stopped(config, step):
 
 
 def test_it_learns_where_the_colours_are(config, photos):
-    config = changed(config, steps=150, schedule="cosine", validation="column", validation_column="held_out")
+    config = changed(config, steps=100, schedule="cosine", validation="column", validation_column="held_out")
     bundle = train(config)
     uniform = np.log(4 * np.pi)
     summary = bundle.metadata["training"]
@@ -115,7 +115,7 @@ VARIANTS = {
         "validation": "blocks",
     },
     "baseline": {"head": "cross_entropy", "gradient_clip": 1.0, "balance": "area", "optimiser": "adamw"},
-    "dropout": {"backbone": "mobilenet_v3_small", "backbone_width": 64, "steps": 4, "crop": 32, "resize": 32},
+    "dropout": {"backbone": "mobilenet_v3_small", "backbone_width": 64, "steps": 3, "crop": 32, "resize": 32},
     "head": {"stage": "head", "balance": "cell"},
     "from files": {"cache_images_gigabytes": 0.0, "validation": "none"},
 }
@@ -385,10 +385,10 @@ def test_stage_backbone_learns_countries_and_its_weights_start_a_next_stage(conf
         stage="backbone",
         polygons=str(tmp_path / "countries.gpkg"),
         label_column="name",
-        steps=60,
+        steps=40,
         out=str(tmp_path / "countries"),
     )
-    stopped(changed(config, checkpoint_steps=10), 25)
+    stopped(changed(config, checkpoint_steps=10), 15)
     path = progress.run(train_job(config))
     whole = progress.run(train_job(changed(config, out=str(tmp_path / "whole"))))
     assert path.read_bytes() == whole.read_bytes()

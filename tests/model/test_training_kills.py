@@ -130,12 +130,16 @@ def after(seconds):
     return lambda: time.monotonic() > end
 
 
+def names_in(folder):
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+
+
 def while_writing(folder, skip):
     """The moment at which a temporary file of ours is there, after `skip` steps have been seen."""
     seen = set()
 
     def moment():
-        names = set(os.listdir(folder)) if folder.is_dir() else set()
+        names = names_in(folder)
         seen.update(name for name in names if name.startswith("checkpoint-"))
         return len(seen) >= skip and any(name.startswith(".geo-mvmf-") for name in names)
 
@@ -143,7 +147,7 @@ def while_writing(folder, skip):
 
 
 def has_checkpoint(folder):
-    return lambda: folder.is_dir() and any(name.startswith("checkpoint-") for name in os.listdir(folder))
+    return lambda: any(name.startswith("checkpoint-") for name in names_in(folder))
 
 
 def kill_until_done(config, kills, seed, twin=""):
