@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,8 +159,8 @@ def predict_job(
         raise UsageError(f"estimator {estimator!r} is not 'component' or 'mode'")
     with contextlib.ExitStack() as stack:
         if out is None:
-            holder = tempfile.TemporaryDirectory(prefix="geo-mvmf-")
-            final = Path(holder.name) / "predictions.nc"
+            holder = _TemporaryFolder()
+            final = holder.path / "predictions.nc"
         else:
             holder, final = None, Path(out)
         if final.suffix.lower() != ".nc":
@@ -373,6 +374,14 @@ def _run_of(bundle: Bundle, table: geopandas.GeoDataFrame, estimator: str) -> di
         "licence": str(bundle.metadata.get("licence", "")),
         "earth": f"sphere, R = {sphere.EARTH_RADIUS_KM} km",
     }
+
+
+class _TemporaryFolder:
+    """A folder that goes away, silently, with the last predictions that need it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="geo-mvmf-"))
+        self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _captured_at(path: Path) -> str | None:

@@ -316,7 +316,6 @@ def _draw_density(
 ) -> None:
     """Shade four classes of credible level: the map-maker's picture of a density."""
     from matplotlib.colors import BoundaryNorm, ListedColormap
-    from matplotlib.patches import Patch
 
     weight = np.where(np.isfinite(density), density, 0.0) * np.cos(np.radians(latitude))[:, None]
     order = np.argsort(density, axis=None)[::-1]
@@ -336,7 +335,7 @@ def _draw_density(
         lw=0,
     )
     for value, colour in LEVEL_COLOURS.items():
-        axes.add_patch(Patch(color=colour, label=f"{value:.0%} of the probability", visible=True, alpha=0.75))
+        axes.fill([], [], color=colour, alpha=0.75, label=f"{value:.0%} of the probability")
 
 
 def _draw_errors(axes: Axes, points: geopandas.GeoDataFrame) -> None:

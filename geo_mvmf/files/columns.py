@@ -295,9 +295,13 @@ def _exceeds_int64(column: pd.Series[Any]) -> bool:
 
 def _as_text_or_numbers(column: pd.Series[Any]) -> pd.Series[Any]:
     # An object column of numbers or truth values with None comes from joins of tables.
-    present = column[column.notna()].infer_objects()
-    if column.dtype == object and len(present) and pd.api.types.is_numeric_dtype(present):
-        return plain_values(present.convert_dtypes().reindex(column.index))
+    kind = pd.api.types.infer_dtype(column, skipna=True) if column.dtype == object else "string"
+    if kind == "boolean":
+        return plain_values(column.astype("boolean"))
+    if kind == "integer" and all(abs(value) < 2**63 for value in column[column.notna()]):
+        return plain_values(column.astype("Int64"))
+    if kind in ("floating", "mixed-integer-float"):
+        return plain_values(column.astype(np.float64))
     return _texts(column)
 
 

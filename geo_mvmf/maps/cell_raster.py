@@ -53,8 +53,10 @@ class CellRaster:
         self.grid = grid
         self._areas_sr = np.nan_to_num(cell_areas_km2).ravel() / sphere.EARTH_RADIUS_KM**2
         self._is_whole = bool(abs(self._areas_sr.sum() / (4.0 * np.pi) - 1.0) < 1e-9)
-        used = self._areas_sr[self._areas_sr > 0.0]
-        self._small = _level_of_size(float(np.sqrt(used.min()))) if used.size else 0
+        # the coarsest level whose cells are at most as wide as each raster cell
+        lengths = s2.edge_length(np.arange(s2.MAX_LEVEL + 1))
+        level = np.searchsorted(-lengths, -np.sqrt(self._areas_sr))
+        self._levels = np.minimum(level, s2.MAX_LEVEL - SPLITS).astype(np.int8)
         self._leaves: IdArray | None = None  # (5, cells): middle and corners, 0 outside the domain
 
     def probabilities(self, cell_ids: IdArray, probabilities: FloatArray) -> FloatArray:
@@ -72,20 +74,20 @@ class CellRaster:
         ndarray of float64, shape (rows, columns)
             Probabilities, not normalised.
         """
-        small = s2.level(cell_ids) >= self._small
-        total = self._splat(cell_ids[small], probabilities[small])
+        where = self._raster_cells(s2.centre(cell_ids))
+        fitting = np.where(where >= 0, self._levels[where], s2.MAX_LEVEL).astype(np.int64)
+        small = s2.level(cell_ids) >= fitting
+        total = self._splat(cell_ids[small], probabilities[small], fitting[small] + SPLITS)
         if not np.all(small):
             total += self._look_up(cell_ids[~small], probabilities[~small])
         return total.reshape(self.grid.shape)
 
-    def _splat(self, cells: IdArray, masses: FloatArray) -> FloatArray:
+    def _splat(self, cells: IdArray, masses: FloatArray, finest: IntArray) -> FloatArray:
         total = np.zeros(self.grid.num_cells)
-        finest = min(self._small + SPLITS, s2.MAX_LEVEL)
-        pieces = 4 ** np.maximum(finest - s2.level(cells), 0)
-        ends = np.cumsum(pieces)
+        ends = np.cumsum(4 ** np.maximum(finest - s2.level(cells), 0))
         for start in range(0, int(ends[-1]) if ends.size else 0, _PIECES_AT_ONCE):
             block = slice(*np.searchsorted(ends, [start, start + _PIECES_AT_ONCE], side="right"))
-            total += self._bin(*_cut(cells[block], masses[block], finest))
+            total += self._bin(*_cut(cells[block], masses[block], finest[block]))
         return total
 
     def _bin(self, cells: IdArray, masses: FloatArray) -> FloatArray:
@@ -109,7 +111,8 @@ class CellRaster:
         owner = np.stack([find_cells(cells, leaves) for leaves in self._corner_leaves()])  # (5, raster cells)
         same = (owner == owner[0]).all(axis=0)
         total = np.where(same & (owner[0] >= 0), density[owner[0]] * self._areas_sr, 0.0)
-        per_cell = np.bincount(owner[0][same & (owner[0] >= 0)], total[same & (owner[0] >= 0)], minlength=cells.size)
+        held = same & (owner[0] >= 0)
+        per_cell = np.bincount(owner[0][held], total[held], minlength=cells.size).astype(np.float64)
         (edge,) = np.nonzero(~same & (self._areas_sr > 0.0))
         found = find_cells(cells, self._points_in(edge))  # (edge cells, points)
         shares = self._areas_sr[edge, None] / found.shape[1] * np.where(found >= 0, density[found], 0.0)
@@ -144,20 +147,14 @@ class CellRaster:
         return ids
 
 
-def _level_of_size(size: float) -> int:
-    """Find the coarsest level whose edges are at most so long (radians)."""
-    lengths = s2.edge_length(np.arange(s2.MAX_LEVEL + 1))
-    return min(int(np.count_nonzero(lengths > size)), s2.MAX_LEVEL - SPLITS)
-
-
-def _cut(cells: IdArray, masses: FloatArray, finest: int) -> tuple[IdArray, FloatArray]:
-    """Cut cells into pieces of one level; what is finer already stays."""
-    done_cells, done_masses = [], []
+def _cut(cells: IdArray, masses: FloatArray, finest: IntArray) -> tuple[IdArray, FloatArray]:
+    """Cut cells into pieces, each down to its own level; what is finer already stays."""
+    done_cells, done_masses = [np.empty(0, dtype=np.uint64)], [np.empty(0)]
     density = masses / s2.area_sr(cells)
     while cells.size:
         fine = s2.level(cells) >= finest
         done_cells.append(cells[fine])
         done_masses.append(density[fine] * s2.area_sr(cells[fine]))
         cells, density = s2.children(cells[~fine]).ravel(), np.repeat(density[~fine], 4)
-    empty = np.empty(0)
-    return np.concatenate([*done_cells, empty.astype(np.uint64)]), np.concatenate([*done_masses, empty])
+        finest = np.repeat(finest[~fine], 4)
+    return np.concatenate(done_cells), np.concatenate(done_masses)

@@ -225,7 +225,7 @@ def _filled(piece: _Piece, ring: IntArray, events: dict[tuple[object, ...], IntA
     return np.concatenate(filled)
 
 
-def _on_the_map(piece: _Piece, events: dict[tuple[object, ...], IntArray]) -> shapely.Polygon:
+def _on_the_map(piece: _Piece, events: dict[tuple[object, ...], IntArray]) -> shapely.Geometry:
     rings = [_project(piece, _filled(piece, ring, events)) for ring in _rings(piece.polygon)]
     return shapely.make_valid(shapely.Polygon(rings[0], rings[1:]))
 

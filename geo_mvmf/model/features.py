@@ -29,6 +29,7 @@ from geo_mvmf.inputs import images, tables
 from geo_mvmf.inputs.images import ImageSpec
 from geo_mvmf.inputs.regular_files import open_regular_file
 from geo_mvmf.model.backbones import Backbone
+from geo_mvmf.model.devices import choose_device
 from geo_mvmf.model.feature_store import SHARD_ROWS, FeatureStore
 from geo_mvmf.progress import Progress
 
@@ -137,6 +138,7 @@ def cache_features(
     batch_size : int
         Every batch has this size (the last is filled up with zeros), so that results do not depend on it twice.
     device : str or torch.device
+        As `choose_device`.
     workers : int
         Threads that read images.
     dtype : str
@@ -180,7 +182,7 @@ def cache_features(
         digests = yield from _digests(paths, status, message, workers)
         store = FeatureStore(folder, backbone.num_features, dtype)
         wanted = _wanted(digests, paths, store.known())
-        compute = _Computer(backbone, torch.device(device), spec, batch_size, workers)
+        compute = _Computer(backbone, choose_device(str(device)), spec, batch_size, workers)
         yield from _fill(store, compute, wanted)
         features, known = store.merge()
     index = np.array([known.get(digest, -1) for digest in digests], dtype=np.int64)

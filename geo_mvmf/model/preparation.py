@@ -207,9 +207,24 @@ def _start(
         )
         return backbone, None, None, image_spec(config, backbone)
     bundle = load_bundle(config.init_bundle, device="cpu")
+    _check_start(config, bundle)
     if config.stage != "finetune":
         return bundle.backbone, None, None, bundle.spec
     return bundle.backbone, _old_head(config, bundle), _old_partition(bundle), bundle.spec
+
+
+def _check_start(config: TrainingConfig, bundle: Bundle) -> None:
+    """Refuse options that contradict the bundle to start from, instead of leaving them out without a word."""
+    spec = bundle.spec.to_dict()
+    for name in ("resize", "crop", "bands", "stretch", "ground_km"):
+        value = getattr(config, name)
+        if value is not None and value != spec[name]:
+            raise UsageError(f"{name} is {value}, but {config.init_bundle} was trained with {spec[name]}; leave it out")
+    kind = "mvmf" if isinstance(bundle.head, MvmfHead) else "cross_entropy"
+    if config.stage == "finetune" and config.head != kind:
+        raise UsageError(
+            f"head is {config.head}, but that of {config.init_bundle} is {kind}; train a new one by stage head"
+        )
 
 
 def _old_head(config: TrainingConfig, bundle: Bundle) -> MvmfHead | CrossEntropyHead:

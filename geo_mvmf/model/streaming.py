@@ -326,14 +326,15 @@ class _Buffers:
 
     def logits(self, part: slice) -> Tensor:
         if self.has(part):
-            return self.kept[part.start * self._n : part.stop * self._n].view(self._n, -1)
+            return self.kept[part.start * self._n : part.stop * self._n].view(self._n, part.stop - part.start)
         return self._view(self._spare, part)
 
     def second(self, part: slice) -> Tensor:
         return self._view(self._second, part)
 
     def _view(self, buffer: Tensor, part: slice) -> Tensor:
-        return buffer[: (part.stop - part.start) * self._n].view(self._n, -1)
+        width = part.stop - part.start
+        return buffer[: width * self._n].view(self._n, width)
 
 
 def _parts(layer: OutputLayer) -> list[slice]:

@@ -155,6 +155,7 @@ class _Run:
         self.total = config.steps or max(1, round(config.num_epochs * self.steps_per_epoch))
         self.learner: Learner = prepared.learner(self.total)
         self.first = 0
+        _check_batch(self.batch_size, self.learner)
         self.losses: list[float] = []
 
     def resume(self, newest: checkpoint.Checkpoint | None) -> None:
@@ -249,6 +250,15 @@ class _Speed:
         """One line for a person."""
         left = steps_left * self.batch_size / max(self.rows_per_second, 1e-9)
         return f"loss {loss:.3f}, {self.rows_per_second:.0f} images/s, {_duration(left)} left"
+
+
+def _check_batch(batch_size: int, learner: Learner) -> None:
+    modules = () if learner.backbone is None else learner.backbone.modules()
+    if batch_size == 1 and any(isinstance(module, torch.nn.BatchNorm2d) for module in modules):
+        raise TrainingError(
+            "batches of 1 image: the batch normalisation of this backbone needs 2 or more; raise batch_size, use more "
+            "images, or use stage head"
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -85,7 +85,10 @@ class TestMass:
 
     def test_the_twin_that_samples_is_caught(self):
         mixture = mixture_of(EDGES_OF_THE_EARTH, 16.0)
-        assert abs(by_sampling_the_middles(mixture, Grid.globe(1.0)).sum() - 1.0) > 0.1
+        grid = Grid.globe(1.0)
+        raster = density.density_raster(mixture, grid)[0]
+        assert np.abs(raster * raster.cell_area_km2 - by_sampling_the_middles(mixture, grid)).sum() > 0.5
+        assert abs(by_sampling_the_middles(mixture, grid).sum() - 1.0) > 0.01
         # and where the twin is right, because the components are wide, it agrees
         wide, grid = mixture_of(EDGES_OF_THE_EARTH[4:5], 3.0), Grid.globe(1.0)
         raster = density.density_raster(wide, grid)[0]
@@ -155,8 +158,8 @@ class TestValues:
         mixture = mixture_of(directions, log_concentration)
         raster = density.density_raster(mixture, grid)[0]
         found = (raster * raster.cell_area_km2).to_numpy().ravel()
-        cells = np.union1d(np.argsort(found)[-8:], generator.choice(found.size, 4))
-        expected = by_brute_force(mixture, grid, cells, 300)
+        cells = np.union1d(np.argsort(found)[-4:], generator.choice(found.size, 2))
+        expected = by_brute_force(mixture, grid, cells, 200)
         assert found[cells] == pytest.approx(expected, rel=1e-3, abs=3e-5 * expected.max())
 
     def test_rows_and_lattice_agree(self):

@@ -376,6 +376,25 @@ def test_a_row_that_is_not_finite_shows_and_spares_the_others(where):
     assert torch.equal(clean[~torch.isnan(dirty)], dirty[~torch.isnan(dirty)])
 
 
+def test_an_empty_batch_has_no_losses():
+    parts, y = problem()
+    parts["features"] = torch.zeros(0, 5, dtype=F64, requires_grad=True)
+    each = mvmf_loss(**parts, target_directions=y[:0], reduction="none")
+    assert each.shape == (0,)
+    assert all(not gradient.any() for gradient in gradients(each.sum(), parts).values())
+
+
+def test_repeatable_under_deterministic_algorithms():
+    parts, y = problem(dtype=torch.float32)
+    parts["features"] = parts["features"].detach().T.contiguous().T.requires_grad_()  # of another memory order
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, again = (gradients(mvmf_loss(**parts, target_directions=y), parts) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(first[name], again[name]) for name in parts)
+
+
 def test_sample_weights_and_reductions():
     parts, y = problem()
     each = mvmf_loss(**parts, target_directions=y, reduction="none").detach()

@@ -115,7 +115,7 @@ VARIANTS = {
         "validation": "blocks",
     },
     "baseline": {"head": "cross_entropy", "gradient_clip": 1.0, "balance": "area", "optimiser": "adamw"},
-    "dropout": {"backbone": "mobilenet_v3_small", "backbone_width": 64, "steps": 3, "crop": 32, "resize": 32},
+    "dropout": {"backbone": "mobilenet_v3_small", "backbone_width": 64, "steps": 4, "crop": 32, "resize": 32},
     "head": {"stage": "head", "balance": "cell"},
     "from files": {"cache_images_gigabytes": 0.0, "validation": "none"},
 }
@@ -317,7 +317,7 @@ def test_no_readable_image_is_an_error(config, tmp_path):
     (tmp_path / "table.csv").write_text("path,longitude,latitude\na.png,1,2\n")
     for memory in (1.0, 0.0):
         run = changed(config, table=str(tmp_path / "table.csv"), cache_images_gigabytes=memory, validation="none")
-        with pytest.raises(TrainingError, match=r"can be read|left to train"):
+        with pytest.raises(TrainingError, match=r"can be read|left to train|batches of 1 image"):
             train(run, overwrite=True)
     (tmp_path / "table.csv").write_text("path,longitude,latitude\na.png,,\n")
     with pytest.raises(TrainingError, match="none of 1 rows"):
@@ -365,6 +365,9 @@ def test_finetuning_starts_from_a_bundle_with_its_head(config, tmp_path):
         train_mean_directions=True,
         mean_direction_learning_rate=0.0,
     )
+    for options, message in (({"crop": 9}, "trained with 8"), ({"head": "cross_entropy"}, "is mvmf")):
+        with pytest.raises(UsageError, match=message):
+            train(changed(config, **options))
     second = train(config)
     np.testing.assert_array_equal(second.cell_ids, first.cell_ids)
     torch.testing.assert_close(second.head.weight.detach(), first.head.weight.detach())

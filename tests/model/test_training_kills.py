@@ -193,6 +193,21 @@ def test_six_kills_and_the_bundle_is_the_same(config, undisturbed, tmp_path):
 
 @pytest.mark.hard
 @pytest.mark.timeout(1200)
+def test_many_kills_of_stage_head_and_its_feature_cache(config, tmp_path):
+    config = dataclasses.replace(config, stage="head", ema_decay=0.0)
+    whole, run = (dataclasses.replace(config, out=str(tmp_path / name)) for name in ("whole", "run"))
+    assert run_to_the_end(whole) == 0
+    rng, hits = np.random.default_rng(7), 0
+    for _ in range(24):  # spread over reading, features, merging, training and the release
+        hits += kill_when(_train("", run), after(rng.uniform(0.02, 0.5)))
+    assert run_to_the_end(run) == 0
+    assert hits >= 6
+    digests = {durable.file_sha256(f"{config.out}/bundle.safetensors") for config in (whole, run)}
+    assert len(digests) == 1
+
+
+@pytest.mark.hard
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(5))
 def test_many_kills_and_the_bundle_is_the_same(config, undisturbed, tmp_path, seed):
     run = dataclasses.replace(config, out=str(tmp_path / "run"))
