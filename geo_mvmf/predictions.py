@@ -273,9 +273,7 @@ def open_predictions(path: str | os.PathLike[str]) -> Predictions:
 
     Examples
     --------
-    >>> open_predictions("no/such.nc")
-    Traceback (most recent call last):
-    geo_mvmf.errors.BadInputError: no/such.nc: no such predictions file
+    >>> predictions = open_predictions("album/predictions.nc")  # doctest: +SKIP
     """
     return Predictions(stores.open_store(path))
 

@@ -233,7 +233,7 @@ class _Measured:
         mass = kept * area_km2[valid]
         self.total += float(mass.sum())
         # The bits of positive float32 numbers, read as integers, are in the order of the numbers.
-        bins = np.maximum(values[valid], np.float32(0.0)).view(np.uint32) >> _BITS_DROPPED
+        bins = np.abs(np.maximum(values[valid], np.float32(0.0))).view(np.uint32) >> _BITS_DROPPED  # abs: no -0
         self.mass += np.bincount(bins, weights=np.maximum(mass, 0.0), minlength=_BINS)
 
     def thresholds(self, levels: Sequence[float] = LEVELS) -> dict[float, float]:
@@ -322,7 +322,7 @@ def _write_tiled(
     place = {"crs": _raster_crs(source.grid), "transform": source.grid.transform}
     with rasterio.open(path, "w", BIGTIFF="IF_SAFER", **profile, **layout, **place) as raster:
         for across in source.windows():
-            values = np.asarray(source.values[across], dtype=np.float32)
+            values = np.array(source.values[across], dtype=np.float32)  # a copy: the caller keeps the own values
             values[~np.isfinite(values)] = np.nan
             area = densities.cell_area_km2(source.grid.window(*across))
             measured.add(values.ravel(), np.broadcast_to(area, values.shape).ravel())

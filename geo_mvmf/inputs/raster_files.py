@@ -327,6 +327,8 @@ def _check_dataset(path: Path, dataset: Any) -> None:
     if rasterio.enums.ColorInterp.palette in dataset.colorinterp:
         raise BadInputError(f"{path}: its values are numbers of a colour table; expand it to red, green, blue first")
     block = max(rows * columns for rows, columns in dataset.block_shapes) * np.dtype(dataset.dtypes[0]).itemsize
+    if dataset.profile.get("interleave") == "pixel":
+        block *= dataset.count
     if block > _MOST_BLOCK_BYTES:
         raise BadInputError(f"{path}: one block takes {block} bytes; {_MOST_BLOCK_BYTES} are allowed; tile it")
 

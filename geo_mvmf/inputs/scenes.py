@@ -212,6 +212,9 @@ class Scene:
     ) -> tuple[Pixels, Mask]:
         """Cut a square of ground at true scale, north up, centred on a place.
 
+        Over longitude 180 a geographic raster that goes around the Earth has no edge; of a projected one, half a
+        raster cell beside that edge is not interpolated with the other side.
+
         Parameters
         ----------
         longitude, latitude : float

@@ -11,6 +11,7 @@ import pandas as pd
 import pyogrio
 import pytest
 import shapely
+from geopandas.testing import assert_geodataframe_equal
 
 from geo_mvmf.errors import OutputError, UsageError
 from geo_mvmf.files import vector
@@ -247,7 +248,7 @@ def test_the_callers_layers_are_not_changed(tmp_path):
     points = make_points()
     before = points.copy()
     vector.write_layers(tmp_path / "a.gpkg", {"points": points}, run=RUN)
-    geopandas.testing.assert_geodataframe_equal(points, before)
+    assert_geodataframe_equal(points, before)
 
 
 def test_without_pyarrow_the_message_names_the_extra(tmp_path):
@@ -270,8 +271,8 @@ def test_without_pyarrow_the_message_names_the_extra(tmp_path):
 def test_the_same_layers_give_the_same_rows_in_every_format(tmp_path):
     for suffix in (".gpkg", ".parquet", ".geojson"):
         path = vector.write_layers(tmp_path / f"a{suffix}", {"points": make_points()}, run=RUN)[0]
-        read = geopandas.read_parquet if suffix == ".parquet" else geopandas.read_file
-        back = read(path)
+        more = {"layer": "points"} if suffix == ".gpkg" else {}
+        back = geopandas.read_parquet(path) if suffix == ".parquet" else geopandas.read_file(path, **more)
         assert back["hohe_m"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], suffix
         assert back.geometry.isna().sum() == 1
         valid = back.geometry.dropna()

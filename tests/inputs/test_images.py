@@ -358,3 +358,42 @@ def test_scenes_are_read_in_threads_too(tmp_path):
     one = list(read_images(paths, CHIP, workers=0))
     many = list(read_images(paths, CHIP, workers=3))
     assert all(np.array_equal(a, b) for a, b in zip(one, many, strict=True))
+
+
+def mutations(data, generator, count):
+    """Files with a few bytes changed, half of the time among the first, where the tags are."""
+    for number in range(count):
+        changed = bytearray(data)
+        end = len(data) if number % 2 else min(len(data), 700)
+        for place in generator.integers(0, end, int(generator.integers(1, 6))):
+            changed[place] = int(generator.integers(0, 256))
+        yield bytes(changed)
+
+
+FLAVOURS = [{}, {"compress": "deflate"}, {"compress": "jpeg"}, {"compress": "lzw", "nodata": 3}]
+
+
+def read_mutations(folder, count):
+    """What becomes of damaged rasters: an array or a status, and never anything else."""
+    path = folder / "m.tif"
+    outcomes = set()
+    for seed, flavour in enumerate(FLAVOURS):
+        scene_of(path, **flavour)
+        data = path.read_bytes()
+        for mutated in mutations(data, np.random.default_rng(seed), count // len(FLAVOURS)):
+            path.write_bytes(mutated)
+            (found,) = read_images([path], CHIP, workers=0)
+            outcomes.add(found.status if isinstance(found, ImageError) else found.shape)
+    return outcomes
+
+
+OUTCOMES = {(3, 16, 16), "unreadable", "refused", "unsupported", "too_large"}
+
+
+def test_damaged_scenes_become_a_status(tmp_path):
+    assert {(3, 16, 16), "unreadable"} <= read_mutations(tmp_path, 200) <= OUTCOMES
+
+
+@pytest.mark.hard
+def test_many_damaged_scenes_become_a_status(tmp_path):
+    assert {(3, 16, 16), "unreadable"} <= read_mutations(tmp_path, 20_000) <= OUTCOMES

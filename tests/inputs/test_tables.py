@@ -380,6 +380,7 @@ def test_no_coordinate_changes_silently(house, cells):
 
 
 @pytest.mark.hard
+@pytest.mark.timeout(3000)
 @settings(max_examples=10_000, deadline=None)
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=6))
 def test_no_coordinate_changes_silently_in_ten_thousand_tables(house, cells):
@@ -605,6 +606,7 @@ def test_attribute_tables_of_a_geopackage(house, tmp_path):
 
 
 @pytest.mark.hard
+@pytest.mark.timeout(600)
 def test_a_million_rows(house, tmp_path):
     size = 1_000_000
     random = np.random.default_rng(0)
