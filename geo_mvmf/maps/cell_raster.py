@@ -161,7 +161,7 @@ def _longest_sides(corners: FloatArray) -> FloatArray:
     across = np.linalg.norm(np.diff(corners, axis=1), axis=-1)
     down = np.linalg.norm(np.diff(corners, axis=0), axis=-1)
     sides = np.stack([across[:-1], across[1:], down[:, :-1], down[:, 1:]]).max(axis=0)
-    return np.nan_to_num(sides).ravel()
+    return np.asarray(np.nan_to_num(sides).ravel())
 
 
 def _levels(sizes: FloatArray) -> IntArray:
