@@ -1,0 +1,239 @@
+import re
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+import rasterio
+import xarray
+from rio_cogeo.cogeo import cog_validate
+
+from geo_mvmf import sphere
+from geo_mvmf.errors import OutputError, UsageError
+from geo_mvmf.files import geotiff
+from geo_mvmf.maps.density import cell_area_km2
+from geo_mvmf.maps.grid import Grid
+
+
+def bell(grid, places=((10.0, 50.0, 300.0, 1.0),)):
+    """A density of bells (longitude, latitude, width in km, weight) that integrates to one on the grid."""
+    longitude, latitude = grid.longitude_latitude()
+    longitude, latitude = np.broadcast_arrays(longitude, latitude)
+    density = np.zeros(grid.shape)
+    for x, y, width, weight in places:
+        distance = sphere.great_circle_distance_km(longitude, latitude, x, y)
+        density += weight * np.exp(-0.5 * (distance / width) ** 2) / (2 * np.pi * width**2)
+    area = np.broadcast_to(cell_area_km2(grid), grid.shape)
+    return density / np.nansum(density * area), area
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    grid = Grid.globe(0.25)
+    density, area = bell(grid, ((10.0, 50.0, 300.0, 0.7), (-70.0, -40.0, 900.0, 0.3)))
+    path = tmp_path_factory.mktemp("world") / "album.tif"
+    tags = {"model": "world", "weights_sha256": "0f" * 32, "image_id": "Ærø 1.jpg", "nothing": None}
+    geotiff.write_density(path, density, grid, tags=tags)
+    return path, grid, density, area
+
+
+def test_it_is_a_cloud_optimized_geotiff_of_the_agreed_form(world):
+    path, grid, density, _ = world
+    valid, errors, warnings = cog_validate(path, strict=True)
+    assert (valid, errors, warnings) == (True, [], [])
+    with rasterio.open(path) as raster:
+        assert raster.count == 1
+        assert raster.dtypes == ("float32",)
+        assert raster.block_shapes == [(512, 512)]
+        assert raster.compression.value == "DEFLATE"
+        structure = raster.tags(ns="IMAGE_STRUCTURE")
+        assert (structure["LAYOUT"], structure["PREDICTOR"]) == ("COG", "3")
+        assert raster.crs == "EPSG:4326"
+        assert raster.transform == grid.transform
+        assert raster.shape == grid.shape
+        np.testing.assert_array_equal(raster.read(1), density.astype(np.float32))
+
+
+def test_tags_units_and_statistics(world):
+    path, _, density, _ = world
+    with rasterio.open(path) as raster:
+        tags = raster.tags()
+        assert tags["MODEL"] == "world"
+        assert tags["WEIGHTS_SHA256"] == "0f" * 32
+        assert tags["IMAGE_ID"] == "Ærø 1.jpg"
+        assert "NOTHING" not in tags
+        assert tags["TIFFTAG_SOFTWARE"].startswith("geo_mvmf ")
+        assert tags["AREA_OR_POINT"] == "Area"
+        assert float(tags["PROBABILITY_SUM"]) == pytest.approx(1.0, abs=1e-6)
+        assert raster.descriptions == ("density_per_km2",)
+        assert raster.units == ("km-2",)
+        found = {key: float(value) for key, value in raster.tags(1).items() if key.startswith("STATISTICS")}
+    assert found["STATISTICS_MAXIMUM"] == pytest.approx(density.max(), rel=1e-6)
+    assert found["STATISTICS_MINIMUM"] == pytest.approx(density.min(), rel=1e-6)
+    assert found["STATISTICS_MEAN"] == pytest.approx(density.mean(), rel=1e-6)
+    assert found["STATISTICS_STDDEV"] == pytest.approx(density.std(), rel=1e-4)
+    assert found["STATISTICS_VALID_PERCENT"] == 100.0
+
+
+def test_nothing_lies_beside_it_but_the_style(world):
+    path, _, _, _ = world
+    assert sorted(p.name for p in path.parent.iterdir()) == ["album.qml", "album.tif"]
+
+
+def test_overviews_keep_the_mass_of_a_density(world):
+    path, grid, density, area = world
+    with rasterio.open(path, overview_level=0) as overview:
+        values = overview.read(1).astype(float)
+    rows, columns = values.shape
+    coarse = np.broadcast_to(cell_area_km2(Grid.globe(0.5)), (rows, columns))
+    assert (rows, columns) == (grid.shape[0] // 2, grid.shape[1] // 2)
+    assert float((values * coarse).sum()) == pytest.approx(float((density * area).sum()), rel=0.01)
+
+
+def thresholds_by_sorting(density, area, levels):
+    order = np.argsort(density, axis=None)[::-1]
+    mass = np.cumsum((density * area).ravel()[order])
+    return {level: density.ravel()[order][np.searchsorted(mass, level * mass[-1])] for level in levels}
+
+
+def test_thresholds_are_those_of_a_full_sort(world):
+    _, _, density, area = world
+    found = geotiff.credible_thresholds(density, area)
+    exact = thresholds_by_sorting(density.astype(np.float32).astype(float), area, geotiff.LEVELS)
+    for level in geotiff.LEVELS:
+        assert exact[level] * (1 - 6e-4) <= found[level] <= exact[level]
+        inside = (density * area)[density >= found[level]].sum()
+        assert level <= inside < level + 0.005
+
+
+def test_the_style_has_the_thresholds_of_this_raster(world):
+    path, _, density, area = world
+    document = path.with_suffix(".qml").read_text(encoding="utf-8")
+    root = ET.fromstring(document.split("\n", 1)[1])  # noqa: S314  our own document
+    items = list(root.iter("item"))
+    exact = thresholds_by_sorting(density, area, geotiff.LEVELS)
+    uppers = [float(item.get("value")) for item in items[:-1]]
+    assert uppers == pytest.approx([exact[level] for level in sorted(exact, reverse=True)], rel=1e-3)
+    assert items[0].get("alpha") == "0"
+    with rasterio.open(path) as raster:
+        tags = raster.tags()
+    assert float(tags["CREDIBLE_DENSITY_95"]) == pytest.approx(uppers[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("values", ["zero", "minus zero", "uniform", "one cell", "nan"])
+def test_degenerate_rasters_are_written(tmp_path, values):
+    grid = Grid.globe(15.0)
+    density = np.full(grid.shape, {"uniform": 2e-9, "nan": np.nan, "minus zero": -0.0}.get(values, 0.0))
+    if values == "one cell":
+        density[3, 5] = 1e-6
+    path = geotiff.write_density(tmp_path / "a.tif", density, grid)
+    with rasterio.open(path) as raster:
+        np.testing.assert_array_equal(raster.read(1), density.astype(np.float32))
+    ET.fromstring(path.with_suffix(".qml").read_text().split("\n", 1)[1])  # noqa: S314  our own document
+
+
+def test_what_is_outside_the_projection_is_nan_and_nodata(tmp_path):
+    grid = Grid.from_bounds(-18e6, -9e6, 18e6, 9e6, 4e5, crs="+proj=moll")
+    density, area = bell(grid)
+    assert np.isnan(area).any()
+    density[np.isnan(area)] = np.nan
+    path = geotiff.write_density(tmp_path / "a.tif", density, grid)
+    with rasterio.open(path) as raster:
+        values = raster.read(1)
+        assert np.isnan(raster.nodata)
+        assert "Mollweide" in raster.crs.to_wkt()
+        assert float(raster.tags()["PROBABILITY_SUM"]) == pytest.approx(1.0, abs=1e-5)
+        assert float(raster.tags(1)["STATISTICS_VALID_PERCENT"]) < 100.0
+    np.testing.assert_array_equal(np.isnan(values), np.isnan(density))
+
+
+def test_a_raster_larger_than_one_window_is_written_window_by_window(tmp_path, monkeypatch):
+    monkeypatch.setattr(geotiff, "_BLOCKS_AT_ONCE", 1)
+    grid = Grid.from_bounds(0.0, 0.0, 13.0, 11.0, 0.01)
+    density = np.random.default_rng(0).random(grid.shape).astype(np.float32)
+    asked = []
+
+    class Lazy:
+        ndim, shape = 2, grid.shape
+
+        def __getitem__(self, place):
+            asked.append(place)
+            return density[place]
+
+    path = geotiff.write_density(tmp_path / "a.tif", Lazy(), grid)
+    assert len(asked) == 3 * 3
+    assert max((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in asked) == 512 * 512
+    with rasterio.open(path) as raster:
+        np.testing.assert_array_equal(raster.read(1), density)
+
+
+def test_a_data_array_brings_its_grid_and_its_mass(tmp_path):
+    from geo_mvmf.maps.density import density_raster
+    from geo_mvmf.mixture import VmfMixture
+
+    mixture = VmfMixture(
+        mean_directions=sphere.to_directions([11.0], [48.0]), log_concentrations=[6.0], log_mixing_weights=[[0.0]]
+    )
+    density = density_raster(mixture, Grid.globe(1.0), image_ids=["a"])
+    path = geotiff.write_density(tmp_path / "a.tif", density[0])
+    assert geotiff.write_density(tmp_path / "b.tif", density).exists()
+    with rasterio.open(path) as raster:
+        assert raster.transform == Grid.globe(1.0).transform
+        assert float(raster.tags()["PROBABILITY_SUM"]) == pytest.approx(float(density.probability_sum[0]), rel=1e-12)
+        np.testing.assert_array_equal(raster.read(1), density[0].to_numpy().astype(np.float32))
+
+
+def test_levels_have_nearest_overviews_and_their_own_style(tmp_path):
+    grid = Grid.globe(0.25)
+    level = np.random.default_rng(0).random(grid.shape)
+    path = geotiff.write_level(tmp_path / "level.tif", level, grid, levels=(0.5, 0.9), tags={"image_id": "a"})
+    assert cog_validate(path, strict=True)[0]
+    with rasterio.open(path) as raster:
+        assert raster.units == ("1",)
+        assert raster.tags()["IMAGE_ID"] == "a"
+        full = raster.read(1)
+    with rasterio.open(path, overview_level=0) as overview:
+        assert np.isin(overview.read(1), full).all()
+    assert "within the 90 % region" in path.with_suffix(".qml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "grid", "message"),
+    [
+        ("a.jpg", np.ones((2, 4)), Grid.globe(90.0), r"written as \.tif"),
+        ("a.tif", np.ones((2, 4)), None, "give its grid"),
+        ("a.tif", np.ones((3, 4)), Grid.globe(90.0), r"\(3, 4\), the grid \(2, 4\)"),
+        ("a.tif", np.ones((2, 2, 4)), Grid.globe(90.0), "one image at a time"),
+    ],
+)
+def test_what_is_no_map_is_refused(tmp_path, name, values, grid, message):
+    with pytest.raises(UsageError, match=message):
+        geotiff.write_density(tmp_path / name, values, grid)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_that_differs_is_an_error(tmp_path, monkeypatch):
+    copy = geotiff._copy_to_cog
+
+    def torn(tiled, cog, look):
+        copy(tiled, cog, look)
+        with rasterio.open(cog, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as raster:
+            raster.write(np.zeros((2, 4), np.float32), 1)
+
+    monkeypatch.setattr(geotiff, "_copy_to_cog", torn)
+    with pytest.raises(OutputError, match="differs"):
+        geotiff.write_density(tmp_path / "a.tif", np.ones((2, 4)), Grid.globe(90.0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_style_of_the_same_name_is_not_overwritten(tmp_path):
+    (tmp_path / "a.qml").write_text("mine")
+    with pytest.raises(OutputError, match=re.escape("a.qml: exists already")):
+        geotiff.write_density(tmp_path / "a.tif", np.ones((2, 4)), Grid.globe(90.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.qml"]
+
+
+def test_the_environment_of_the_caller_is_left_alone(tmp_path):
+    with rasterio.Env() as before:
+        options = dict(before.options)
+        geotiff.write_density(tmp_path / "a.tif", xarray.DataArray(np.ones((2, 4))), Grid.globe(90.0))
+        assert dict(before.options) == options
