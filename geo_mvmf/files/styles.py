@@ -272,14 +272,21 @@ def _map_tip(names: Sequence[str], root: str) -> str:
 
 def _escaped(expression: str) -> str:
     """Make the text of an expression unable to act as HTML."""
-    return f"[% replace({expression}, map('&', '&amp;', '<', '&lt;', '>', '&gt;', '\"', '&quot;')) %]"
+    return f"[% {_replaced(expression, {'&': '&amp;', '<': '&lt;', '>': '&gt;', chr(34): '&quot;'})} %]"
 
 
 def _address(root: str) -> str:
     quoted = root.replace("'", "''").rstrip("/")
     absolute = f'if(regexp_match("path", \'^(/|[A-Za-z]:)\'), "path", \'{quoted}/\' || "path")'
-    coded = "map('%', '%25', '#', '%23', '?', '%3F', '\"', '%22', '<', '%3C', '>', '%3E', '&', '%26')"
-    return f"'file:///' || regexp_replace(replace({absolute}, {coded}), '^/+', '')"
+    coded = _replaced(absolute, {character: f"%{ord(character):X}" for character in '%#?"<>&'})
+    return f"'file:///' || regexp_replace({coded}, '^/+', '')"
+
+
+def _replaced(expression: str, changes: Mapping[str, str]) -> str:
+    """Replace one after another: QGIS's replace() with a map would do it in an order of its own, and code twice."""
+    for old, new in changes.items():
+        expression = f"replace({expression}, '{old}', '{new}')"
+    return expression
 
 
 def _percent(level: float) -> str:
