@@ -17,7 +17,7 @@ import pandas as pd
 
 from geo_mvmf import durable, sphere
 from geo_mvmf.errors import BadInputError, UsageError
-from geo_mvmf.files import stores, vector
+from geo_mvmf.files import geotiff, stores, vector
 from geo_mvmf.maps import density, regions
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
@@ -164,6 +164,64 @@ class Predictions:
         chosen = self._rows_of(None if image_id is None else [image_id])
         ids = self.rows["image_id"].to_numpy(object)[chosen]
         return density.density_raster(self.mixture_of(chosen), grid, image_ids=list(ids), combine=combine)
+
+    def write_density(
+        self,
+        path: str | os.PathLike[str],
+        grid: Grid,
+        image_id: str | None = None,
+        *,
+        combine: Literal["mean"] | None = None,
+        overwrite: bool = False,
+    ) -> xr.DataArray:
+        """Write density rasters: .nc, or .tif with a second one of credible levels, both styled for QGIS.
+
+        Parameters
+        ----------
+        path : path
+            Ends in .nc, .tif or .tiff; the raster of levels is called <name>_level.tif.
+        grid, image_id, combine
+            As `density`. A GeoTIFF holds one image, or the mean of all.
+        overwrite : bool
+            Whether existing files may be replaced.
+
+        Returns
+        -------
+        DataArray
+            What was written, as `density` gives it.
+
+        Raises
+        ------
+        UsageError
+            If the suffix is another, or a GeoTIFF would have to hold several images.
+        BadInputError
+            If the image is unknown or has no prediction.
+        OutputError
+            If a file exists or cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in (".nc", ".tif", ".tiff"):
+            raise UsageError(f"{path}: a density raster ends in .tif or .nc")
+        if path.suffix.lower() != ".nc" and image_id is None and combine is None and self.is_predicted.sum() > 1:
+            raise UsageError(f"{path}: a GeoTIFF holds one image: name it, combine='mean', or write .nc")
+        raster = self.density(grid, image_id, combine=combine)
+        if path.suffix.lower() == ".nc":
+            stores.write_density_netcdf(path, raster, overwrite=overwrite)
+        else:
+            self._write_geotiffs(path, raster, overwrite=overwrite)
+        return raster
+
+    def _write_geotiffs(self, path: Path, raster: xr.DataArray, *, overwrite: bool) -> None:
+        tags = {
+            "IMAGE_ID": str(raster["image"].to_numpy()[0]),
+            "MODEL": self.run.get("bundle", ""),
+            "MODEL_SHA256": self.run.get("bundle_sha256", ""),
+            "PROBABILITY_SUM": f"{float(raster['probability_sum'][0]):.9f}",
+            "LICENCE": self.run.get("licence", ""),
+        }
+        geotiff.write_density(path, raster[0], tags=tags, overwrite=overwrite)
+        level = density.credible_level_raster(raster)
+        geotiff.write_level(path.with_name(f"{path.stem}_level{path.suffix}"), level[0], tags=tags, overwrite=overwrite)
 
     def sample(self, n: int, *, seed: int = 0) -> geopandas.GeoDataFrame:
         """Draw possible places of each image.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from geo_mvmf import cli, evaluation, predicting, predictions, progress, report, terminal
+from geo_mvmf import evaluation, predicting, predictions, progress, report, terminal
 from geo_mvmf.inputs import chips, tables
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.model import training
@@ -63,9 +63,8 @@ def pick(found: predictions.Predictions) -> list[int]:
 def draw(found: predictions.Predictions, row: int, out: Path) -> tuple[str, bytes]:
     """One image's density as GeoTIFF and as a picture."""
     known = found.rows.loc[row]
-    raster = found.density(Grid.globe(0.5), known["image_id"])
     stem = Path(str(known["filename"])).stem.split(",")[0].encode("ascii", "replace").decode().replace("?", "_")
-    cli.write_density(found, raster, out / f"density_{stem}.tif", overwrite=True)
+    raster = found.write_density(out / f"density_{stem}.tif", Grid.globe(0.5), known["image_id"], overwrite=True)
     picture = report.density_picture(
         raster[0],
         title=f"{known['filename']}: 90 % within {known['area_90_km2'] / 1e6:.2g} million km2",
@@ -83,8 +82,7 @@ def write_report(
     out: Path,
 ) -> None:
     """The album's density, the map of all points, and the page that shows everything."""
-    album = found.density(Grid.globe(0.5), combine="mean")
-    cli.write_density(found, album, out / "album_density.tif", overwrite=True)
+    found.write_density(out / "album_density.tif", Grid.globe(0.5), combine="mean", overwrite=True)
     points = report.points_picture(found.to_geodataframe(), title="Predicted places, lines to the true ones")
     (out / "predictions.png").write_bytes(points)
     report.write_page(

@@ -1,0 +1,74 @@
+"""The report of an album: the map of all predictions, the evaluation where truth is known, the failures."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from geo_mvmf import evaluation as evaluations
+from geo_mvmf import report
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from geo_mvmf.evaluation import Evaluation
+    from geo_mvmf.predictions import Predictions
+
+
+def write_album_report(
+    path: str | os.PathLike[str],
+    predictions: Predictions,
+    *,
+    evaluation: Evaluation | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write one self-contained page about predictions.
+
+    Parameters
+    ----------
+    path : path
+        Ends in .html.
+    predictions : Predictions
+    evaluation : Evaluation, optional
+        Default: made where the predictions came with a truth.
+    overwrite : bool
+        Whether an existing page may be replaced.
+
+    Raises
+    ------
+    OutputError
+        If the page exists or cannot be written.
+
+    Examples
+    --------
+    >>> from geo_mvmf.predictions import open_predictions
+    >>> write_album_report("report.html", open_predictions("album.nc"))  # doctest: +SKIP
+    """
+    rows = predictions.rows
+    if evaluation is None and _has_truth(rows):
+        evaluation = evaluations.evaluate(predictions)
+    points = predictions.to_geodataframe()
+    pictures = [("Predicted places, coloured by the radius that holds 90 %", report.points_picture(points))]
+    tables = []
+    if evaluation is not None:
+        pictures.append(("Share of images within a distance", report.accuracy_picture(evaluation)))
+        pictures.append(("Is the probability true? On the diagonal it is", report.coverage_picture(evaluation)))
+        tables.append(("Figures with 95 % intervals", evaluation.table().round(3)))
+    failed = rows.loc[rows["status"] != "ok", ["path", "status", "message"]]
+    if len(failed):
+        tables.append(("Images without a prediction", failed))
+    found = ", ".join(f"{number} {status}" for status, number in rows["status"].value_counts().items())
+    report.write_page(
+        path,
+        title="Where were these images taken?",
+        introduction=[f"{len(rows)} images; status: {found}."],
+        pictures=pictures,
+        tables=tables,
+        run=predictions.run,
+        overwrite=overwrite,
+    )
+
+
+def _has_truth(rows: pd.DataFrame) -> bool:
+    places = ("true_longitude", "true_latitude")
+    return all(name in rows for name in places) and bool(rows[list(places)].notna().all(axis=1).any())

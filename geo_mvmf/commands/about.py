@@ -1,0 +1,44 @@
+"""Commands that say what something is: info, env."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from geo_mvmf.commands import options
+
+RESPONSIBLE_USE = "docs/responsible_use.md: a prediction is a region, not a proof; do not use it to find people"
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def info(*, file: Path) -> None:
+    """Say what a bundle or a predictions file is, without loading torch."""
+    if file.suffix.lower() == ".nc":
+        from geo_mvmf.predictions import open_predictions
+
+        found = open_predictions(file)
+        content: dict[str, Any] = {**found.run, "status": options.counts(found.rows["status"])}
+    else:
+        from geo_mvmf.model.bundle_format import read_header
+
+        content = read_header(file)
+    click.echo(json.dumps(content, indent=2, default=str, ensure_ascii=False))
+    click.echo(RESPONSIBLE_USE)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def env(*, as_json: bool) -> None:
+    """Say which Python, libraries and devices are in use."""
+    from geo_mvmf.environment import describe
+
+    content = describe()
+    if as_json:
+        click.echo(json.dumps(content))
+        return
+    for key, value in content.items():
+        click.echo(f"{key:<12} {value}")

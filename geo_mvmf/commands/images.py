@@ -1,0 +1,98 @@
+"""Commands that prepare images: chips, table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from geo_mvmf.commands import options
+from geo_mvmf.terminal import Reporter
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write (chips.csv, chips/).")
+@click.option("--count", default=1000, show_default=True, help="Places to cut.")
+@click.option("--size", default=64, show_default=True, help="Pixels along a side.")
+@click.option("--ground-km", required=True, type=float, help="Kilometres along a side, at true scale.")
+@click.option("--bands", help="Band numbers from 1, such as 4,3,2. Default: all.")
+@click.option("--stretch", help="auto, or low,high per band such as 0,3000. Default: none (8-bit sources only).")
+@click.option("--area", type=click.Path(path_type=Path), help="Polygon layer: cut only inside it.")
+@click.option("--season", "seasons", multiple=True, help="NAME=SOURCE, repeatable: the same places in each season.")
+@click.option("--min-valid", default=1.0, show_default=True, help="Least share of pixels with data.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--format", "kind", type=click.Choice(["png", "jpeg", "tif"]), default="png", show_default=True)
+@click.option("--overwrite", is_flag=True)
+@click.pass_obj
+def chips(
+    report: Reporter,
+    *,
+    sources: tuple[Path, ...],
+    out: Path,
+    count: int,
+    size: int,
+    ground_km: float,
+    bands: str | None,
+    stretch: str | None,
+    area: Path | None,
+    seasons: tuple[str, ...],
+    min_valid: float,
+    seed: int,
+    kind: str,
+    overwrite: bool,
+) -> None:
+    """Cut chips with a known place from georeferenced rasters SOURCES (files, or one folder of tiles)."""
+    from geo_mvmf.inputs import chips as module
+
+    options.check_new(out, overwrite=overwrite)
+    job = module.cut_chips(
+        list(sources) if len(sources) > 1 else sources[0],
+        out,
+        count=count,
+        size=size,
+        ground_km=ground_km,
+        bands=options.bands(bands),
+        stretch=options.stretch(stretch),
+        area=area,
+        seasons=options.seasons(seasons),
+        min_valid=min_valid,
+        seed=seed,
+        format=kind,
+        overwrite=overwrite,
+    )
+    click.echo(f"wrote {report.run(job)}")
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--root", type=click.Path(path_type=Path), help="Folder that relative paths begin in.")
+@click.option("--layer", help="Layer of a GeoPackage.")
+@click.option("--crs", help="CRS of the coordinates where the file does not say it, such as EPSG:32632.")
+@click.option("--exif", is_flag=True, help="Take positions from EXIF.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the cleaned table (.gpkg .csv .geojson .parquet).")
+@click.option("--overwrite", is_flag=True)
+def table(
+    *,
+    source: Path,
+    root: Path | None,
+    layer: str | None,
+    crs: str | None,
+    exif: bool,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """Read an image table (folder, CSV, GeoPackage, GeoParquet, GeoJSON) and say what is wrong with it."""
+    from geo_mvmf.files import vector
+    from geo_mvmf.inputs import tables
+
+    if out is not None:
+        vector.check_suffix(out)
+        options.check_new(out, overwrite=overwrite)
+    frame = tables.read_image_table(source, root=root, layer=layer, crs=crs, exif=exif)
+    click.echo(f"{len(frame)} rows; status: {options.counts(frame['status'])}")
+    for problem, number in tables.describe_problems(frame).items():
+        click.echo(f"  {problem}: {number}")
+    if out is not None:
+        vector.write_layers(out, {"images": frame}, overwrite=overwrite)
+        click.echo(f"wrote {out}")

@@ -1,0 +1,108 @@
+"""Commands that make models: partition, features, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from geo_mvmf.commands import options
+from geo_mvmf.terminal import Reporter
+
+if TYPE_CHECKING:
+    import geopandas
+
+    from geo_mvmf.model.partition import Partition
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--num-cells", type=click.IntRange(1), default=1024, show_default=True, help="At least so many S2 cells.")
+@click.option("--mean-direction", type=click.Choice(["centre", "photos"]), default="centre", show_default=True)
+@click.option("--exif", is_flag=True, help="Take positions from EXIF.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Layer to write (.gpkg ...).")
+@click.option("--overwrite", is_flag=True)
+def partition(*, source: Path, num_cells: int, mean_direction: str, exif: bool, out: Path, overwrite: bool) -> None:
+    """Split the sphere into S2 cells, fine where a table has many images, and write them with counts."""
+    from geo_mvmf.files import vector
+    from geo_mvmf.inputs import tables
+    from geo_mvmf.model.partition import partition_sphere
+
+    vector.check_suffix(out)
+    options.check_new(out, overwrite=overwrite)
+    frame = tables.read_image_table(source, exif=exif)
+    used = frame[tables.training_rows(frame)]
+    cells = partition_sphere(used["longitude"], used["latitude"], num_cells, mean_direction=mean_direction)
+    vector.write_layers(out, {"cells": _layer(cells)}, overwrite=overwrite)
+    click.echo(f"wrote {len(cells)} cells of {len(used)} images to {out}")
+
+
+def _layer(cells: Partition) -> geopandas.GeoDataFrame:
+    import geopandas
+
+    from geo_mvmf import s2, sphere
+    from geo_mvmf.maps import outlines
+
+    return geopandas.GeoDataFrame(
+        {
+            "cell": s2.to_token(cells.cell_ids),
+            "level": cells.levels,
+            "images": cells.counts,
+            "area_km2": s2.area_sr(cells.cell_ids) * sphere.EARTH_RADIUS_KM**2,
+        },
+        geometry=outlines.cell_polygons(cells.cell_ids),
+        crs="EPSG:4326",
+    )
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--backbone", default="wide_resnet50_2", show_default=True, help="A torchvision.models name.")
+@click.option("--weights", help="A torchvision weight name (downloaded) or a local .safetensors file.")
+@click.option("--cache", required=True, type=click.Path(path_type=Path), help="Folder of the feature cache.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images.")
+@click.pass_obj
+def features(
+    report: Reporter,
+    *,
+    source: Path,
+    backbone: str,
+    weights: str | None,
+    cache: Path,
+    batch_size: int,
+    device: str,
+    workers: int,
+) -> None:
+    """Compute the features of a table of images once and keep them on disk."""
+    from geo_mvmf.inputs import tables
+    from geo_mvmf.model import backbones
+    from geo_mvmf.model import features as module
+    from geo_mvmf.model.devices import choose_device
+
+    frame = tables.read_image_table(source)
+    network = backbones.build_backbone(backbone, weights=weights)
+    job = module.cache_features(
+        network,
+        frame,
+        cache,
+        spec=network.image_spec,
+        batch_size=batch_size,
+        device=choose_device(device),
+        workers=workers,
+    )
+    found = report.run(job)
+    click.echo(f"{int((found.index >= 0).sum())} of {len(found.index)} images have features, in {cache}")
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Begin anew although the run folder holds a run.")
+@click.pass_obj
+def train(report: Reporter, *, config: Path, overwrite: bool) -> None:
+    """Train as a TOML file says; after a crash the same command goes on from the last checkpoint."""
+    from geo_mvmf.model import training
+
+    click.echo(f"wrote {report.run(training.train_job(config, overwrite=overwrite))}")

@@ -1,0 +1,277 @@
+"""Texts of options -> values, or a UsageError that names the option and shows what was written."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geo_mvmf.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from geo_mvmf.maps.grid import Grid
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Read numbers with commas between them.
+
+    Parameters
+    ----------
+    option : str
+        Its name, for the message.
+    text : str
+
+    Returns
+    -------
+    tuple of float
+        Finite.
+
+    Raises
+    ------
+    UsageError
+        If a part is not a finite number.
+
+    Examples
+    --------
+    >>> numbers("--levels", "0.5,0.9")
+    (0.5, 0.9)
+    """
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = (math.nan,)
+    if not all(math.isfinite(value) for value in found):
+        raise UsageError(f"{option} {text!r}: numbers with commas between them are wanted, such as 0.5,0.9")
+    return found
+
+
+def levels(text: str | None) -> tuple[float, ...] | None:
+    """Read credible levels.
+
+    Parameters
+    ----------
+    text : str or None
+
+    Returns
+    -------
+    tuple of float or None
+        Between 0 and 1; None for None.
+
+    Raises
+    ------
+    UsageError
+        If one is not strictly between 0 and 1.
+
+    Examples
+    --------
+    >>> levels("0.5,0.9")
+    (0.5, 0.9)
+    """
+    if text is None:
+        return None
+    found = numbers("--levels", text)
+    if not all(0.0 < level < 1.0 for level in found):
+        raise UsageError(f"--levels {text!r}: probabilities between 0 and 1 are wanted, such as 0.5,0.9")
+    return found
+
+
+def bands(text: str | None) -> tuple[int, ...] | None:
+    """Read band numbers.
+
+    Parameters
+    ----------
+    text : str or None
+
+    Returns
+    -------
+    tuple of int or None
+        From 1; None for None.
+
+    Raises
+    ------
+    UsageError
+        If one is not a positive whole number.
+
+    Examples
+    --------
+    >>> bands("4,3,2")
+    (4, 3, 2)
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--bands {text!r}: band numbers from 1 with commas between them are wanted, such as 4,3,2")
+    return tuple(int(part) for part in parts)
+
+
+def stretch(text: str | None) -> Any:
+    """Read what becomes 0 and 255: "auto", or low,high once or per band.
+
+    Parameters
+    ----------
+    text : str or None
+
+    Returns
+    -------
+    None, "auto" or tuple of (low, high)
+
+    Raises
+    ------
+    UsageError
+        If the numbers are not in pairs.
+
+    Examples
+    --------
+    >>> stretch("0,3000")
+    ((0.0, 3000.0),)
+    """
+    if text is None or text == "auto":
+        return text
+    values = numbers("--stretch", text)
+    if len(values) % 2:
+        raise UsageError(f"--stretch {text!r}: auto, or low,high for all bands once, or for every band")
+    return tuple(zip(values[::2], values[1::2], strict=True))
+
+
+def seasons(pairs: Iterable[str]) -> dict[str, Path] | None:
+    """Read NAME=SOURCE pairs.
+
+    Parameters
+    ----------
+    pairs : iterable of str
+
+    Returns
+    -------
+    dict of str to Path, or None
+        None where there is none.
+
+    Raises
+    ------
+    UsageError
+        If one has no name or no source, or a name comes twice.
+
+    Examples
+    --------
+    >>> sorted(seasons(["june=a.tif", "july=b.tif"]))
+    ['july', 'june']
+    """
+    found: dict[str, Path] = {}
+    for pair in pairs:
+        name, separator, source = pair.partition("=")
+        if not (name and separator and source) or name in found:
+            raise UsageError(f"--season {pair!r}: write NAME=SOURCE, each name once")
+        found[name] = Path(source)
+    return found or None
+
+
+def grid(bounds: str | None, resolution: float, crs: str) -> Grid:
+    """Make the grid that --bounds, --resolution and --crs describe.
+
+    Parameters
+    ----------
+    bounds : str or None
+        west,south,east,north in units of the CRS; None is the globe.
+    resolution : float
+        Size of a raster cell in units of the CRS.
+    crs : str
+        Such as EPSG:3035.
+
+    Returns
+    -------
+    Grid
+
+    Raises
+    ------
+    UsageError
+        If they do not describe a grid.
+
+    Examples
+    --------
+    >>> grid("5,45,15,55", 0.5, "EPSG:4326").shape
+    (20, 20)
+    """
+    from geo_mvmf.inputs.coordinate_systems import parse_crs
+    from geo_mvmf.maps.grid import Grid
+
+    system = parse_crs(crs)
+    if bounds is None and crs != "EPSG:4326":
+        raise UsageError(f"--crs {crs}: say the extent too, --bounds west,south,east,north in its units")
+    try:
+        if bounds is None:
+            return Grid.globe(resolution)
+        edges = numbers("--bounds", bounds)
+        if len(edges) != 4:
+            raise UsageError(f"--bounds {bounds!r}: four numbers are wanted, west,south,east,north")
+        return Grid.from_bounds(*edges, resolution, crs=system)
+    except ValueError as error:
+        raise UsageError(f"--bounds {bounds or 'of the globe'}, --resolution {resolution:g}: {error}") from error
+
+
+def check_suffix(out: Path, allowed: Iterable[str]) -> None:
+    """Refuse an output whose suffix says nothing, before hours are spent on it.
+
+    Parameters
+    ----------
+    out : path
+    allowed : iterable of str
+
+    Raises
+    ------
+    UsageError
+        If the suffix is another.
+
+    Examples
+    --------
+    >>> check_suffix(Path("a.kml"), [".gpkg", ".csv"])
+    Traceback (most recent call last):
+    geo_mvmf.errors.UsageError: --out a.kml: the suffix '.kml' is not one of .gpkg, .csv
+    """
+    allowed = tuple(allowed)
+    if out.suffix.lower() not in allowed:
+        raise UsageError(f"--out {out}: the suffix {out.suffix!r} is not one of {', '.join(allowed)}")
+
+
+def check_new(*outs: Path, overwrite: bool) -> None:
+    """Refuse to replace a result, before hours are spent on another.
+
+    Parameters
+    ----------
+    *outs : path
+    overwrite : bool
+        Whether the user asked for it.
+
+    Raises
+    ------
+    OutputError
+        If one exists and overwriting was not asked for.
+
+    Examples
+    --------
+    >>> check_new(Path("no/such/file.gpkg"), overwrite=False)
+    """
+    for out in outs:
+        if out.exists() and not overwrite:
+            raise OutputError(f"{out}: exists already; choose another name, or add --overwrite")
+
+
+def counts(status: Iterable[object]) -> str:
+    """Say how often each value occurs, the most frequent first.
+
+    Parameters
+    ----------
+    status : iterable
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> counts(["ok", "missing", "ok"])
+    '2 ok, 1 missing'
+    """
+    found = collections.Counter(str(value) for value in status)
+    return ", ".join(f"{number} {name}" for name, number in found.most_common())
