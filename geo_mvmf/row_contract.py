@@ -1,0 +1,167 @@
+"""The row contract: which columns a prediction has, in which order, and what an image that failed has in them.
+
+While a part is predicted its rows are plain arrays, one per column, into which each batch writes its images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import geopandas
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from geo_mvmf import sphere
+from geo_mvmf.maps import summaries
+from geo_mvmf.mixture import CellMixture, VmfMixture
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+Rows = dict[str, npt.NDArray[Any]]
+"""Column name -> values of all rows; the columns in the order of the contract."""
+
+COMPUTED: dict[str, object] = {
+    "captured_at": None,
+    "longitude": np.nan,
+    "latitude": np.nan,
+    "estimator": None,
+    "component_weight": np.nan,
+    "density_max": np.nan,
+    "probability_25_km": np.nan,
+    "probability_200_km": np.nan,
+    "area_50_km2": np.nan,
+    "area_90_km2": np.nan,
+    "radius_90_km": np.nan,
+    "n_parts_90": np.nan,
+    "expected_error_km": np.nan,
+    "information_bits": np.nan,
+    "in_training_area": None,
+    "training_density_percentile": np.nan,
+    "feature_distance": np.nan,
+}
+"""Computed columns (DESIGN section 7) in their order, with the value of an image that failed."""
+
+CLAIM = ("claimed_longitude", "claimed_latitude", "claimed_level")
+"""Columns of a table whose images come with a claim."""
+
+TRUTH = ("true_longitude", "true_latitude", "error_km", "searched_probability", "searched_area_km2")
+"""Columns of a table that knows the places of some of its images."""
+
+_NAMES = ("image_id", "path", "filename", "status", "message")
+_OWN = (*_NAMES, *COMPUTED, *CLAIM, *TRUTH)
+_USED = ("image_id", "path", "status", "message", "longitude", "latitude", "weight", "geometry", *CLAIM[:2])
+
+
+def empty_rows(frame: geopandas.GeoDataFrame, *, has_truth: bool = False) -> Rows:
+    """Give the rows of a table before anything is computed, with the input's other columns behind.
+
+    Parameters
+    ----------
+    frame : GeoDataFrame
+        n rows of an image table.
+    has_truth : bool
+        Whether the table knows the place of any image: these rows then have the columns of the truth, too.
+
+    Returns
+    -------
+    dict of str to ndarray, each (n,)
+
+    Examples
+    --------
+    >>> given = {"image_id": "a", "path": "x/a.jpg", "status": "ok", "message": "", "filename": "theirs"}
+    >>> frame = geopandas.GeoDataFrame({name: [value] for name, value in given.items()})
+    >>> rows = empty_rows(frame)
+    >>> [rows[name][0] for name in ("filename", "estimator", "in_filename")]
+    ['a.jpg', None, 'theirs']
+    """
+    rows: Rows = {name: _texts(frame, name) for name in ("image_id", "path")}
+    rows["filename"] = np.array([str(path).rsplit("/", 1)[-1] for path in rows["path"]], dtype=object)
+    rows |= {name: _texts(frame, name) for name in ("status", "message")}
+    for name, value in COMPUTED.items():
+        rows[name] = np.full(len(frame), value, dtype=object if value is None else np.float64)
+    if has_truth:
+        rows |= _places(frame, ("longitude", "latitude"), TRUTH)
+    if CLAIM[0] in frame:
+        rows |= _places(frame, CLAIM[:2], CLAIM)
+    for name in frame.columns:
+        if name not in _USED:
+            rows[f"in_{name}" if name in _OWN else str(name)] = frame[name].to_numpy()
+    return rows
+
+
+def fill(rows: Rows, images: IntArray, values: Mapping[str, Any]) -> None:
+    """Write what was computed of some images into their rows.
+
+    Parameters
+    ----------
+    rows : dict of str to ndarray
+        Changed in place.
+    images : ndarray of int64, (k,)
+        Their row numbers.
+    values : mapping of str to array_like, (k,)
+        Columns of the contract.
+
+    Examples
+    --------
+    >>> rows = {"latitude": np.full(3, np.nan)}
+    >>> fill(rows, np.array([1]), {"latitude": [48.9]})
+    >>> rows["latitude"].tolist()
+    [nan, 48.9, nan]
+    """
+    for name, column in values.items():
+        rows[name][images] = np.asarray(column)
+
+
+def judge(rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture) -> None:
+    """Compare predictions with the truth and with claims, where the table has them.
+
+    Parameters
+    ----------
+    rows : dict of str to ndarray
+        With estimates; changed in place.
+    images : ndarray of int64, (k,)
+        Row numbers of predicted images.
+    mixture : VmfMixture or CellMixture
+        Of these k images.
+
+    Examples
+    --------
+    >>> rows = {name: np.array([0.0]) for name in ("longitude", "latitude", *TRUTH)}
+    >>> rows["true_latitude"][0] = 1.0
+    >>> judge(rows, np.array([0]), VmfMixture([[1.0, 0.0, 0.0]], [8.0], [[0.0]]))
+    >>> rows["error_km"].round(1).tolist()
+    [111.2]
+    """
+    known, found = _at_places(rows, images, mixture, TRUTH)
+    if known.size:
+        estimate = [rows[name][known] for name in ("longitude", "latitude")]
+        truth = [rows[name][known] for name in TRUTH[:2]]
+        error = sphere.great_circle_distance_km(*estimate, *truth)
+        fill(rows, known, {"error_km": error, **{name: found[name] for name in TRUTH[3:]}})
+    known, found = _at_places(rows, images, mixture, CLAIM)
+    if known.size:
+        fill(rows, known, {"claimed_level": found["searched_probability"]})
+
+
+def _at_places(
+    rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture, names: tuple[str, ...]
+) -> tuple[IntArray, pd.DataFrame]:
+    """Rows whose place is known, and what their densities say there."""
+    if names[0] not in rows:
+        return np.empty(0, np.int64), pd.DataFrame()
+    place = np.stack([rows[name][images] for name in names[:2]])
+    known = np.flatnonzero(np.isfinite(place).all(axis=0))
+    if not known.size:
+        return np.empty(0, np.int64), pd.DataFrame()
+    return images[known], summaries.at_truth(mixture[known], *place[:, known])
+
+
+def _places(frame: geopandas.GeoDataFrame, source: tuple[str, ...], names: tuple[str, ...]) -> Rows:
+    given = {name: frame[column].to_numpy(float).copy() for name, column in zip(names, source, strict=False)}
+    return given | {name: np.full(len(frame), np.nan) for name in names[2:]}
+
+
+def _texts(frame: geopandas.GeoDataFrame, name: str) -> npt.NDArray[Any]:
+    return np.array(frame[name].astype(object), dtype=object)
