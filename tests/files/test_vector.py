@@ -244,7 +244,6 @@ def test_an_existing_neighbour_is_not_overwritten_and_nothing_is_written(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["a_regions.parquet"]
 
 
-@pytest.mark.hard  # under repair: failed in the last full run
 def test_the_callers_layers_are_not_changed(tmp_path):
     points = make_points()
     before = points.copy()
@@ -269,7 +268,6 @@ def test_without_pyarrow_the_message_names_the_extra(tmp_path):
     assert "pip install geo-mvmf[parquet]" in done.stdout
 
 
-@pytest.mark.hard  # under repair: failed in the last full run
 def test_the_same_layers_give_the_same_rows_in_every_format(tmp_path):
     for suffix in (".gpkg", ".parquet", ".geojson"):
         path = vector.write_layers(tmp_path / f"a{suffix}", {"points": make_points()}, run=RUN)[0]
