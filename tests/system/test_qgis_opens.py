@@ -35,7 +35,9 @@ def qgis_python():
 def look(tmp_path, layers, extent, places=()):
     python = qgis_python()
     if python is None:
-        reason = "QGIS is not installed (packages python3-qgis and qgis-providers; or set QGIS_PYTHON to its interpreter)"
+        reason = (
+            "QGIS is not installed (packages python3-qgis and qgis-providers; or set QGIS_PYTHON to its interpreter)"
+        )
         if os.environ.get("CI"):
             pytest.fail(f"{reason}, but CI must have it")
         pytest.skip(reason)
