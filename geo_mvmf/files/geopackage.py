@@ -118,7 +118,8 @@ def _styles(layers: Mapping[str, geopandas.GeoDataFrame], root: str) -> dict[str
     for name, layer in layers.items():
         names = [str(column) for column in layer.columns if column != layer.geometry.name]
         if name == "points":
-            made[name] = styles.points_style(names, root=root)
+            areas = layer["area_90_km2"].dropna().tolist() if "area_90_km2" in names else []
+            made[name] = styles.points_style(names, root=root, areas_km2=areas)
         elif "level" in names and len(layer):
             made[name] = styles.regions_style(names, [float(level) for level in layer["level"].dropna().unique()])
     return made

@@ -55,13 +55,13 @@ ALIASES: Mapping[str, str] = {
 CIVIDIS = (Colour(0, 34, 78), Colour(66, 78, 108), Colour(125, 124, 120), Colour(187, 175, 112), Colour(254, 232, 56))
 _RADII_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # the thresholds of accuracy_at_km
 _SIZES_MM = (2.2, 2.7, 3.3, 4.0, 4.8, 5.6)
-_LARGEST_LOG_AREA = 8.0  # 10^8 km2; land and sea together are 5.1 * 10^8
-_OUTLINE = Colour(20, 20, 30, 230)
+_LOG_AREAS = (0, 8)  # of the colours where no areas are known: 1 to 10^8 km2 (the Earth has 5.1 * 10^8)
+_OUTLINE = Colour(255, 255, 255)  # parts the points from each other and from the regions below them
 _LEVEL_COLOURS = (Colour(122, 1, 119), Colour(197, 27, 138), Colour(240, 104, 161), Colour(250, 159, 181))
 _OUTSIDE = Colour(255, 255, 255, 0)
 
 
-def points_style(columns: Iterable[str], *, root: str = "") -> str:
+def points_style(columns: Iterable[str], *, root: str = "", areas_km2: Iterable[float] = ()) -> str:
     """Make the style of a layer of estimates.
 
     Parameters
@@ -70,6 +70,8 @@ def points_style(columns: Iterable[str], *, root: str = "") -> str:
         Names in their order.
     root : str
         Folder that relative paths start from; the map tip shows the photo.
+    areas_km2 : iterable of float
+        The areas that occur; the colours span their powers of ten.
 
     Returns
     -------
@@ -82,7 +84,8 @@ def points_style(columns: Iterable[str], *, root: str = "") -> str:
     True
     """
     names = list(columns)
-    rules = _radius_rules(names) + _area_rules(names)
+    logs = _log_range(areas_km2)
+    rules = _radius_rules(names, logs) + _area_rules(names, logs)
     renderer = qml.rule_renderer(rules, order_by="radius_90_km" if "radius_90_km" in names else "")
     title = next((name for name in ("filename", "image_id") if name in names), "")
     tips = [qml.text_element("mapTip", _map_tip(names, root))]
@@ -191,8 +194,18 @@ def just_below(value: float) -> float:
     return value * (1.0 - 1e-7)
 
 
-def _radius_rules(names: Sequence[str]) -> list[Rule]:
-    colour = _area_expression() if "area_90_km2" in names else ""
+def _log_range(areas_km2: Iterable[float]) -> tuple[int, int]:
+    """Powers of ten, in km2, between which most areas lie; the few beyond take the last colours."""
+    logs = sorted(math.log10(max(area, 1.0)) for area in areas_km2 if math.isfinite(area))
+    if not logs:
+        return _LOG_AREAS
+    few = len(logs) // 20
+    low = math.floor(logs[few])
+    return low, max(math.ceil(logs[-1 - few]), low + 1)
+
+
+def _radius_rules(names: Sequence[str], logs: tuple[int, int]) -> list[Rule]:
+    colour = _area_expression(logs) if "area_90_km2" in names else ""
     if "radius_90_km" not in names:
         return [Rule("Estimate", "", qml.marker(CIVIDIS[3], _SIZES_MM[1], outline=_OUTLINE, fill_expression=colour))]
     edges = (0.0, *_RADII_KM, math.inf)
@@ -208,21 +221,31 @@ def _radius_rules(names: Sequence[str]) -> list[Rule]:
     return [Rule("Size: 90 % of the probability is", children=(*rules, unknown))]
 
 
-def _area_rules(names: Sequence[str]) -> list[Rule]:
+def _area_rules(names: Sequence[str], logs: tuple[int, int]) -> list[Rule]:
     # These rules match nothing: they are there to be read in the legend.
     if "area_90_km2" not in names:
         return []
-    entries = [(2, "100 km²"), (4, "10 000 km²"), (6, "1 000 000 km²"), (8, "100 000 000 km²")]
+    low, high = logs
+    powers = [10.0**power for power in range(low, high + 1, math.ceil((high - low) / 4))]
+    areas = [powers[0], 3.0 * powers[0], powers[1]] if high == low + 1 else powers
     rules = [
-        Rule(f"on {text}", "FALSE", qml.marker(_cividis(1.0 - log / _LARGEST_LOG_AREA), 3.0, outline=_OUTLINE))
-        for log, text in entries
+        Rule(
+            f"on {area:,.0f} km²".replace(",", " "),
+            "FALSE",
+            qml.marker(_area_colour(area, logs), 3.0, outline=_OUTLINE),
+        )
+        for area in areas
     ]
     return [Rule("Colour: 90 % of the probability is", children=tuple(rules))]
 
 
-def _area_expression() -> str:
+def _area_colour(area_km2: float, logs: tuple[int, int]) -> Colour:
+    return _cividis(1.0 - (math.log10(area_km2) - logs[0]) / (logs[1] - logs[0]))
+
+
+def _area_expression(logs: tuple[int, int]) -> str:
     stops = ", ".join(f"{i / (len(CIVIDIS) - 1):g}, '{colour.hex}'" for i, colour in enumerate(CIVIDIS))
-    position = f'1 - log10(max("area_90_km2", 1)) / {_LARGEST_LOG_AREA:g}'
+    position = f'1 - (log10(max("area_90_km2", 1)) - {logs[0]}) / {logs[1] - logs[0]}.0'
     return f"ramp_color(create_ramp(map({stops})), max(0, min(1, {position})))"
 
 

@@ -1,3 +1,4 @@
+import math
 import re
 from xml.etree import ElementTree as ET
 
@@ -32,6 +33,21 @@ def test_points_are_sized_by_radius_and_coloured_by_area():
     assert len(expressions) == 1
     assert '"area_90_km2"' in expressions.pop()
     assert root.find("renderer-v2/orderby/orderByClause").text == '"radius_90_km"'
+
+
+@pytest.mark.parametrize(
+    ("areas", "legend"),
+    [
+        ([], ["1", "100", "10 000", "1 000 000", "100 000 000"]),
+        ([math.nan, 2e6, 3e6, 9e6], ["1 000 000", "3 000 000", "10 000 000"]),
+        ([0.0, 1.0], ["1", "3", "10"]),
+        ([5e3, *[2e4] * 50, 3e6], ["10 000", "30 000", "100 000"]),  # the two beyond take the last colours
+        ([2e3, 4e5], ["1 000", "10 000", "100 000", "1 000 000"]),
+    ],
+)
+def test_the_colours_span_the_areas_that_occur(areas, legend):
+    root = parse(styles.points_style(["radius_90_km", "area_90_km2"], areas_km2=areas))
+    assert [label for label in labels(root, "rule") if label.startswith("on ")] == [f"on {area} km²" for area in legend]
 
 
 @pytest.mark.parametrize("columns", [[], ["image_id"], ["area_90_km2"], ["radius_90_km"], ["path", "status"]])
