@@ -3,28 +3,27 @@
 Every result goes through here: written under a temporary name in its own folder, flushed to the disk, renamed
 into place, and the folder flushed too. So a killed process, a full disk or a power cut leaves the old file or
 the new one, never a torn one. Left-over temporary files carry a name of our own and are swept by the next
-writer of the same folder; foreign files are never touched.
+writer of the same folder; foreign files are never touched. No other module renames or flushes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from geo_mvmf.errors import LockedError, OutputError
+from geo_mvmf.errors import OutputError
 
 # ".geo-mvmf-<pid>-<8 hex>-" in front of the final name: the suffixes stay, because writers choose drivers by them.
-_TEMPORARY = re.compile(r"^\.geo-mvmf-(\d+)-[0-9a-f]{8}-.+")
+# With "~" in place of the last "-" it is an old folder that was set aside, and goes back if the new one is not there.
+_TEMPORARY = re.compile(r"^\.geo-mvmf-(\d+)-[0-9a-f]{8}([-~])(.+)", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -59,11 +58,11 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
     'whole'
     """
     final = Path(path)
-    with _output_errors(final):
+    with output_errors(final):
         _prepare(final, overwrite)
         temporary = _temporary_name(final)
     try:
-        with _output_errors(final):
+        with output_errors(final):
             yield temporary
             if not temporary.is_file():
                 raise OutputError(f"{final}: the writer wrote nothing under {temporary.name}")
@@ -82,8 +81,8 @@ def replacing_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -
     path : path
         Where the folder will be.
     overwrite : bool
-        Whether an existing folder may be replaced. The old one is set aside first and removed last, so a kill
-        between the two renames leaves the old content under a temporary name, never a mixture of both.
+        Whether an existing folder may be replaced. The old one is set aside first and removed last. A kill
+        between the two renames leaves it under a temporary name, from which the next writer brings it back.
 
     Yields
     ------
@@ -105,15 +104,15 @@ def replacing_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -
     ['a.txt']
     """
     final = Path(path)
-    with _output_errors(final):
+    with output_errors(final):
         _prepare(final, overwrite)
         temporary = _temporary_name(final)
         temporary.mkdir()
     try:
-        with _output_errors(final):
+        with output_errors(final):
             yield temporary
             _flush_tree(temporary)
-            _commit_folder(temporary, final)
+            _commit_folder(temporary, final, overwrite)
     finally:
         _remove_all(final.parent, temporary.name)
 
@@ -204,46 +203,8 @@ def write_json(path: str | os.PathLike[str], value: object, *, overwrite: bool =
     write_text(path, text + "\n", overwrite=overwrite)
 
 
-@contextlib.contextmanager
-def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a folder for this process alone.
-
-    The lock is the kernel's (flock), so it ends with the process however that ends: no stale locks.
-
-    Parameters
-    ----------
-    folder : path
-        Made when missing.
-
-    Raises
-    ------
-    LockedError
-        At once, when another process holds the folder.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with lock(tempfile.mkdtemp()):
-    ...     pass
-    """
-    folder = Path(folder)
-    with _output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LockedError(
-                f"{folder}: another process is working here; wait for it to end, or choose another folder"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def sweep(folder: str | os.PathLike[str]) -> list[str]:
-    """Remove what killed writers left in a folder.
+    """Remove what killed writers left in a folder, and bring back a folder that they had set aside.
 
     Parameters
     ----------
@@ -252,7 +213,7 @@ def sweep(folder: str | os.PathLike[str]) -> list[str]:
     Returns
     -------
     list of str
-        The names removed. Only names of our own pattern whose process is gone count.
+        The names that are gone. Only names of our own pattern whose process is gone count.
 
     Examples
     --------
@@ -264,62 +225,40 @@ def sweep(folder: str | os.PathLike[str]) -> list[str]:
     for entry in sorted(Path(folder).iterdir()):
         match = _TEMPORARY.match(entry.name)
         if match and not _is_alive(int(match.group(1))):
-            _remove(entry)
+            if match.group(2) == "~" and not os.path.lexists(entry.with_name(match.group(3))):
+                entry.rename(entry.with_name(match.group(3)))
+            else:
+                _remove(entry)
             removed.append(entry.name)
     return removed
 
 
-class AppendLog:
-    r"""A log of one JSON object a line, appended and flushed line by line.
+@contextlib.contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system into one that names the file.
 
     Parameters
     ----------
-    path : path
-        Made when missing. A half-written last line (of a killed process) is cut off first.
+    path : Path
+        What is being written.
+
+    Raises
+    ------
+    OutputError
+        With the reason, and a hint where the disk is full.
 
     Examples
     --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "log.jsonl"
-    >>> with AppendLog(path) as log:
-    ...     log.write({"step": 1})
-    >>> path.read_text()
-    '{"step": 1}\n'
+    >>> with output_errors(Path("a.tif")):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    geo_mvmf.errors.OutputError: a.tif: cannot write: No space left on device; free some space
     """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        with _output_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_half_line(self.path)
-            self._file = self.path.open("a", encoding="utf-8")
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record and hand it to the operating system.
-
-        Parameters
-        ----------
-        record : mapping
-            JSON-able values.
-
-        Raises
-        ------
-        OutputError
-            If the disk refuses.
-        """
-        with _output_errors(self.path):
-            self._file.write(json.dumps(dict(record), ensure_ascii=False) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> AppendLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    try:
+        yield
+    except OSError as error:
+        hint = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        raise OutputError(f"{path}: cannot write: {error.strerror or error}{hint}") from error
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -346,24 +285,15 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        hint = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-        raise OutputError(f"{path}: cannot write: {error.strerror or error}{hint}") from error
-
-
 def _prepare(final: Path, overwrite: bool) -> None:  # noqa: FBT001 (private, called by keyword's value)
     final.parent.mkdir(parents=True, exist_ok=True)
+    sweep(final.parent)  # first, because it may bring back what a killed writer had set aside
     if not overwrite and os.path.lexists(final):
         raise OutputError(f"{final}: exists already; choose another name, or ask for overwriting")
-    sweep(final.parent)
 
 
-def _temporary_name(final: Path) -> Path:
-    return final.with_name(f".geo-mvmf-{os.getpid()}-{secrets.token_hex(4)}-{final.name}")
+def _temporary_name(final: Path, mark: str = "-") -> Path:
+    return final.with_name(f".geo-mvmf-{os.getpid()}-{secrets.token_hex(4)}{mark}{final.name}")
 
 
 def _commit(temporary: Path, final: Path, overwrite: bool) -> None:  # noqa: FBT001 (private)
@@ -380,9 +310,11 @@ def _commit(temporary: Path, final: Path, overwrite: bool) -> None:  # noqa: FBT
     _flush_folder(final.parent)
 
 
-def _commit_folder(temporary: Path, final: Path) -> None:
-    aside = _temporary_name(final)
+def _commit_folder(temporary: Path, final: Path, overwrite: bool) -> None:  # noqa: FBT001 (private)
+    aside = _temporary_name(final, "~")
     if os.path.lexists(final):
+        if not overwrite:
+            raise OutputError(f"{final}: appeared while it was being written; it was left as it is")
         final.rename(aside)
     temporary.rename(final)
     _flush_folder(final.parent)
@@ -431,13 +363,3 @@ def _is_alive(process: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def _cut_half_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        data = file.read()
-        end = data.rfind(b"\n") + 1
-        if end < len(data):
-            file.truncate(end)

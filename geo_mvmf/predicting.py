@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import geopandas
 
-from geo_mvmf import __version__, durable, progress, sphere
+from geo_mvmf import __version__, durable, folder_lock, progress, sphere
 from geo_mvmf.errors import OutputError, RowsFailedError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.prediction_parts import Predictor
@@ -134,7 +134,7 @@ def predict_job(
         if final.exists() and not overwrite:
             raise OutputError(f"{final}: exists already; choose another name, or ask for overwriting")
         parts = final.with_name(f"{final.name}.parts")
-        stack.enter_context(durable.lock(parts))
+        stack.enter_context(folder_lock.holding(parts))
         run = _run_of(bundle, table, estimator)
         _check_parts(parts, run)
         yield from _predict_parts(Predictor(bundle, table, estimator, batch_size, workers), parts, run)

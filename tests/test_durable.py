@@ -1,15 +1,15 @@
 """Files appear whole or not at all, and leftovers of killed writers go away."""
 
-import os
+import re
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 
 from geo_mvmf import durable
-from geo_mvmf.errors import LockedError, OutputError
+from geo_mvmf.errors import OutputError
 
 
 def names(folder):
@@ -59,12 +59,60 @@ def test_a_writer_that_wrote_nothing_is_an_error(tmp_path):
     assert names(tmp_path) == []
 
 
+def write_folder(path, text, *, overwrite=True):
+    with durable.replacing_folder(path, overwrite=overwrite) as temporary:
+        (temporary / text).write_text(text)
+
+
 def test_folders_are_replaced_whole(tmp_path):
     for text in ("one", "two"):
-        with durable.replacing_folder(tmp_path / "f", overwrite=True) as temporary:
-            (temporary / text).write_text(text)
+        write_folder(tmp_path / "f", text)
     assert names(tmp_path) == ["f"]
     assert names(tmp_path / "f") == ["two"]
+
+
+def test_a_folder_that_appears_meanwhile_is_not_lost(tmp_path):
+    def write():
+        with durable.replacing_folder(tmp_path / "f") as temporary:
+            (temporary / "mine").touch()
+            (tmp_path / "f").mkdir()
+            (tmp_path / "f" / "theirs").touch()
+
+    with pytest.raises(OutputError, match="appeared"):
+        write()
+    assert names(tmp_path) == ["f"]
+    assert names(tmp_path / "f") == ["theirs"]
+
+
+KILLED_BETWEEN_RENAMES = """
+import os, pathlib, signal, sys
+from geo_mvmf import durable
+rename = pathlib.Path.rename
+def rename_and_die(self, target):
+    rename(self, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.rename = rename_and_die
+with durable.replacing_folder(sys.argv[1], overwrite=True) as temporary:
+    (temporary / "new").write_text("new")
+"""
+
+
+def test_an_old_folder_set_aside_by_a_killed_writer_comes_back(tmp_path):
+    write_folder(tmp_path / "f", "old")
+    done = subprocess.run([sys.executable, "-c", KILLED_BETWEEN_RENAMES, str(tmp_path / "f")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 2  # neither under its final name
+    with pytest.raises(OutputError, match="exists already"):
+        write_folder(tmp_path / "f", "other", overwrite=False)
+    assert names(tmp_path) == ["f"]
+    assert names(tmp_path / "f") == ["old"]
+
+
+def test_nothing_set_aside_replaces_what_is_there(tmp_path):
+    write_folder(tmp_path / "f", "new")
+    (tmp_path / ".geo-mvmf-999999999-0123abcd~f").mkdir()
+    assert durable.sweep(tmp_path) == [".geo-mvmf-999999999-0123abcd~f"]
+    assert names(tmp_path / "f") == ["new"]
 
 
 WRITER = """
@@ -116,26 +164,10 @@ def test_a_full_disk_is_named_with_path_and_bytes(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
-def test_a_lock_is_held_by_one_process_and_dies_with_it(tmp_path):
-    code = (
-        f"import time\nfrom geo_mvmf import durable\nwith durable.lock({str(tmp_path)!r}):\n"
-        " print(1, flush=True)\n time.sleep(60)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    child.stdout.readline()
-    with pytest.raises(LockedError, match="another process"), durable.lock(tmp_path):
-        pass
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    time.sleep(0.05)
-    with durable.lock(tmp_path):
-        pass
+PACKAGE = Path(durable.__file__).parent
+COMMIT = re.compile(r"os\.(rename|replace|link|fsync)\(|shutil\.move\(|\.rename\((?!columns|')|\.replace\([a-z]+\)")
 
 
-def test_a_log_loses_its_torn_last_line_only(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"a": 1}\n{"b":')
-    with durable.AppendLog(path) as log:
-        log.write({"c": 3})
-    assert path.read_text() == '{"a": 1}\n{"c": 3}\n'
+def test_no_other_module_renames_or_flushes():
+    users = {path.name for path in PACKAGE.rglob("*.py") if COMMIT.search(path.read_text(encoding="utf-8"))}
+    assert users == {"durable.py"}

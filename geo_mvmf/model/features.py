@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from geo_mvmf import durable
+from geo_mvmf import durable, folder_lock
 from geo_mvmf.errors import BadInputError, ImageError, UsageError
 from geo_mvmf.inputs import images, tables
 from geo_mvmf.inputs.images import ImageSpec
@@ -177,7 +177,7 @@ def cache_features(
     folder = _folder(backbone, cache_dir, spec, dtype)
     paths = tables.absolute_paths(table) if paths is None else paths
     status, message = list(table["status"]), list(table["message"])
-    with durable.lock(folder):
+    with folder_lock.holding(folder):
         durable.sweep(folder)
         digests = yield from _digests(paths, status, message, workers)
         store = FeatureStore(folder, backbone.num_features, dtype)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from geo_mvmf import durable, progress
+from geo_mvmf import append_log, durable, folder_lock, progress
 from geo_mvmf.errors import OutputError, TrainingError, UsageError
 from geo_mvmf.model import checkpoint, devices
 from geo_mvmf.model.bundle import Bundle, load_bundle
@@ -120,14 +120,14 @@ def train_job(
     """
     config = _as_config(config)
     folder, result = Path(config.out), released_path(config)
-    with durable.lock(folder):
+    with folder_lock.holding(folder):
         durable.sweep(folder)
         _open_folder(config, folder, overwrite=overwrite)
         if result.exists():
             yield Progress("train", 1, 1, f"finished before: {result}")
             return result
         newest, damaged = checkpoint.read_newest(folder)
-        with durable.AppendLog(folder / "log.jsonl") as log, devices.threads(_threads(config, newest)) as threads:
+        with append_log.AppendLog(folder / "log.jsonl") as log, devices.threads(_threads(config, newest)) as threads:
             device = devices.choose_device(config.device)
             log.write(_start_record(config, device, threads, newest, damaged))
             image_set = yield from load_image_set(config)
@@ -146,7 +146,7 @@ class _Run:
     """The steps of one run: order of the images, validation, checkpoints, log."""
 
     def __init__(
-        self, config: TrainingConfig, prepared: Prepared, folder: Path, log: durable.AppendLog, threads: int
+        self, config: TrainingConfig, prepared: Prepared, folder: Path, log: append_log.AppendLog, threads: int
     ) -> None:
         self.config, self.prepared, self.folder, self.log, self.threads = config, prepared, folder, log, threads
         self.image_set: ImageSet = prepared.image_set
