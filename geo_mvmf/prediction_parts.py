@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import geopandas
 import numpy as np
@@ -19,16 +21,20 @@ from geo_mvmf.errors import ImageError
 from geo_mvmf.files import stores
 from geo_mvmf.inputs import images, photos, tables
 from geo_mvmf.maps import estimates, summaries
-from geo_mvmf.predictions import mixture_of_components
 
 if TYPE_CHECKING:
     from geo_mvmf.model.bundle import Bundle
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+Image = Pixels | ImageError
+_Piece = tuple[IntArray, stores.Pruned]  # numbers of some images within their part, and their mixing weights
+
+_AHEAD = 4  # images read ahead per thread, beyond the next batch
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Predictor:
     """What is the same for all parts of a prediction.
 
@@ -39,7 +45,7 @@ class Predictor:
         The whole image table.
     estimator : {"component", "mode"}
     batch_size, workers : int
-        Images per pass through the network, threads that read images.
+        Images per pass through the network; threads that read images and summarise densities.
 
     Examples
     --------
@@ -51,6 +57,7 @@ class Predictor:
     estimator: str
     batch_size: int
     workers: int
+    _is_warm: bool = dataclasses.field(default=False, init=False)
 
     @functools.cached_property
     def components(self) -> stores.Components:
@@ -88,21 +95,32 @@ class Predictor:
         """
         frame = self.table.iloc[start:stop]
         rows, paths = row_contract.empty_rows(frame, has_truth=self._has_truth), tables.absolute_paths(frame)
-        usable = np.flatnonzero(rows["status"] == "ok").tolist()
-        weights = np.full((len(frame), self.bundle.num_components), np.nan, dtype=np.float32)
-        stream = images.read_images([paths[i] for i in usable], self.bundle.spec, workers=self.workers)
-        with contextlib.closing(stream):
+        usable = np.flatnonzero(rows["status"] == "ok")
+        pieces: list[_Piece] = []
+        ahead = self.batch_size + _AHEAD * self.workers  # the next batch is read while one is in the network
+        stream = images.read_images([paths[i] for i in usable], self.bundle.spec, workers=self.workers, ahead=ahead)
+        with contextlib.closing(stream), ThreadPoolExecutor(max(1, self.workers)) as threads:
             for batch in _batches(usable, stream, self.batch_size):
-                good = [i for i, image in batch if not isinstance(image, ImageError)]
-                for i, image in batch:
-                    if isinstance(image, ImageError):
-                        rows["status"][i], rows["message"][i] = image.status, str(image)
+                good = _without_failed(rows, batch)
                 if good:
-                    pixels = np.stack([image for _, image in batch if not isinstance(image, ImageError)])
-                    weights[good], features = self.bundle.predict(pixels)
-                    self._fill(rows, np.array(good), weights[good], features, [paths[i] for i in good])
+                    pieces += self._predicted(rows, good, paths, threads)
                 yield len(batch)
-        return pd.DataFrame(rows, index=pd.RangeIndex(len(frame))), stores.prune(weights)
+        return pd.DataFrame(rows, index=pd.RangeIndex(len(frame))), _assembled(pieces, len(frame))
+
+    def _predicted(
+        self, rows: row_contract.Rows, good: list[tuple[int, Pixels]], paths: list[Path], threads: ThreadPoolExecutor
+    ) -> list[_Piece]:
+        """Predict one batch: the network with all its threads first, then the densities in ours."""
+        index = np.array([i for i, _ in good])
+        weights, features = self.bundle.predict(np.stack([pixels for _, pixels in good]))
+
+        def finish(chosen: IntArray) -> _Piece:
+            self._fill(rows, index[chosen], weights[chosen], features[chosen], [paths[i] for i in index[chosen]])
+            return index[chosen], stores.prune(weights[chosen])
+
+        shares = min(self.workers, len(good)) if self._is_warm else 1  # what all images share is made once
+        self._is_warm = True
+        return list(threads.map(finish, np.array_split(np.arange(len(good)), max(1, shares))))
 
     @functools.cached_property
     def _has_truth(self) -> bool:
@@ -126,7 +144,7 @@ class Predictor:
         features: npt.NDArray[np.float32],
         paths: list[Path],
     ) -> None:
-        mixture = mixture_of_components(self.components, weights.astype(np.float64))
+        mixture = self.bundle.mixture(weights)
         places = estimates.estimate(mixture, self.estimator)
         cell = self._cell_of(places)
         spread = np.maximum(np.asarray(self.bundle.feature_std, dtype=np.float64), 1e-6)
@@ -149,6 +167,14 @@ class Predictor:
         return np.minimum(np.searchsorted(s2.range_max(self.bundle.cell_ids), leaves), self.bundle.num_components - 1)
 
 
+def _finite(rows: row_contract.Rows, images: IntArray, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Tell which images have mixing weights at all; a network's NaN costs its own row and no other."""
+    finite: npt.NDArray[np.bool_] = ~np.isnan(weights).any(axis=1) & np.isfinite(weights.max(axis=1))
+    for i in images[~finite]:
+        rows["status"][i], rows["message"][i] = "failed", f"{rows['path'][i]}: the network's output is not finite (NaN)"
+    return finite
+
+
 def _captured_at(path: Path) -> str | None:
     try:
         return photos.read_metadata(path).captured_at
@@ -156,14 +182,31 @@ def _captured_at(path: Path) -> str | None:
         return None
 
 
-def _batches(
-    usable: list[int], stream: Iterator[Any], size: int
-) -> Iterator[list[tuple[int, npt.NDArray[np.uint8] | ImageError]]]:
-    batch = []
-    for i, image in zip(usable, stream, strict=True):
-        batch.append((i, image))
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def _batches(usable: IntArray, stream: Iterator[Image], size: int) -> Iterator[list[tuple[int, Image]]]:
+    numbered = zip(usable.tolist(), stream, strict=True)
+    while batch := list(itertools.islice(numbered, size)):
         yield batch
+
+
+def _without_failed(rows: row_contract.Rows, batch: list[tuple[int, Image]]) -> list[tuple[int, Pixels]]:
+    """Images that could be read; the others get their status."""
+    good = []
+    for i, image in batch:
+        if isinstance(image, ImageError):
+            rows["status"][i], rows["message"][i] = image.status, str(image)
+        else:
+            good.append((i, image))
+    return good
+
+
+def _assembled(pieces: list[_Piece], size: int) -> stores.Pruned:
+    """Weights of all images of a part, from those of images in ascending order; the others have none."""
+    counts, residual = np.zeros(size, dtype=np.int64), np.full(size, np.nan)
+    for index, pruned in pieces:
+        counts[index], residual[index] = np.diff(pruned.offsets), pruned.residual
+    return stores.Pruned(
+        np.concatenate([np.empty(0, np.uint32), *(pruned.component for _, pruned in pieces)]),
+        np.concatenate([np.empty(0, np.float32), *(pruned.log_weight for _, pruned in pieces)]),
+        np.concatenate([[0], np.cumsum(counts)]),
+        residual,
+    )

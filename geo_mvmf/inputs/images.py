@@ -264,6 +264,7 @@ def read_images(
     spec: ImageSpec,
     *,
     workers: int = 2,
+    ahead: int | None = None,
     pixel_budget: int = PIXEL_BUDGET,
     inside: Iterable[ImagePath] = (),
 ) -> Generator[Pixels | ImageError, None, None]:
@@ -276,6 +277,9 @@ def read_images(
     spec : ImageSpec
     workers : int
         Threads; 0 reads in the caller's.
+    ahead : int, optional
+        Images that are read before they are asked for; by default four per thread. A caller that takes them in
+        batches lets the next batch be read while it works on one.
     pixel_budget : int
         As `read_image`.
     inside : iterable of path
@@ -305,7 +309,7 @@ def read_images(
         return
     pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="read_images")
     try:
-        yield from _in_order(pool, read, paths, _AHEAD * workers)
+        yield from _in_order(pool, read, paths, _AHEAD * workers if ahead is None else max(1, ahead))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
