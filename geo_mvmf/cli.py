@@ -54,11 +54,13 @@ class _Group(click.Group):
         if cmd_name not in COMMANDS:
             return None
         found: click.Command = getattr(importlib.import_module(f"geo_mvmf.commands.{COMMANDS[cmd_name]}"), cmd_name)
+        if not any(option.name == "progress" for option in found.params):
+            found.params.append(_progress_option())
         return found
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; whatever ends it early is said in one line."""
-        ctx.obj = report = _reporter(ctx.params["style"])
+        ctx.obj = report = Reporter(_style(ctx.params["style"]))
         try:
             with report.showing_warnings(), _terminable():
                 return super().invoke(ctx)
@@ -76,7 +78,7 @@ class _Group(click.Group):
             _interrupted(ctx, report, 143)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group("geo-mvmf", cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="geo-mvmf")
 @click.option(
     "--progress",
@@ -93,10 +95,20 @@ def main(*, style: str) -> None:
     del style  # read by the group, before any command
 
 
-def _reporter(style: str) -> Reporter:
-    if style == "auto":
-        style = "bar" if sys.stderr.isatty() else "none"
-    return Reporter(style)
+def _progress_option() -> click.Option:
+    """Make the option of the group understood behind a command, too."""
+
+    def choose(ctx: click.Context, _: click.Parameter, style: str | None) -> None:
+        if style is not None:
+            ctx.obj.style = _style(style)
+
+    return click.Option(
+        ["--progress"], type=click.Choice(STYLES), expose_value=False, is_eager=True, hidden=True, callback=choose
+    )
+
+
+def _style(wish: str) -> str:
+    return ("bar" if sys.stderr.isatty() else "none") if wish == "auto" else wish
 
 
 def _interrupted(ctx: click.Context, report: Reporter, code: int) -> NoReturn:

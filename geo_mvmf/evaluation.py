@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float64]
 
+COVERAGE_LEVELS = (0.5, 0.9)
+"""Credible levels whose coverage is in the table: of a calibrated model the share is the level."""
+
 _BLOCK = 256  # images whose mixtures are evaluated together
 
 
@@ -86,7 +89,8 @@ class Evaluation:
         Returns
         -------
         DataFrame
-            Columns group, measure, value, low, high (95 %), n, n_nan; accuracies are shares 0..1.
+            Columns group, measure, value, low, high (95 %), n, n_nan; accuracies are shares 0..1 of all images,
+            coverages shares of those that have a prediction.
         """
         rows = _figures(self, np.ones(self.n, dtype=bool), "all")
         for group in sorted(set(self.groups) - {""}):
@@ -132,9 +136,7 @@ def evaluate(predictions: Predictions, truth: pd.DataFrame | None = None, *, by:
     rows = _with_truth(predictions.rows, truth)
     known = np.flatnonzero(rows["true_longitude"].notna() & rows["true_latitude"].notna())
     if not known.size:
-        raise BadInputError(
-            f"none of the {len(rows)} predictions has a truth: give a table with image_id, longitude, latitude"
-        )
+        raise BadInputError(_no_truth(rows, truth))
     if by is not None and by not in rows:
         raise BadInputError(f"cannot group by {by!r}: the columns are {', '.join(map(str, rows.columns))}")
     at_truth = _at_truth(predictions, rows)
@@ -145,6 +147,15 @@ def evaluate(predictions: Predictions, truth: pd.DataFrame | None = None, *, by:
     )
     nll, searched, area = at_truth[known].T
     return Evaluation(rows["image_id"].to_numpy(object), error, nll, searched, area, groups)
+
+
+def _no_truth(rows: pd.DataFrame, truth: pd.DataFrame | None) -> str:
+    if truth is None or not len(truth) or not len(rows):
+        return f"none of the {len(rows)} predictions has a truth: give a table with image_id, longitude, latitude"
+    return (
+        f"none of the {len(rows)} predictions has a truth: their image_id are like {rows['image_id'].iloc[0]!r}, "
+        f"those of the truth like {truth['image_id'].iloc[0]!r}; both must be the same text"
+    )
 
 
 def _with_truth(rows: pd.DataFrame, truth: pd.DataFrame | None) -> pd.DataFrame:
@@ -182,7 +193,20 @@ def _figures(evaluation: Evaluation, chosen: npt.NDArray[np.bool_], group: str) 
         (group, f"accuracy_at_{km:g}_km", value, low, high, accuracy.n, accuracy.n_nan)
         for km, value, low, high in zip(evaluation.thresholds_km, *accuracy[:3], strict=True)
     ]
+    rows += [
+        (group, f"coverage_of_{level:g}_region", *_coverage(evaluation.searched_probability[chosen], level))
+        for level in COVERAGE_LEVELS
+    ]
     rows.append((group, "median_error_km", *metrics.median_error_km(error)))
     rows.append((group, "geo_score", *metrics.mean_with_interval(metrics.geo_score(error))))
     rows.append((group, "nll_nats", *metrics.mean_with_interval(evaluation.nll[chosen])))
     return rows
+
+
+def _coverage(searched: FloatArray, level: float) -> tuple[float, float, float, int, int]:
+    """Share of truths inside the region of a level, its interval, and how many images have no region to be inside."""
+    known = searched[np.isfinite(searched)]
+    hits = int((known <= level).sum())
+    low, high = metrics.wilson_interval(hits, known.size)
+    value = hits / known.size if known.size else np.nan
+    return value, float(low), float(high), int(searched.size), int(searched.size - known.size)

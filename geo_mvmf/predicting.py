@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import geopandas
+import pandas as pd
 
 from geo_mvmf import __version__, durable, folder_lock, progress, sphere
-from geo_mvmf.errors import OutputError, RowsFailedError, UsageError
+from geo_mvmf.errors import BadInputError, OutputError, RowsFailedError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.prediction_parts import Predictor
-from geo_mvmf.predictions import Predictions
+from geo_mvmf.predictions import Predictions, open_predictions
 from geo_mvmf.progress import Progress
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def predict(
     overwrite : bool
         Whether an existing `out` may be replaced.
     batch_size, workers : int
-        Images per pass through the network, threads that read images.
+        Images per pass through the network; threads that read images and summarise densities.
     strict : bool
         Whether one failed row is an error (nothing is then written).
 
@@ -133,16 +134,53 @@ def predict_job(
             raise UsageError(f"{final}: a predictions file ends in .nc")
         if final.exists() and not overwrite:
             raise OutputError(f"{final}: exists already; choose another name, or ask for overwriting")
+        is_new_folder = not final.parent.exists()
         parts = final.with_name(f"{final.name}.parts")
         stack.enter_context(folder_lock.holding(parts))
         run = _run_of(bundle, table, estimator)
-        _check_parts(parts, run)
-        yield from _predict_parts(Predictor(bundle, table, estimator, batch_size, workers), parts, run)
+        predictor = Predictor(bundle, table, estimator, batch_size, workers)
+        _check_parts(parts, run, predictor.components)
+        yield from _predict_parts(predictor, parts, run)
         if strict:
-            _check_strict(parts)
+            _check_strict(parts, is_new_folder=is_new_folder)
         store = stores.merge_parts(parts, final, run=run, overwrite=overwrite)
     shutil.rmtree(parts, ignore_errors=True)
     return Predictions(store, holder)
+
+
+def finished(
+    bundle: Bundle, table: geopandas.GeoDataFrame, out: str | os.PathLike[str], *, estimator: str = "component"
+) -> Predictions | None:
+    """Open a prediction that ended before: of the same images, by the same bundle and options.
+
+    Parameters
+    ----------
+    bundle, table, estimator
+        As `predict`.
+    out : path
+        Predictions file.
+
+    Returns
+    -------
+    Predictions or None
+        None where there is no file, or one of another run.
+
+    Examples
+    --------
+    >>> import pandas
+    >>> from geo_mvmf.inputs.tables import read_image_table
+    >>> from geo_mvmf.model.untrained import untrained_bundle
+    >>> table = read_image_table(pandas.DataFrame({"path": ["no.jpg"]}), root="/")
+    >>> finished(untrained_bundle(), table, "no/such/file.nc") is None
+    True
+    """
+    if not Path(out).exists():
+        return None
+    try:
+        found = open_predictions(out)
+    except BadInputError:
+        return None
+    return found if found.run == _run_of(bundle, table, estimator) else None
 
 
 def _predict_parts(predictor: Predictor, folder: Path, run: dict[str, Any]) -> Generator[Progress, None, None]:
@@ -166,19 +204,31 @@ def _predict_parts(predictor: Predictor, folder: Path, run: dict[str, Any]) -> G
         yield Progress("predict", finished, total)
 
 
-def _check_parts(folder: Path, run: dict[str, Any]) -> None:
-    """Throw away the parts of another run: resuming is only for the same images, bundle and options."""
+def _check_parts(folder: Path, run: dict[str, Any], components: stores.Components) -> None:
+    """Throw away what cannot be gone on with: parts of other images, of another bundle or options, damaged parts."""
     durable.sweep(folder)
     manifest = folder / "manifest.json"
     text = json.dumps(run, sort_keys=True, indent=2) + "\n"
-    if manifest.is_file() and manifest.read_text(encoding="utf-8") == text:
-        return
-    for part in folder.glob("part-*.nc"):
-        part.unlink()
-    durable.write_text(manifest, text, overwrite=True)
+    same = manifest.is_file() and manifest.read_bytes() == text.encode()
+    for number in stores.existing_parts(folder):
+        part = folder / f"part-{number:06d}.nc"
+        if not (same and _is_whole(part, number, run["images"], components)):
+            part.unlink()
+    if not same:
+        durable.write_text(manifest, text, overwrite=True)
 
 
-def _check_strict(folder: Path) -> None:
+def _is_whole(part: Path, number: int, images: int, components: stores.Components) -> bool:
+    try:
+        found = stores.open_store(part)
+        found.pruned()
+    except BadInputError:
+        return False
+    rows = min(PART_ROWS, images - number * PART_ROWS)
+    return len(found) == rows and found.components.same_as(components)
+
+
+def _check_strict(folder: Path, *, is_new_folder: bool) -> None:
     failed = []
     for number in stores.existing_parts(folder):
         rows = stores.open_store(folder / f"part-{number:06d}.nc").rows
@@ -186,6 +236,9 @@ def _check_strict(folder: Path) -> None:
         failed += [f"{row.path}: {row.status}: {row.message}" for row in bad.itertuples()]
     if failed:
         shutil.rmtree(folder, ignore_errors=True)
+        if is_new_folder:
+            with contextlib.suppress(OSError):  # others may have written there meanwhile
+                folder.parent.rmdir()
         raise RowsFailedError(f"{len(failed)} rows failed, and every row was required; the first is {failed[0]}")
 
 
@@ -193,7 +246,10 @@ def _run_of(bundle: Bundle, table: geopandas.GeoDataFrame, estimator: str) -> di
     names = "\0".join(
         f"{i}\t{p}\t{s}" for i, p, s in zip(table["image_id"], table["path"], table["status"], strict=True)
     )
-    places = table[["longitude", "latitude"]].to_numpy(float).tobytes()
+    # claims and columns that pass through are part of the result, too
+    others = table.drop(columns=["image_id", "path", "status", "message", table.geometry.name])
+    content = pd.util.hash_pandas_object(pd.DataFrame(others), index=False).to_numpy().tobytes()
+    content += "\0".join(map(str, others.columns)).encode("utf-8", "surrogateescape")
     return {
         "geo_mvmf": __version__,
         "parts": _VERSION,
@@ -201,7 +257,7 @@ def _run_of(bundle: Bundle, table: geopandas.GeoDataFrame, estimator: str) -> di
         "bundle_sha256": bundle.digest,
         "estimator": estimator,
         "images": len(table),
-        "images_sha256": hashlib.sha256(names.encode("utf-8", "surrogateescape") + places).hexdigest(),
+        "images_sha256": hashlib.sha256(names.encode("utf-8", "surrogateescape") + content).hexdigest(),
         "root": str(table.attrs.get("root", "")),
         "licence": str(bundle.metadata.get("licence", "")),
         "earth": f"sphere, R = {sphere.EARTH_RADIUS_KM} km",

@@ -87,11 +87,14 @@ def empty_rows(frame: geopandas.GeoDataFrame, *, has_truth: bool = False) -> Row
         rows |= _places(frame, CLAIM[:2], CLAIM)
     for name in frame.columns:
         if name not in _USED:
-            rows[f"in_{name}" if name in _OWN else str(name)] = frame[name].to_numpy()
+            free = f"in_{name}" if name in _OWN else str(name)
+            while free in rows:  # the input has a column of that name, too
+                free = f"in_{free}"
+            rows[free] = frame[name].to_numpy()
     return rows
 
 
-def fill(rows: Rows, images: IntArray, values: Mapping[str, Any]) -> None:
+def fill(rows: Rows, images: IntArray, values: Mapping[str, Any] | pd.DataFrame) -> None:
     """Write what was computed of some images into their rows.
 
     Parameters
@@ -100,7 +103,7 @@ def fill(rows: Rows, images: IntArray, values: Mapping[str, Any]) -> None:
         Changed in place.
     images : ndarray of int64, (k,)
         Their row numbers.
-    values : mapping of str to array_like, (k,)
+    values : DataFrame, or mapping of str to array_like, (k,)
         Columns of the contract.
 
     Examples
@@ -111,7 +114,7 @@ def fill(rows: Rows, images: IntArray, values: Mapping[str, Any]) -> None:
     [nan, 48.9, nan]
     """
     for name, column in values.items():
-        rows[name][images] = np.asarray(column)
+        rows[str(name)][images] = np.asarray(column)
 
 
 def judge(rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture) -> None:

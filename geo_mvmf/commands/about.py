@@ -10,7 +10,7 @@ import click
 
 from geo_mvmf.commands import options
 
-RESPONSIBLE_USE = "docs/responsible_use.md: a prediction is a region, not a proof; do not use it to find people"
+RESPONSIBLE_USE = "a prediction is a region, not a proof; do not use it to find people: docs/responsible_use.md"
 
 
 @click.command()
@@ -26,8 +26,9 @@ def info(*, file: Path) -> None:
         from geo_mvmf.model.bundle_format import read_header
 
         content = read_header(file)
+    # one JSON document, for programs too
+    content["responsible_use"] = RESPONSIBLE_USE
     click.echo(json.dumps(content, indent=2, default=str, ensure_ascii=False))
-    click.echo(RESPONSIBLE_USE)
 
 
 @click.command()

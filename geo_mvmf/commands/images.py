@@ -17,7 +17,7 @@ from geo_mvmf.terminal import Reporter
 @click.option("--size", default=64, show_default=True, help="Pixels along a side.")
 @click.option("--ground-km", required=True, type=float, help="Kilometres along a side, at true scale.")
 @click.option("--bands", help="Band numbers from 1, such as 4,3,2. Default: all.")
-@click.option("--stretch", help="auto, or low,high per band such as 0,3000. Default: none (8-bit sources only).")
+@click.option("--stretch", help="auto, or low,high for every band. Default: none (8-bit sources only).")
 @click.option("--area", type=click.Path(path_type=Path), help="Polygon layer: cut only inside it.")
 @click.option("--season", "seasons", multiple=True, help="NAME=SOURCE, repeatable: the same places in each season.")
 @click.option("--min-valid", default=1.0, show_default=True, help="Least share of pixels with data.")
@@ -90,6 +90,7 @@ def table(
         vector.check_suffix(out)
         options.check_new(out, overwrite=overwrite)
     frame = tables.read_image_table(source, root=root, layer=layer, crs=crs, exif=exif)
+    options.check_images(source, len(frame))
     click.echo(f"{len(frame)} rows; status: {options.counts(frame['status'])}")
     for problem, number in tables.describe_problems(frame).items():
         click.echo(f"  {problem}: {number}")

@@ -83,6 +83,7 @@ def features(
     from geo_mvmf.model.devices import choose_device
 
     frame = tables.read_image_table(source)
+    options.check_images(source, len(frame))
     network = backbones.build_backbone(backbone, weights=weights)
     job = module.cache_features(
         network,

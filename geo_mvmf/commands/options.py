@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geo_mvmf.errors import OutputError, UsageError
+from geo_mvmf.errors import BadInputError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from geo_mvmf.maps.grid import Grid
@@ -108,7 +108,7 @@ def bands(text: str | None) -> tuple[int, ...] | None:
 
 
 def stretch(text: str | None) -> Any:
-    """Read what becomes 0 and 255: "auto", or low,high once or per band.
+    """Read what becomes 0 and 255: "auto", or low,high for every band.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def stretch(text: str | None) -> Any:
         return text
     values = numbers("--stretch", text)
     if len(values) % 2:
-        raise UsageError(f"--stretch {text!r}: auto, or low,high for all bands once, or for every band")
+        raise UsageError(f"--stretch {text!r}: auto, or low,high for every band, such as 0,3000,0,3000,0,3000")
     return tuple(zip(values[::2], values[1::2], strict=True))
 
 
@@ -257,6 +257,30 @@ def check_new(*outs: Path, overwrite: bool) -> None:
             raise OutputError(f"{out}: exists already; choose another name, or add --overwrite")
 
 
+def check_images(source: Path, found: int) -> None:
+    """Refuse a folder without images: a wrong folder was named.
+
+    Parameters
+    ----------
+    source : path
+    found : int
+        Number of images in it.
+
+    Raises
+    ------
+    BadInputError
+        If it is a folder and there is none.
+
+    Examples
+    --------
+    >>> check_images(Path("photos"), 3)
+    """
+    from geo_mvmf.inputs.photo_files import IMAGE_SUFFIXES
+
+    if not found and source.is_dir():
+        raise BadInputError(f"{source}: the folder holds no image; these are looked for: {', '.join(IMAGE_SUFFIXES)}")
+
+
 def counts(status: Iterable[object]) -> str:
     """Say how often each value occurs, the most frequent first.
 
@@ -274,4 +298,4 @@ def counts(status: Iterable[object]) -> str:
     '2 ok, 1 missing'
     """
     found = collections.Counter(str(value) for value in status)
-    return ", ".join(f"{number} {name}" for name, number in found.most_common())
+    return ", ".join(f"{number} {name}" for name, number in found.most_common()) or "no images"

@@ -92,10 +92,11 @@ def predict(
     """Predict where the images of SOURCE (a file, folder or table) were taken.
 
     A folder as --out receives predictions.nc (everything, for later maps), predictions.gpkg (styled points and
-    regions) and report.html. A killed run goes on where it was when the same command is given again.
+    regions) and report.html; a layer as --out has its predictions file, .nc, beside it. A killed run goes on where
+    it was when the same command is given again.
     """
     outputs = _outputs(out, levels)
-    options.check_new(*outputs.after, outputs.store, overwrite=overwrite)
+    options.check_new(*(outputs.after or [outputs.store]), overwrite=overwrite)
 
     from geo_mvmf import album_report
     from geo_mvmf import predicting as module
@@ -103,19 +104,24 @@ def predict(
     from geo_mvmf.model.bundle import load_bundle
 
     frame = tables.read_image_table(source, root=root, claimed_from=claims)
+    options.check_images(source, len(frame))
     model = load_bundle(bundle, device)
     report.say(f"{len(frame)} images, bundle {bundle.name}, device {model.device}")
-    job = module.predict_job(
-        model,
-        frame,
-        estimator=estimator,
-        out=outputs.store,
-        overwrite=overwrite,
-        batch_size=batch_size,
-        workers=workers,
-        strict=strict,
-    )
-    found = report.run(job)
+    found = None
+    if outputs.after and not (overwrite or strict):  # a run that was killed while it wrote its layers
+        found = module.finished(model, frame, outputs.store, estimator=estimator)
+    if found is None:
+        job = module.predict_job(
+            model,
+            frame,
+            estimator=estimator,
+            out=outputs.store,
+            overwrite=overwrite,
+            batch_size=batch_size,
+            workers=workers,
+            strict=strict,
+        )
+        found = report.run(job)
     if outputs.layers is not None:
         found.write(outputs.layers, levels=outputs.levels, overwrite=overwrite)
     if outputs.page is not None:

@@ -33,7 +33,8 @@ def density(
     from geo_mvmf.predictions import open_predictions
 
     options.check_suffix(out, _RASTERS)
-    options.check_new(out, overwrite=overwrite)
+    level = out.with_name(f"{out.stem}_level{out.suffix}")  # beside a GeoTIFF
+    options.check_new(out, *([] if out.suffix.lower() == ".nc" else [level]), overwrite=overwrite)
     grid = options.grid(bounds, resolution, crs)
     found = open_predictions(predictions)
     if image_id is None:
@@ -78,7 +79,7 @@ def evaluate(*, predictions: Path, truth: Path | None, out: Path | None, by: str
         options.check_suffix(out, (".html", ".csv"))
         options.check_new(out, overwrite=overwrite)
     found = open_predictions(predictions)
-    places = None if truth is None else tables.read_image_table(truth)
+    places = None if truth is None else tables.read_truth(truth)
     result = evaluation.evaluate(found, places, by=by)
     figures = result.table()
     click.echo(figures.to_string(index=False, float_format=lambda value: f"{value:.4g}"))

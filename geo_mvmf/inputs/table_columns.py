@@ -52,7 +52,7 @@ class Coordinates(NamedTuple):
     problems: dict[int, str]
 
 
-def find_columns(names: list[str], where: str) -> Columns:
+def find_columns(names: list[str], where: str, *, image_id_suffices: bool = False) -> Columns:
     """Find the columns of an image table by name, whatever their case.
 
     Parameters
@@ -61,6 +61,8 @@ def find_columns(names: list[str], where: str) -> Columns:
         Of all columns.
     where : str
         The table, for messages.
+    image_id_suffices : bool
+        Whether ``image_id`` may stand for a missing ``path``: in a table of places no image is opened.
 
     Raises
     ------
@@ -83,9 +85,12 @@ def find_columns(names: list[str], where: str) -> Columns:
             raise BadInputError(f"{where}: the columns {known[lower]!r} and {name!r} mean the same; rename one")
         if lower in wanted:
             known[lower] = name
+    if image_id_suffices and "image_id" in known:
+        known.setdefault("path", known["image_id"])
     if "path" not in known:
         shown = ", ".join(repr(name) for name in names[:20]) or "none"
-        raise BadInputError(f"{where} has no column 'path'; its columns are {shown}")
+        wanted_names = "'path' or 'image_id'" if image_id_suffices else "'path'"
+        raise BadInputError(f"{where} has no column {wanted_names}; its columns are {shown}")
     pair = next((pair for pair in COORDINATE_ALIASES if set(pair) <= set(known)), None)
     first, second = (known[name] for name in pair) if pair else (None, None)
     return Columns(known["path"], known.get("image_id"), known.get("weight"), first, second)

@@ -1,4 +1,4 @@
-"""What an image table is read from, before its rows are judged: folder, CSV, vector layer or frame."""
+"""What an image table is read from, before its rows are judged: folder, one image, CSV, vector layer or frame."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.inputs.coordinate_systems import CRS84, parse_crs, resolve_crs
 from geo_mvmf.inputs.image_paths import PathResolver, ResolvedPath, absolute_folder, find_images
 from geo_mvmf.inputs.layers import Layer, read_layer
+from geo_mvmf.inputs.photo_files import IMAGE_SUFFIXES
 from geo_mvmf.inputs.regular_files import check_regular_file, open_regular_file, sniff
 from geo_mvmf.inputs.table_columns import (
     Columns,
@@ -44,7 +45,7 @@ class RawTable(NamedTuple):
     frame : DataFrame
         All attributes as given, RangeIndex.
     columns : Columns or None
-        None for a folder.
+        None for a folder or one image.
     resolver : PathResolver
         Of its root.
     resolved : list of ResolvedPath
@@ -102,6 +103,7 @@ def read_raw_table(
     crs: str | pyproj.CRS | None = None,
     permitted_roots: Iterable[str | os.PathLike[str]] = (),
     recursive: bool = True,
+    image_id_suffices: bool = False,
 ) -> RawTable:
     """Read the rows of an image table without judging them.
 
@@ -109,6 +111,8 @@ def read_raw_table(
     ----------
     source, root, layer, crs, permitted_roots, recursive
         As `tables.read_image_table`.
+    image_id_suffices : bool
+        Whether the table may lack the column ``path`` if it has ``image_id``.
 
     Raises
     ------
@@ -129,16 +133,20 @@ def read_raw_table(
         if layer is not None or crs is not None:
             raise UsageError("a folder of images has neither layer nor crs")
         return _read_folder(Path(source), root, permitted, recursive=recursive)
+    if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in IMAGE_SUFFIXES:
+        if layer is not None or crs is not None:
+            raise UsageError("one image has neither layer nor crs")
+        return _read_image(source, root, permitted)
     if isinstance(source, pd.DataFrame) and not isinstance(source, gpd.GeoDataFrame):
         found = Layer(source.reset_index(drop=True), None, {}, None, "the DataFrame")
     elif isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in _CSV_SUFFIXES:
         if layer is not None:
             raise UsageError(f"a CSV has no layers; leave out layer={layer!r}")
-        found = _read_csv(source)
+        found = _read_csv(source, image_id_suffices=image_id_suffices)
     else:
         found = read_layer(source, layer=layer)
     found = found._replace(frame=found.frame.rename(columns=str))
-    columns = find_columns(list(found.frame.columns), found.name)
+    columns = find_columns(list(found.frame.columns), found.name, image_id_suffices=image_id_suffices)
     resolver = PathResolver(_default_root(source) if root is None else root, permitted)
     resolved = [resolver.resolve(cell) for cell in found.frame[columns.path].tolist()]
     return RawTable(found.name, found.frame, columns, resolver, resolved, _coordinates(found, columns, crs))
@@ -161,13 +169,25 @@ def _read_folder(
     top = absolute_folder(folder, "folder")
     # the user chose the folder itself, so it may lie outside the root
     resolver = PathResolver(top if root is None else root, permitted if root is None else (*permitted, top))
-    found = find_images(top, resolver, recursive=recursive)
+    return _without_columns(str(top), resolver, find_images(top, resolver, recursive=recursive))
+
+
+def _read_image(
+    source: str | os.PathLike[str], root: str | os.PathLike[str] | None, permitted: tuple[str | os.PathLike[str], ...]
+) -> RawTable:
+    path = check_regular_file(source)
+    # the user chose the image itself, so its folder may lie outside the root
+    resolver = PathResolver(path.parent if root is None else root, (*permitted, path.parent))
+    return _without_columns(str(path), resolver, [resolver.resolve(str(path))])
+
+
+def _without_columns(name: str, resolver: PathResolver, found: list[ResolvedPath]) -> RawTable:
     nowhere = np.full(len(found), np.nan)
     frame = pd.DataFrame(index=pd.RangeIndex(len(found)))
-    return RawTable(str(top), frame, None, resolver, found, Coordinates(nowhere, nowhere.copy(), {}))
+    return RawTable(name, frame, None, resolver, found, Coordinates(nowhere, nowhere.copy(), {}))
 
 
-def _read_csv(source: str | os.PathLike[str]) -> Layer:
+def _read_csv(source: str | os.PathLike[str], *, image_id_suffices: bool) -> Layer:
     path = check_regular_file(source)
     kind = sniff(path)
     if kind not in ("text", "unknown"):  # unknown: a NUL byte, which is the trouble of a row
@@ -177,7 +197,7 @@ def _read_csv(source: str | os.PathLike[str]) -> Layer:
     if not text.strip():
         raise BadInputError(f"{path} is empty: a table has a header with a column 'path'")
     try:
-        frame = _parse_csv(text, path)
+        frame = _parse_csv(text, path, image_id_suffices=image_id_suffices)
     except (pd.errors.ParserError, csv.Error, ValueError, OverflowError) as error:
         raise BadInputError(f"{path} cannot be read as a CSV: {' '.join(str(error).split())}") from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus fields in front for row labels
@@ -185,12 +205,13 @@ def _read_csv(source: str | os.PathLike[str]) -> Layer:
     return Layer(frame, None, {}, None, str(path))
 
 
-def _parse_csv(text: str, path: Path) -> pd.DataFrame:
+def _parse_csv(text: str, path: Path, *, image_id_suffices: bool) -> pd.DataFrame:
     separator = max(_SEPARATORS, key=text.lstrip("\r\n").split("\n", 1)[0].count)
     header = next(filter(None, csv.reader(io.StringIO(text), delimiter=separator)), [])
     names = [name.strip() or f"column_{number + 1}" for number, name in enumerate(header)]
     # identifiers and positions stay text: "007" is no 7, and "NA" is Namibia
-    keys = {name for name in find_columns(names, str(path)) if name is not None}
+    columns = find_columns(names, str(path), image_id_suffices=image_id_suffices)
+    keys = {name for name in columns if name is not None}
     return pd.read_csv(
         io.StringIO(text),
         sep=separator,

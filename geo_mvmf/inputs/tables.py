@@ -1,4 +1,4 @@
-"""Image tables: a folder, CSV, GeoPackage, GeoParquet, GeoJSON or (Geo)DataFrame -> one validated GeoDataFrame.
+"""Image tables: folder, image, CSV, GeoPackage, GeoParquet, GeoJSON or (Geo)DataFrame -> one validated GeoDataFrame.
 
 Every row keeps its place; what is wrong with it becomes its status and message. Columns of coordinates may be named
 longitude/latitude, lon/lat, lng/lat, long/lat, or x/y where a CRS is given, in any case; a geometry column of points
@@ -20,7 +20,7 @@ import pandas as pd
 import pyproj
 import shapely
 
-from geo_mvmf.errors import ImageError, UsageError
+from geo_mvmf.errors import BadInputError, ImageError, UsageError
 from geo_mvmf.inputs.coordinate_systems import CRS84
 from geo_mvmf.inputs.image_paths import PathResolver, ResolvedPath
 from geo_mvmf.inputs.photo_metadata import read_metadata
@@ -64,11 +64,11 @@ def read_image_table(
     Parameters
     ----------
     source : path, DataFrame or GeoDataFrame
-        A folder of images (natural order, hidden files skipped), or a table with a column ``path`` and optionally
-        ``image_id``, ``weight`` and coordinates: .csv, .gpkg, .parquet, .geoparquet, .geojson, .json.
+        A folder of images (natural order, hidden files skipped), one image, or a table with a column ``path`` and
+        optionally ``image_id``, ``weight`` and coordinates: .csv, .gpkg, .parquet, .geoparquet, .geojson, .json.
     root : path, optional
         Folder that relative paths start from and that no path may leave; by default the folder itself, the folder
-        of the table, what an image table carries, or the working folder for other frames.
+        of the image or table, what an image table carries, or the working folder for other frames.
     layer : str, optional
         For a GeoPackage with several.
     crs : str or pyproj.CRS, optional
@@ -122,6 +122,41 @@ def read_image_table(
         table[_CLAIMS[0]], table[_CLAIMS[1]] = table["longitude"], table["latitude"]
         table["longitude"], table["latitude"] = np.nan, np.nan
     return _assembled(table, raw)
+
+
+def read_truth(source: str | os.PathLike[str] | pd.DataFrame, *, layer: str | None = None) -> pd.DataFrame:
+    """Read where images really were taken; no image is opened, so none need be there.
+
+    Parameters
+    ----------
+    source : path, DataFrame or GeoDataFrame
+        A table as `read_image_table` takes; its column ``image_id`` will do without ``path``.
+    layer : str, optional
+        For a GeoPackage with several.
+
+    Returns
+    -------
+    DataFrame
+        Columns image_id, longitude, latitude (degrees in OGC:CRS84, NaN where the table has none that can be used),
+        and all other columns of the table.
+
+    Raises
+    ------
+    BadInputError
+        If the source cannot be read as a whole, or has no coordinates.
+
+    Examples
+    --------
+    >>> read_truth(pd.DataFrame({"image_id": ["a", "b"], "lon": [7.0, 8.0], "lat": [50.0, 99.0]})).to_numpy().tolist()
+    [['a', 7.0, 50.0], ['b', nan, nan]]
+    """
+    raw = read_raw_table(source, layer=layer, image_id_suffices=True)
+    if not np.isfinite(raw.coordinates.longitude).any():
+        raise BadInputError(f"{raw.name}: no row has a longitude and latitude that can be used as the truth")
+    table = pd.DataFrame({"image_id": _image_ids(raw)})
+    table["longitude"], table["latitude"] = raw.coordinates.longitude, raw.coordinates.latitude
+    others = raw.passthrough()
+    return pd.concat([table, others[[name for name in others if name not in table]]], axis="columns")
 
 
 def absolute_paths(table: gpd.GeoDataFrame) -> list[Path]:
