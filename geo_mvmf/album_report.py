@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from geo_mvmf import evaluation as evaluations
-from geo_mvmf import report
+from geo_mvmf import pictures, report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,12 +48,12 @@ def write_album_report(
     if evaluation is None and _has_truth(rows):
         evaluation = evaluations.evaluate(predictions)
     points = predictions.to_geodataframe()
-    pictures = [("Predicted places, coloured by the radius that holds 90 %", report.points_picture(points))]
+    drawn = [("Predicted places, coloured by the radius that holds 90 %", pictures.points_picture(points))]
     tables = []
     if evaluation is not None:
-        pictures.append(("Share of images within a distance", report.accuracy_picture(evaluation)))
-        pictures.append(("Is the probability true? On the diagonal it is", report.coverage_picture(evaluation)))
-        tables.append(("Figures with 95 % intervals", evaluation.table().round(3)))
+        drawn.append(("How far the estimates are from the truth", pictures.accuracy_picture(evaluation)))
+        drawn.append(("Is the probability true? Inside the grey band it is", pictures.coverage_picture(evaluation)))
+        tables.append(("Figures", report.figures(evaluation)))
     failed = rows.loc[rows["status"] != "ok", ["path", "status", "message"]]
     if len(failed):
         tables.append(("Images without a prediction", failed))
@@ -62,7 +62,7 @@ def write_album_report(
         path,
         title="Where were these images taken?",
         introduction=[f"{len(rows)} images; status: {found}."],
-        pictures=pictures,
+        pictures=drawn,
         tables=tables,
         run=predictions.run,
         overwrite=overwrite,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from geo_mvmf import evaluation, predicting, predictions, progress, report, terminal
+from geo_mvmf import evaluation, pictures, predicting, predictions, progress, report, terminal
 from geo_mvmf.inputs import chips, tables
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.model import training
@@ -25,9 +25,9 @@ def main(out: Path) -> None:
     found = predict(bundle, out)
     say(begun, f"predicted {int(found.is_predicted.sum())} of {len(found)} images")
     found.write(out / "predictions.gpkg", levels=(0.5, 0.9), overwrite=True)
-    pictures = [draw(found, row, out) for row in pick(found)]
+    drawn = [draw(found, row, out) for row in pick(found)]
     result = evaluation.evaluate(found)
-    write_report(found, result, pictures, out)
+    write_report(found, result, drawn, out)
     say(begun, "wrote layers, maps and the report")
     print(result.table().query("group == 'all'").to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     print(f"chance within 2500 km: {float(result.chance(2500.0)):.3f}")
@@ -65,9 +65,9 @@ def draw(found: predictions.Predictions, row: int, out: Path) -> tuple[str, byte
     known = found.rows.loc[row]
     stem = Path(str(known["filename"])).stem.split(",")[0].encode("ascii", "replace").decode().replace("?", "_")
     raster = found.write_density(out / f"density_{stem}.tif", Grid.globe(0.5), known["image_id"], overwrite=True)
-    picture = report.density_picture(
+    picture = pictures.density_picture(
         raster[0],
-        title=f"{known['filename']}: 90 % within {known['area_90_km2'] / 1e6:.2g} million km2",
+        title=f"{known['filename']}: 90 % within {known['area_90_km2'] / 1e6:.2g} million km²",
         estimate=(known["longitude"], known["latitude"]),
         truth=(known["true_longitude"], known["true_latitude"]),
     )
@@ -78,12 +78,12 @@ def draw(found: predictions.Predictions, row: int, out: Path) -> tuple[str, byte
 def write_report(
     found: predictions.Predictions,
     result: evaluation.Evaluation,
-    pictures: list[tuple[str, bytes]],
+    drawn: list[tuple[str, bytes]],
     out: Path,
 ) -> None:
     """The album's density, the map of all points, and the page that shows everything."""
     found.write_density(out / "album_density.tif", Grid.globe(0.5), combine="mean", overwrite=True)
-    points = report.points_picture(found.to_geodataframe(), title="Predicted places, lines to the true ones")
+    points = pictures.points_picture(found.to_geodataframe(), title="Predicted places, lines to the true ones")
     (out / "predictions.png").write_bytes(points)
     report.write_page(
         out / "report.html",
@@ -94,11 +94,11 @@ def write_report(
         ],
         pictures=[
             ("All predictions", points),
-            *pictures,
-            ("Share of images within a distance, beside chance", report.accuracy_picture(result)),
-            ("Is the probability true? On the diagonal it is", report.coverage_picture(result)),
+            *drawn,
+            ("How far the estimates are from the truth", pictures.accuracy_picture(result)),
+            ("Is the probability true? Inside the grey band it is", pictures.coverage_picture(result)),
         ],
-        tables=[("Figures with 95 % intervals", result.table().round(3))],
+        tables=[("Figures", report.figures(result))],
         run=found.run,
         overwrite=True,
     )

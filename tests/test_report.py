@@ -1,33 +1,19 @@
-"""Pages and pictures."""
+"""Pages: whole, safe, and readable by people."""
 
-import io
+import base64
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
-import xarray as xr
-from PIL import Image
 
 from geo_mvmf import report
 from geo_mvmf.errors import OutputError
+from geo_mvmf.evaluation import Evaluation
 
-
-def raster():
-    latitude, longitude = np.arange(89.5, -90, -1.0), np.arange(-179.5, 180, 1.0)
-    values = np.exp(-((latitude[:, None] - 40) ** 2 + longitude**2) / 200)
-    return xr.DataArray(values, dims=("latitude", "longitude"), coords={"latitude": latitude, "longitude": longitude})
-
-
-def test_density_picture_shows_colour_where_the_probability_is():
-    picture = Image.open(io.BytesIO(report.density_picture(raster(), estimate=(0.0, 40.0), truth=(3.0, 41.0))))
-    pixels = np.asarray(picture.convert("RGB")).astype(int)
-    assert pixels.shape[0] > 200
-    assert (np.ptp(pixels, axis=2) > 60).any()
-
-
-def test_a_projected_raster_is_refused():
-    with pytest.raises(ValueError, match="geographic"):
-        report.density_picture(raster().rename(latitude="y", longitude="x"))
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 
 def test_text_of_files_cannot_become_markup(tmp_path):
@@ -49,7 +35,54 @@ def test_text_of_files_cannot_become_markup(tmp_path):
 
 def test_the_page_needs_nothing_from_outside(tmp_path):
     page = tmp_path / "r.html"
-    report.write_page(page, title="t", pictures=[("p", report.density_picture(raster()))])
+    report.write_page(page, title="t", pictures=[("p", PNG)])
+    sources = re.findall(r"(?:src|href|url)[=(][\"']?([^\"')>]*)", page.read_text())
+    assert len(sources) == 1
+    assert sources[0].startswith("data:image/png;base64,")
     assert "http" not in page.read_text()
     with pytest.raises(OutputError, match="exists already"):
         report.write_page(page, title="t")
+
+
+def test_a_phone_and_a_dark_room_are_thought_of(tmp_path):
+    report.write_page(tmp_path / "r.html", title="t", tables=[("T", pd.DataFrame({"a": [1]}))])
+    text = (tmp_path / "r.html").read_text()
+    assert "name='viewport'" in text
+    assert "prefers-color-scheme:dark" in text
+    assert '<div class="wide"><table>' in text
+
+
+def test_numbers_stand_right_and_what_is_missing_is_empty(tmp_path):
+    frame = pd.DataFrame({"name": ["a", None], "value": [1234.5678, np.nan]})
+    report.write_page(tmp_path / "r.html", title="t", tables=[("T", frame)])
+    text = (tmp_path / "r.html").read_text()
+    assert '<td class="text">a</td><td class="number">1235</td>' in text
+    assert '<td class="text"></td><td class="number"></td>' in text
+
+
+def evaluated(groups):
+    count = len(groups)
+    error, searched = np.geomspace(10.0, 15000.0, count), np.linspace(0.0, 1.0, count)
+    groups = np.array(groups, dtype=object)
+    return Evaluation(np.arange(count).astype(str).astype(object), error, error / 5000, searched, error, groups)
+
+
+def test_figures_are_in_words_with_units_and_something_to_compare():
+    table = report.figures(evaluated([""] * 8)).set_index("Measure")
+    assert "Group" not in table
+    assert table.loc["Within 2\N{NARROW NO-BREAK SPACE}500 km", "To compare"] == "chance: 3.8 %"
+    assert table.loc["Within 1 km", "Value"] == "0.0\N{NO-BREAK SPACE}%"
+    assert table.loc["Within 1 km", "To compare"] == "chance: below 0.1 %"
+    assert table.loc["Negative log-likelihood", "To compare"] == "uniform: 2.53 nats"
+    assert table.loc["Median error", "95 % interval"].endswith("\N{NO-BREAK SPACE}km")
+    assert (table["Images"] == 8).all()
+
+
+def test_groups_have_a_column_and_unknown_figures_say_so():
+    found = report.figures(evaluated(["a", "b", "b", "b"]))
+    assert set(found["Group"]) == {"all", "a", "b"}
+    name, none = np.array(["x"], dtype=object), np.array([np.nan])
+    nothing = Evaluation(name, none, none, none, none, np.array([""], dtype=object))
+    table = report.figures(nothing).set_index("Measure")
+    assert table.loc["Median error", "Value"].startswith("unknown")
+    assert table.loc["Median error", "95 % interval"] == ""

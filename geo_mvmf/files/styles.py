@@ -53,11 +53,12 @@ ALIASES: Mapping[str, str] = {
 
 # Nunez, Anderton and Renslow (2018), "Optimizing colormaps with consideration for color vision deficiency".
 CIVIDIS = (Colour(0, 34, 78), Colour(66, 78, 108), Colour(125, 124, 120), Colour(187, 175, 112), Colour(254, 232, 56))
+LEVEL_COLOURS = (Colour(122, 1, 119), Colour(197, 27, 138), Colour(240, 104, 161), Colour(250, 159, 181))
+"""Of credible regions, from the densest to the largest (RdPu of ColorBrewer)."""
 _RADII_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # the thresholds of accuracy_at_km
 _SIZES_MM = (2.2, 2.7, 3.3, 4.0, 4.8, 5.6)
 _LOG_AREAS = (0, 8)  # of the colours where no areas are known: 1 to 10^8 km2 (the Earth has 5.1 * 10^8)
 _OUTLINE = Colour(255, 255, 255)  # parts the points from each other and from the regions below them
-_LEVEL_COLOURS = (Colour(122, 1, 119), Colour(197, 27, 138), Colour(240, 104, 161), Colour(250, 159, 181))
 _OUTSIDE = Colour(255, 255, 255, 0)
 
 
@@ -258,7 +259,7 @@ def _cividis(position: float) -> Colour:
 
 
 def _level_rule(level: float, rank: int, count: int) -> Rule:
-    colour = _LEVEL_COLOURS[0]
+    colour = LEVEL_COLOURS[0]
     opacity = 0.35 - 0.20 * rank / max(count - 1, 1)
     symbol = qml.fill(colour._replace(alpha=round(255 * opacity)), outline=colour if rank == 0 else None)
     return Rule(f"{_percent(level)} of the probability", f'abs("level" - {level:.17g}) < 1e-9', symbol)
@@ -266,8 +267,8 @@ def _level_rule(level: float, rank: int, count: int) -> Rule:
 
 def _level_colours(count: int) -> list[Colour]:
     """Colours from the densest region to the largest."""
-    last = len(_LEVEL_COLOURS) - 1
-    return [_LEVEL_COLOURS[round(i * last / max(count - 1, 1))] for i in range(count)]
+    last = len(LEVEL_COLOURS) - 1
+    return [LEVEL_COLOURS[round(i * last / max(count - 1, 1))] for i in range(count)]
 
 
 def _raster_style(bands: Sequence[Band], *, minimum: float, maximum: float) -> str:

@@ -1,0 +1,335 @@
+"""Pictures: maps of densities and of predicted places, curves of accuracy and of calibration.
+
+Everything is drawn offline: the coastline is a small outline (Natural Earth, public domain) that ships with the
+package. Colours are those of the QGIS styles, so that a page and a map beside it tell the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from geo_mvmf.files import styles
+
+if TYPE_CHECKING:
+    import geopandas
+    import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from geo_mvmf.evaluation import Evaluation
+
+FloatArray = npt.NDArray[np.float64]
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+"""Credible levels whose regions a density's picture shades."""
+
+_LAND, _SEA, _COAST = "#efece4", "#f7fafc", "#b5ada0"
+_CURVE, _MARK, _GREY = "#7a0177", "#222222", "#777777"
+
+
+def density_picture(
+    density: xr.DataArray,
+    *,
+    title: str = "",
+    estimate: tuple[float, float] | None = None,
+    truth: tuple[float, float] | None = None,
+) -> bytes:
+    """Draw one density raster as the regions that hold 50, 80, 90 and 95 % of its probability.
+
+    Parameters
+    ----------
+    density : DataArray, (latitude, longitude)
+        density_per_km2 of one image on a geographic grid.
+    title : str
+        Heading.
+    estimate, truth : (longitude, latitude), degrees, optional
+        Marked by a dot and by a cross.
+
+    Returns
+    -------
+    bytes
+        A PNG file.
+
+    Raises
+    ------
+    ValueError
+        If the raster is not geographic.
+
+    Examples
+    --------
+    >>> import xarray
+    >>> raster = xarray.DataArray(np.ones((2, 4)), dims=("latitude", "longitude"),
+    ...     coords={"latitude": [45.0, -45.0], "longitude": [-135.0, -45.0, 45.0, 135.0]})
+    >>> density_picture(raster)[1:4]
+    b'PNG'
+    """
+    if tuple(density.dims) != ("latitude", "longitude"):
+        raise ValueError(f"the picture needs a geographic raster (latitude, longitude), got {density.dims}")
+    longitude, latitude = np.asarray(density["longitude"]), np.asarray(density["latitude"])
+    figure, axes = _world_axes(_extent(longitude, latitude))
+    _draw_levels(axes, np.asarray(density, dtype=np.float64), longitude, latitude)
+    if estimate is not None:
+        axes.plot(*estimate, "o", color="white", ms=7, mec=_MARK, mew=1.2, label="estimate", zorder=6)
+    if truth is not None:
+        axes.plot(*truth, "x", color=_MARK, ms=9, mew=2, label="true place", zorder=7)
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.legend(loc="lower left", fontsize=8.5, framealpha=0.95, title="Probability inside", alignment="left")
+    return _png(figure)
+
+
+def points_picture(
+    points: geopandas.GeoDataFrame, *, regions: geopandas.GeoDataFrame | None = None, title: str = ""
+) -> bytes:
+    """Draw predicted points, coloured by the size of their 90 % region, with regions and errors where known.
+
+    Parameters
+    ----------
+    points : GeoDataFrame
+        The row contract.
+    regions : GeoDataFrame, optional
+        Credible regions; the smallest level is outlined.
+    title : str
+        Heading.
+
+    Returns
+    -------
+    bytes
+        A PNG file.
+
+    Examples
+    --------
+    >>> import geopandas
+    >>> points = geopandas.GeoDataFrame({"longitude": [7.0], "latitude": [50.0], "radius_90_km": [120.0]},
+    ...     geometry=geopandas.points_from_xy([7.0], [50.0]), crs=4326)
+    >>> points_picture(points)[1:4]
+    b'PNG'
+    """
+    good = points[points["longitude"].notna()]
+    # Antarctica takes a sixth of the picture: only where something is there.
+    south = -90.0 if (good["latitude"].astype(float) < -58.0).any() else -60.0
+    figure, axes = _world_axes((-180.0, 180.0, south, 85.0 if south > -90.0 else 90.0))
+    if regions is not None and len(regions):
+        smallest = regions[regions["level"] == regions["level"].min()]
+        smallest.plot(ax=axes, facecolor=f"{_CURVE}22", edgecolor=_CURVE, linewidth=0.6, aspect=None)
+    if "true_longitude" in good and good["true_longitude"].notna().any():
+        _draw_errors(axes, good)
+    if len(good):
+        _draw_points(figure, axes, good)
+        axes.legend(loc="lower left", fontsize=8.5, framealpha=0.95)
+    axes.set_title(title, fontsize=11, loc="left")
+    return _png(figure)
+
+
+def accuracy_picture(evaluation: Evaluation) -> bytes:
+    """Draw the share of images within each distance, with its 95 % interval and with chance.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+
+    Returns
+    -------
+    bytes
+        A PNG file.
+    """
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
+
+    figure, axes = _figure(8.0, 4.0)
+    error = np.sort(evaluation.error_km[np.isfinite(evaluation.error_km)])
+    ends = np.concatenate([[0.5], np.clip(error, 0.5, 20100.0), [20100.0]])  # a step function over the whole axis
+    share = np.concatenate([[0], np.arange(1, error.size + 1), [error.size]]) / max(evaluation.n, 1)
+    axes.step(ends, share, where="post", color=_CURVE, lw=1.8, label="these predictions")
+    radius = np.geomspace(0.5, 20100.0, 200)
+    axes.plot(radius, evaluation.chance(radius), "--", color=_GREY, label="chance (uniform on the sphere)")
+    accuracy = evaluation.accuracy
+    spread = np.maximum(np.stack([accuracy.value - accuracy.low, accuracy.high - accuracy.value]), 0.0)
+    axes.errorbar(
+        evaluation.thresholds_km,
+        accuracy.value,
+        yerr=spread,
+        fmt="o",
+        color=_MARK,
+        ms=5,
+        capsize=3,
+        clip_on=False,
+        zorder=5,
+        label="95 % interval",
+    )
+    axes.set(xscale="log", xlim=(0.8, 20100), ylim=(0, 1), xlabel="great-circle distance to the truth (km)")
+    axes.set_ylabel("images within this distance")
+    distances = [*evaluation.thresholds_km, 10000.0]
+    axes.xaxis.set_major_locator(FixedLocator(distances))
+    axes.xaxis.set_major_formatter(FixedFormatter([_thousands(distance) for distance in distances]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9, loc="upper left")
+    return _png(figure)
+
+
+def coverage_picture(evaluation: Evaluation) -> bytes:
+    """Draw how often the truth lies inside the p-region against p (P-P plot of the searched probability).
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+
+    Returns
+    -------
+    bytes
+        A PNG file.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = _figure(5.2, 4.6)
+    level = np.linspace(0.0, 1.0, 101)
+    searched = evaluation.searched_probability[np.isfinite(evaluation.searched_probability)]
+    inside = (searched[:, None] <= level).mean(axis=0) if searched.size else np.full(level.size, np.nan)
+    band = 1.96 * np.sqrt(level * (1.0 - level) / max(searched.size, 1))
+    low, high = np.maximum(level - band, 0.0), np.minimum(level + band, 1.0)
+    axes.fill_between(level, low, high, color="#dddddd", label="calibrated (95 % band)")
+    axes.plot(level, inside, color=_CURVE, lw=1.8, label="these predictions")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the region", ylabel="truths inside the region")
+    axes.text(0.03, 0.76, "regions too large", color=_GREY, fontsize=9)
+    axes.text(0.97, 0.10, "regions too small", color=_GREY, fontsize=9, ha="right")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_aspect("equal")
+    axes.legend(fontsize=9, loc="upper left")
+    return _png(figure)
+
+
+@functools.cache
+def _land() -> list[FloatArray]:
+    """Rings of the land, (n, 2) longitude and latitude."""
+    text = importlib.resources.files("geo_mvmf").joinpath("coastlines.geojson").read_text(encoding="utf-8")
+    rings = []
+    for feature in json.loads(text)["features"]:
+        shape = feature["geometry"]
+        polygons = shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]
+        rings += [np.asarray(polygon[0], dtype=np.float64) for polygon in polygons]
+    return rings
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    # The object interface: no pyplot, no global state, no window.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _world_axes(extent: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
+    from matplotlib.collections import PolyCollection
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    west, east, south, north = extent
+    middle = np.cos(np.radians((south + north) / 2.0)) if east - west < 180.0 else 1.0
+    height = float(np.clip(9.0 * (north - south) / (east - west) / max(middle, 0.2), 3.0, 8.0)) + 0.4
+    figure, axes = _figure(9.6, height)
+    axes.set_facecolor(_SEA)
+    axes.add_collection(PolyCollection(_land(), facecolor=_LAND, edgecolor=_COAST, linewidth=0.5, zorder=1))
+    axes.set(xlim=(west, east), ylim=(south, north))
+    axes.set_aspect(1.0 / max(middle, 0.2))
+    for axis, sides, most in ((axes.xaxis, "EW", 8), (axes.yaxis, "NS", 6)):
+        axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 3, 6, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _, sides=sides: _degrees(value, sides)))
+    axes.tick_params(labelsize=9, color=_COAST)
+    axes.grid(alpha=0.25, lw=0.5)
+    axes.spines[:].set_color(_COAST)
+    return figure, axes
+
+
+def _degrees(value: float, sides: str) -> str:
+    side = "" if value == 0.0 or abs(value) == 180.0 else f" {sides[0] if value > 0.0 else sides[1]}"
+    return f"{abs(value):g}°{side}"
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _extent(longitude: npt.NDArray[Any], latitude: npt.NDArray[Any]) -> tuple[float, float, float, float]:
+    step_x, step_y = np.abs(np.diff(longitude)).max() / 2, np.abs(np.diff(latitude)).max() / 2
+    return (
+        float(longitude.min() - step_x),
+        float(longitude.max() + step_x),
+        max(-90.0, float(latitude.min() - step_y)),
+        min(90.0, float(latitude.max() + step_y)),
+    )
+
+
+def _draw_levels(axes: Axes, density: FloatArray, longitude: FloatArray, latitude: FloatArray) -> None:
+    """Shade the classes of credible level: the map-maker's picture of a density."""
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    weight = np.where(np.isfinite(density), density, 0.0) * np.cos(np.radians(latitude))[:, None]
+    order = np.argsort(-density, axis=None)
+    level = np.empty(density.shape)
+    level.flat[order] = np.cumsum(weight.flat[order]) / max(weight.sum(), 1e-300)
+    shown = np.ma.masked_where((level > LEVELS[-1]) | (weight <= 0.0), level)
+    colours = ListedColormap([colour.hex for colour in styles.LEVEL_COLOURS])
+    norm = BoundaryNorm([0.0, *LEVELS], colours.N)
+    axes.pcolormesh(longitude, latitude, shown, cmap=colours, norm=norm, alpha=0.8, zorder=2, lw=0)
+    for value, colour in zip(LEVELS, styles.LEVEL_COLOURS, strict=True):
+        axes.fill([], [], color=colour.hex, alpha=0.8, label=f"{100.0 * value:.0f} %")
+
+
+def _draw_points(figure: Figure, axes: Axes, points: geopandas.GeoDataFrame) -> None:
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    size = points["radius_90_km"].astype(float).to_numpy()
+    known = size[np.isfinite(size)]
+    least, most = (float(known.min()), float(known.max())) if known.size else (1.0, 10.0)
+    norm = LogNorm(max(1e-3, least), max(1.1 * least, most, 2e-3))
+    colours = colormaps["cividis_r"].with_extremes(bad="#a0a0a0")
+    drawn = axes.scatter(
+        points["longitude"],
+        points["latitude"],
+        c=size,
+        norm=norm,
+        cmap=colours,
+        plotnonfinite=True,
+        s=40,
+        ec="white",
+        lw=0.7,
+        zorder=5,
+        label="estimate",
+    )
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.7, pad=0.015, label="radius that holds 90 % (km)")
+    bar.ax.yaxis.set_major_locator(FixedLocator(_round_numbers(*map(float, (norm.vmin or 1.0, norm.vmax or 1.0)))))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1 else _thousands(value)))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Numbers 1, 2 and 5 times a power of ten between two; the two themselves, where there are none."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    found = [digit * 10.0**power for power in powers for digit in (1.0, 2.0, 5.0)]
+    inside = [value for value in found if low <= value <= high]
+    return inside[:: max(1, len(inside) // 7)] or [low, high]
+
+
+def _draw_errors(axes: Axes, points: geopandas.GeoDataFrame) -> None:
+    """A thin line from each estimate to its true place, cut at +-180."""
+    for row in points[["longitude", "latitude", "true_longitude", "true_latitude"]].to_numpy(float):
+        if np.isfinite(row).all() and abs(row[0] - row[2]) < 180.0:
+            axes.plot(row[[0, 2]], row[[1, 3]], color="#555555", lw=0.7, alpha=0.8, zorder=3)
+    axes.plot(points["true_longitude"], points["true_latitude"], "x", color=_MARK, ms=5, zorder=4, label="true place")
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
+    return buffer.getvalue()

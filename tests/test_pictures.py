@@ -1,0 +1,109 @@
+"""Pictures: what must be seen is there, and degenerate albums have pictures too."""
+
+import io
+
+import geopandas
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+from geo_mvmf import pictures
+from geo_mvmf.evaluation import Evaluation
+from geo_mvmf.files import styles
+
+
+def raster():
+    latitude, longitude = np.arange(89.5, -90, -1.0), np.arange(-179.5, 180, 1.0)
+    values = np.exp(-((latitude[:, None] - 40) ** 2 + longitude**2) / 200)
+    return xr.DataArray(values, dims=("latitude", "longitude"), coords={"latitude": latitude, "longitude": longitude})
+
+
+def album(latitude=(50.0, -20.0), radius=(100.0, 4000.0)):
+    points = geopandas.GeoDataFrame({"longitude": [7.0, 170.0], "latitude": latitude, "radius_90_km": radius})
+    points = points.assign(true_longitude=[9.0, -175.0], true_latitude=[49.0, np.nan])
+    return points.set_geometry(geopandas.points_from_xy(points["longitude"], points["latitude"]), crs=4326)
+
+
+def evaluated(error):
+    error = np.asarray(error, dtype=float)
+    searched = np.linspace(0.0, 1.0, error.size)
+    names = np.array([str(i) for i in range(error.size)], dtype=object)
+    return Evaluation(names, error, error / 1000, searched, error, names)
+
+
+def pixels(picture):
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+
+
+def share_of(colour, picture, tolerance=25):
+    return float((np.abs(pixels(picture) - np.array(colour)).max(axis=2) < tolerance).mean())
+
+
+def blended(colour):
+    """The picture lays its colours over the land with an opacity of 0.8."""
+    return 0.8 * np.array(colour[:3]) + 0.2 * np.array([239, 236, 228])
+
+
+def test_a_density_shows_the_colours_that_qgis_shows_and_more_of_them_where_it_is_wider():
+    narrow, wide = pictures.density_picture(raster()), pictures.density_picture(raster() ** 0.2)
+    for colour in styles.LEVEL_COLOURS:
+        assert 1e-3 < share_of(blended(colour), narrow) < share_of(blended(colour), wide)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_raster_without_probability_is_an_empty_map(value):
+    picture = pictures.density_picture(raster() * value)
+    assert share_of(blended(styles.LEVEL_COLOURS[0]), picture) < 2e-3  # the legend
+
+
+def test_the_estimate_and_the_truth_are_marked():
+    plain = pixels(pictures.density_picture(raster()))
+    marked = pixels(pictures.density_picture(raster(), estimate=(-100.0, 0.0), truth=(100.0, 0.0)))
+    changed = (np.abs(plain - marked).max(axis=2) > 60)[: plain.shape[0] // 2 + 40]  # the legend is below
+    columns = np.flatnonzero(changed.any(axis=0)) / plain.shape[1]
+    assert ((columns < 0.35) & (columns > 0.15)).any()
+    assert ((columns > 0.65) & (columns < 0.85)).any()
+
+
+def test_a_projected_raster_is_refused():
+    with pytest.raises(ValueError, match="geographic"):
+        pictures.density_picture(raster().rename(latitude="y", longitude="x"))
+
+
+def test_an_album_needs_antarctica_only_where_something_is_there():
+    heights = [pixels(pictures.points_picture(album(latitude=(50.0, south)))).shape[0] for south in (-20.0, -75.0)]
+    assert heights[0] < heights[1]
+
+
+@pytest.mark.parametrize("radius", [(100.0, 100.0), (np.nan, 50.0), (np.nan, np.nan), (0.0, 20000.0), (1e-4, 2e-4)])
+def test_any_radii_have_a_picture(radius):
+    assert pixels(pictures.points_picture(album(radius=radius), title="a")).std() > 1
+
+
+def test_an_album_of_failures_alone_is_an_empty_map():
+    assert pixels(pictures.points_picture(album().assign(longitude=np.nan))).std() > 1
+
+
+def test_regions_are_drawn_below_the_points():
+    region = geopandas.GeoDataFrame({"level": [0.5]}, geometry=[album().geometry[0].buffer(30.0)], crs=4326)
+    plain, with_region = (pictures.points_picture(album(), regions=regions) for regions in (None, region))
+    assert share_of((122, 1, 119), with_region, 60) > share_of((122, 1, 119), plain, 60)
+
+
+@pytest.mark.parametrize("error", [[10.0, 300.0, 20000.0], [np.nan, np.nan], [0.0]])
+def test_evaluations_have_curves(error):
+    for draw in (pictures.accuracy_picture, pictures.coverage_picture):
+        assert share_of((122, 1, 119), draw(evaluated(error)), 60) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(563.0, 9769.0, [1000, 2000, 5000]), (1.0, 1.0, [1]), (3.0, 4.0, [3, 4]), (0.2, 1.0, [0.2, 0.5, 1])],
+)
+def test_the_bar_has_round_numbers(low, high, expected):
+    assert pictures._round_numbers(low, high) == pytest.approx(expected)
+
+
+def test_degrees_have_sides():
+    assert [pictures._degrees(v, "EW") for v in (-60.0, 0.0, 7.5, 180.0)] == ["60° W", "0°", "7.5° E", "180°"]
