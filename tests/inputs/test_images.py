@@ -396,4 +396,4 @@ def test_damaged_scenes_become_a_status(tmp_path):
 
 @pytest.mark.hard
 def test_many_damaged_scenes_become_a_status(tmp_path):
-    assert {(3, 16, 16), "unreadable"} <= read_mutations(tmp_path, 20_000) <= OUTCOMES
+    assert {(3, 16, 16), "unreadable"} <= read_mutations(tmp_path, 4_000) <= OUTCOMES
