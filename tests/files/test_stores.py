@@ -486,7 +486,7 @@ def test_no_wrong_bit_and_no_cut_goes_unnoticed_or_hangs(stored):
 
 @pytest.mark.hard
 def test_no_wrong_bit_and_no_cut_goes_unnoticed_or_hangs_in_many_trials(stored):
-    code, seen, errors = damage(stored[0], 5000, 1000, 1)
+    code, seen, errors = damage(stored[0], 2500, 500, 1)
     assert (code, seen) == (0, "['cut refused', 'refused', 'same']"), errors
 
 
@@ -532,15 +532,20 @@ def test_a_killed_prediction_goes_on_after_its_last_whole_part(tmp_path):
         module.write_parts_for_ever(module.Path({str(tmp_path)!r}))
     """
     generator = np.random.default_rng(0)
-    for _ in range(12):
+    numbers = []
+    for _ in range(6):
         child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, cwd=ROOT)
         child.stdout.readline()
-        time.sleep(generator.uniform(0.0, 0.5))
+        wanted = len(numbers) + int(generator.integers(1, 4))  # however slow the machine: it is between two parts
+        while len(stores.existing_parts(tmp_path)) < wanted and child.poll() is None:
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0.0, 0.05))
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
         numbers = stores.existing_parts(tmp_path)
         assert numbers == list(range(len(numbers)))
+        assert len(numbers) >= wanted
         for number in numbers[-3:]:
             assert len(stores.open_store(tmp_path / f"part-{number:06d}.nc")) == 50
     write = {"rows": make_rows(50), "pruned": stores.prune(make_logs(50)), "components": make_components(), "run": {}}
