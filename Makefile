@@ -26,8 +26,8 @@ demo: $(STAMP)  ## train on the sample raster, predict held-out chips, write lay
 test: $(STAMP)  ## the default tests (under 5 minutes on 2 cores)
 	@$(BIN)/python -m pytest -q -n 2 -m "not hard"
 
-test-hard: $(STAMP)  ## the long and violent tests: kills, floods, full disks
-	@$(BIN)/python -m pytest -q -m hard -p no:randomly
+test-hard: $(STAMP)  ## the long and violent tests: kills, floods, damage (5 to 10 minutes)
+	@$(BIN)/python -m pytest -q -n 2 -m hard -p no:randomly --timeout 1500
 
 check: $(STAMP)  ## style and types
 	@$(BIN)/ruff check .
