@@ -106,6 +106,7 @@ class Reporter:
                 click.echo(f"warning: {message}", err=True)
 
         with warnings.catch_warnings():
+            warnings.filterwarnings("default", category=UserWarning)
             warnings.showwarning = show
             yield
 

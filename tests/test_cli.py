@@ -1,0 +1,391 @@
+"""The command line: what it says, what it leaves behind, and what it exits with."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import xarray
+from click.testing import CliRunner
+from PIL import Image
+
+from geo_mvmf import cli, environment, errors
+from geo_mvmf.predictions import open_predictions
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "torchvision", "geopandas", "rasterio", "pandas", "numpy", "shapely", "xarray", "matplotlib")
+
+
+def run(*arguments):
+    """Run a command in this process; an exception that is no exit would be a traceback to the user."""
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def house(bundle_path, tmp_path_factory):
+    """An album of five pictures, its predictions, and every kind of unusable file."""
+    folder = tmp_path_factory.mktemp("house")
+    photos = folder / "photos"
+    photos.mkdir()
+    for i in range(4):
+        noise = np.random.default_rng(i).integers(0, 256, (36, 40, 3), np.uint8)
+        Image.fromarray(noise).save(photos / f"{i}.png")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    lines = ["path,lon,lat,place", *(f"{i}.png,{7 * i},{50 - i},p{i % 2}" for i in range(4)), "broken.jpg,1,2,p0"]
+    (photos / "truth.csv").write_text("\n".join(lines) + "\n")
+    (folder / "empty").mkdir()
+    (folder / "words").mkdir()
+    (folder / "words" / "readme.md").write_text("no image")
+    (folder / "taken.gpkg").write_text("somebody's")
+    (folder / "taken").mkdir()
+    (folder / "taken" / "report.html").write_text("somebody's")
+    (folder / "pickle.safetensors").write_bytes(
+        b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x01a\x94K\x01s."
+    )
+    flipped = bytearray(bundle_path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (folder / "flipped.safetensors").write_bytes(flipped)
+    (folder / "short.safetensors").write_bytes(bundle_path.read_bytes()[:999])
+    (folder / "nothing.csv").write_text("")
+    (folder / "nopath.csv").write_text("a,b\n1,2\n")
+    (folder / "xy.csv").write_text("path,x,y\nphotos/0.png,5,6\n")
+    (folder / "other.csv").write_text("image_id,lon,lat\nzz,1,2\n")
+    (folder / "twice.csv").write_text("image_id,lon,lat\nzz,1,2\nzz,1,2\n")
+    (folder / "nowhere.csv").write_text("image_id,lon,lat\nzz,1,200\n")
+    (folder / "bad.toml").write_text("stage = \n")
+    (folder / "unknown.toml").write_text('stage = "head"\ntable = "a.csv"\nout = "run"\nfood = 1\n')
+    (folder / "untabled.toml").write_text('stage = "head"\ntable = "nope.csv"\nout = "run"\n')
+    (folder / "text.nc").write_text("hello")
+    (folder / "vrt.jpg").write_text("<VRTDataset rasterXSize='1' rasterYSize='1'/>")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "model.safetensors").write_bytes(bundle_path.read_bytes())
+    result = run("predict", photos / "truth.csv", "--bundle", bundle_path, "--out", folder / "album.nc")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+# --- help --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "--help"], ["evaluate", "-h"]])
+def test_help_imports_nothing_heavy(arguments):
+    """Imports are counted, not seconds; torch cannot be imported at all."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from geo_mvmf.cli import main\n"
+        f"try:\n    main({arguments}, prog_name='geo-mvmf')\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"print('heavy:', [n for n in {HEAVY} if sys.modules.get(n)], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "heavy: []"
+    assert "geo-mvmf" in done.stdout
+
+
+def test_the_count_of_imports_notices_one():
+    """The broken twin: a door that imports its views at the top."""
+    code = "import sys, geo_mvmf.cli, geo_mvmf.metrics; print([n for n in ('numpy', 'torch') if sys.modules.get(n)])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['numpy']"
+
+
+def test_every_command_is_listed_and_has_help():
+    listed = run("--help").output
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in listed
+        assert run(name, "--help").output.startswith(f"Usage: geo-mvmf {name} ")
+
+
+# --- a user's mistakes -------------------------------------------------------------------------------------------
+
+MISTAKES = [  # command, exit code, what its message says
+    ("predict nope.csv --bundle model.safetensors --out x", 3, "nope.csv': there is no such file"),
+    ("predict nothing.csv --bundle model.safetensors --out x", 3, "nothing.csv is empty"),
+    ("predict nopath.csv --bundle model.safetensors --out x", 3, "no column 'path'; its columns are 'a', 'b'"),
+    ("predict xy.csv --bundle model.safetensors --out x", 3, "the CRS is unknown"),
+    ("predict empty --bundle model.safetensors --out x", 3, "empty: the folder holds no image"),
+    ("predict words --bundle model.safetensors --out x", 3, "words: the folder holds no image"),
+    ("predict pipe.jpg --bundle model.safetensors --out x", 3, "a pipe"),
+    ("predict text.nc --bundle model.safetensors --out x", 3, "text.nc"),
+    ("predict https://example.org/a.csv --bundle model.safetensors --out x", 3, "https:"),
+    ("predict photos --bundle nope.safetensors --out x", 4, "nope.safetensors': there is no such file"),
+    ("predict photos --bundle pickle.safetensors --out x", 4, "this is a pickle"),
+    ("predict photos --bundle flipped.safetensors --out x", 4, "flipped.safetensors: damaged: the SHA-256"),
+    ("predict photos --bundle short.safetensors --out x", 4, "short.safetensors"),
+    ("predict photos --bundle photos/truth.csv --out x", 4, "not a .safetensors file"),
+    ("predict photos --bundle photos --out x", 4, "is a folder"),
+    ("predict photos --bundle model.safetensors --out x.kml", 2, "the suffix '.kml' is not one of .nc, .gpkg"),
+    ("predict photos --bundle model.safetensors --out taken.gpkg", 5, "taken.gpkg: exists already"),
+    ("predict photos --bundle model.safetensors --out taken", 5, "report.html: exists already"),
+    ("predict photos --bundle model.safetensors --out album.nc", 5, "album.nc: exists already"),
+    ("predict photos --bundle model.safetensors --out nopath.csv/x", 5, "Not a directory"),
+    ("predict photos --bundle model.safetensors --out x --levels 1.5", 2, "--levels '1.5': probabilities between"),
+    ("predict photos --bundle model.safetensors --out x --levels half", 2, "--levels 'half': numbers"),
+    ("predict photos --bundle model.safetensors --out x --device gpu", 2, "device 'gpu' is not auto"),
+    ("predict photos --bundle model.safetensors --out x --batch-size 0", 2, "0 is not in the range"),
+    ("predict photos --bundle model.safetensors --out x --estimator best", 2, "'best' is not one of"),
+    ("predict photos --bundle model.safetensors --out x --frobnicate", 2, "No such option"),
+    ("predict photos --out x", 2, "Missing option '--bundle'"),
+    ("predict photos --bundle model.safetensors --out x --root nope", 2, "nope"),
+    ("density nope.nc --out y.tif", 3, "nope.nc': there is no such file"),
+    ("density text.nc --out y.tif", 3, "text.nc: not a NetCDF-4 file"),
+    ("density model.safetensors --out y.tif", 3, "not a NetCDF-4 file"),
+    ("density album.nc --out y.png", 2, "the suffix '.png' is not one of .tif"),
+    ("density album.nc --out taken.gpkg", 2, "the suffix '.gpkg'"),
+    ("density album.nc --out y.tif --image-id nope", 3, "no image 'nope'"),
+    ("density album.nc --out y.tif --image-id broken.jpg", 3, "'broken.jpg' has no prediction: unreadable"),
+    ("density album.nc --out y.tif --crs EPSG:99999", 2, "'EPSG:99999' is not known"),
+    ("density album.nc --out y.tif --crs mars", 2, "'mars' is not of the form EPSG:n"),
+    ("density album.nc --out y.tif --crs EPSG:3035", 2, "--crs EPSG:3035: say the extent too"),
+    ("density album.nc --out y.tif --bounds 1,2,3", 2, "--bounds '1,2,3': four numbers"),
+    ("density album.nc --out y.tif --bounds 5,8,9,4", 2, "hold nothing"),
+    ("density album.nc --out y.tif --bounds 0,0,nan,9", 2, "--bounds '0,0,nan,9'"),
+    ("density album.nc --out y.tif --bounds 0,0,9,200", 2, "latitude 200"),
+    ("density album.nc --out y.tif --resolution -1", 2, "resolution -1"),
+    ("density album.nc --out y.tif --resolution 0.0001", 2, "raster cells, more than"),
+    ("regions album.nc --out y.shp", 2, "Shapefile"),
+    ("regions album.nc --out y.gpkg --levels 0", 2, "--levels '0'"),
+    ("regions album.nc --out y.gpkg --image-id nope", 3, "no image 'nope'"),
+    ("regions album.nc --out taken.gpkg", 5, "taken.gpkg: exists already"),
+    ("evaluate nope.nc", 3, "nope.nc': there is no such file"),
+    ("evaluate album.nc --by nope", 3, "cannot group by 'nope': the columns are image_id"),
+    ("evaluate album.nc other.csv", 3, "image_id are like '0.png', those of the truth like 'zz'"),
+    ("evaluate album.nc twice.csv", 3, "image_id 'zz' more than once"),
+    ("evaluate album.nc nowhere.csv", 3, "no row has a longitude and latitude"),
+    ("evaluate album.nc nopath.csv", 3, "no column 'path' or 'image_id'"),
+    ("evaluate album.nc --out y.pdf", 2, "the suffix '.pdf' is not one of .html, .csv"),
+    ("info nope", 4, "nope': there is no such file"),
+    ("info pickle.safetensors", 4, "this is a pickle"),
+    ("info text.nc", 3, "not a NetCDF-4 file"),
+    ("table empty", 3, "the folder holds no image"),
+    ("table xy.csv --crs mars", 2, "'mars' is not of the form EPSG:n"),
+    ("table photos/truth.csv --out y.xlsx", 2, "'.xlsx' is not written"),
+    ("table photos/truth.csv --out taken.gpkg", 5, "taken.gpkg: exists already"),
+    ("partition photos/truth.csv --out y.gpkg --num-cells 0", 2, "0 is not in the range"),
+    ("partition photos --out y.gpkg", 3, "none of the 0 training locations"),
+    ("features photos --cache y --backbone nope", 2, "backbone 'nope'"),
+    ("features photos --cache y --backbone resnet18 --weights a.pth", 2, "a pickled file can run any program"),
+    ("features empty --cache y --backbone chip_resnet10", 3, "the folder holds no image"),
+    ("train nope.toml", 2, "nope.toml: cannot be read as TOML"),
+    ("train bad.toml", 2, "line 1"),
+    ("train unknown.toml", 2, "unknown option 'food'"),
+    ("train untabled.toml", 3, "nope.csv': there is no such file"),
+    ("chips nope.tif --out y --ground-km 9", 3, "nope.tif': there is no such file"),
+    ("chips photos/0.png --out y --ground-km 9", 3, "has no place on Earth in it"),
+    ("chips vrt.jpg --out y --ground-km 9", 3, "holds xml, not a raster"),
+    ("chips empty --out y --ground-km 9", 3, "the folder holds no raster"),
+    ("chips photos --out taken --ground-km 9", 5, "taken: exists already"),
+    ("chips photos --out y --ground-km 9 --bands red", 2, "--bands 'red'"),
+    ("chips photos --out y --ground-km 9 --stretch 1", 2, "--stretch '1'"),
+    ("chips photos --out y --ground-km 9 --season june", 2, "--season 'june': write NAME=SOURCE"),
+    ("chips --out y --ground-km 9", 2, "Missing argument"),
+    ("fly", 2, "No such command 'fly'"),
+    ("--progress loud env", 2, "'loud' is not one of"),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "message"), MISTAKES, ids=[each[0] for each in MISTAKES])
+def test_a_mistake_is_one_message_and_the_exit_code_of_its_kind(house, monkeypatch, command, code, message):
+    monkeypatch.chdir(house)
+    before = sorted(house.rglob("*"))
+    result = run(*command.split())
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    left = [path for path in sorted(house.rglob("*")) if path not in before and path.name not in ("run", ".lock")]
+    left = [path for path in left if path.parent.name != "run"]  # a run folder is made before its table is read
+    assert left == []
+    assert (house / "taken.gpkg").read_text() == "somebody's"
+
+
+def test_every_branch_of_the_exception_tree_has_a_mistake_or_a_test_of_its_own():
+    seen = {code for _, code, _ in MISTAKES}
+    branches = {each.exit_code for each in vars(errors).values() if isinstance(each, type)}
+    assert branches - seen == {1, 6, 7}  # the base; locked: below; training that cannot go on: tests of training
+
+
+def test_a_locked_folder_is_said_at_once(house, tmp_path):
+    from geo_mvmf import folder_lock
+
+    with folder_lock.holding(tmp_path / "x.nc.parts"):
+        result = run("predict", house / "photos", "--bundle", house / "model.safetensors", "--out", tmp_path / "x.nc")
+    assert result.exit_code == 6
+    assert "another process is working here" in result.stderr
+
+
+# --- what programs read ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_progress_json_is_one_object_a_line(house, tmp_path, place):
+    style = ["--progress", "json"]
+    command = ["predict", house / "photos", "--bundle", house / "model.safetensors", "--out", tmp_path / "a.nc"]
+    result = run(*(style + command if place == "before" else command + style))
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    assert {event["event"] for event in events} == {"log", "progress"}
+    done = [event["done"] for event in events if event["event"] == "progress"]
+    assert done == sorted(done)
+    assert done[-1] == 5
+    assert result.stdout.startswith("status: 4 ok, 1 unreadable\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("predict photos --bundle pickle.safetensors --out x", 4), ("predict --bogus", 2), ("fly", 2)],
+)
+def test_errors_are_json_too(house, monkeypatch, command, code):
+    monkeypatch.chdir(house)
+    result = run("--progress", "json", *command.split())
+    assert result.exit_code == code
+    (line,) = result.stderr.splitlines()
+    event = json.loads(line)
+    assert (event["event"], event["code"]) == ("error", code)
+    assert event["message"]
+
+
+def test_warnings_are_lines_without_the_code_that_raised_them(house, tmp_path):
+    command = ("partition", house / "photos" / "truth.csv", "--num-cells", 2000)
+    plain = run(*command, "--out", tmp_path / "a.gpkg")
+    assert plain.exit_code == 0
+    assert plain.stderr.startswith("warning: only ")
+    assert ".py" not in plain.stderr
+    (line,) = run("--progress", "json", *command, "--out", tmp_path / "b.gpkg").stderr.splitlines()
+    assert json.loads(line)["event"] == "warning"
+
+
+def test_info_is_one_json_document(house):
+    for name, key in (("model.safetensors", "num_components"), ("album.nc", "bundle_sha256")):
+        content = json.loads(run("info", house / name).stdout)
+        assert key in content
+        assert "region, not a proof" in content["responsible_use"]
+        assert "docs/responsible_use.md" in content["responsible_use"]
+
+
+def test_env_says_what_is_installed(monkeypatch):
+    content = json.loads(run("env", "--json").stdout)
+    assert content["python"].split(".")[0] == "3"
+    assert content["torch"][0].isdigit()
+    assert content["devices"][0] == "cpu"
+    # an installation whose torch cannot be imported is a line of the answer
+    monkeypatch.setattr(environment, "_TORCH", "raise ImportError('libcudart.so is missing')")
+    assert "torch        not usable: ImportError: libcudart.so is missing" in run("env").stdout
+
+
+# --- what the commands make --------------------------------------------------------------------------------------
+
+
+def test_a_folder_receives_everything(house, tmp_path):
+    out = tmp_path / "album"
+    result = run("predict", house / "photos" / "truth.csv", "--bundle", house / "model.safetensors", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["predictions.gpkg", "predictions.nc", "report.html"]
+    points = geopandas.read_file(out / "predictions.gpkg", layer="points")
+    regions = geopandas.read_file(out / "predictions.gpkg", layer="regions")
+    assert points["image_id"].tolist() == ["0.png", "1.png", "2.png", "3.png", "broken.jpg"]
+    assert points.geometry.isna().tolist() == [False] * 4 + [True]
+    assert sorted(set(regions["level"])) == [0.5, 0.9]
+    assert "broken.jpg" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".parquet", ".geojson", ".csv"])
+def test_a_layer_has_its_predictions_file_beside_it(house, tmp_path, suffix):
+    out = tmp_path / f"album{suffix}"
+    result = run("predict", house / "photos", "--bundle", house / "model.safetensors", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([out.name, "album.nc"])
+    assert len(open_predictions(tmp_path / "album.nc")) == 5
+
+
+def test_one_image_is_a_table_of_one_row(house, tmp_path):
+    out = tmp_path / "one.csv"
+    result = run("predict", house / "photos" / "2.png", "--bundle", house / "model.safetensors", "--out", out)
+    assert result.exit_code == 0, result.output
+    found, album = pd.read_csv(out), open_predictions(house / "album.nc").rows
+    assert found["image_id"].tolist() == ["2.png"]
+    assert found["longitude"][0] == pytest.approx(album["longitude"][2], abs=1e-5)
+
+
+def test_density_writes_a_pair_of_rasters_or_one_netcdf(house, tmp_path):
+    album = house / "album.nc"
+    result = run("density", album, "--out", tmp_path / "d.tif", "--image-id", "1.png", "--resolution", 5)
+    assert result.exit_code == 0, result.output
+    assert "probability inside: 1.000000" in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.qml", "d.tif", "d_level.qml", "d_level.tif"]
+    with rasterio.open(tmp_path / "d.tif") as raster:
+        tags = raster.tags()
+    assert tags["IMAGE_ID"] == "1.png"
+    assert tags["MODEL"] == "tiny.safetensors"
+    assert float(tags["PROBABILITY_SUM"]) == pytest.approx(1.0, abs=1e-6)
+    again = run("density", album, "--out", tmp_path / "d.tif", "--resolution", 5)
+    assert again.exit_code == 5
+    assert run("density", album, "--out", tmp_path / "d.nc", "--resolution", 5).exit_code == 0
+    with xarray.open_dataset(tmp_path / "d.nc", engine="h5netcdf") as found:
+        assert found["density_per_km2"].shape == (1, 36, 72)
+        assert found["image"].item() == "mean"
+
+
+def test_a_level_raster_of_somebody_else_stops_the_pair_before_it_is_begun(house, tmp_path):
+    (tmp_path / "d_level.tif").write_text("somebody's")
+    result = run("density", house / "album.nc", "--out", tmp_path / "d.tif", "--resolution", 5)
+    assert result.exit_code == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["d_level.tif"]
+
+
+def test_regions_and_evaluation(house, tmp_path):
+    result = run("regions", house / "album.nc", "--out", tmp_path / "r.geojson", "--image-id", "1.png", "--levels", 0.5)
+    assert result.exit_code == 0, result.output
+    assert geopandas.read_file(tmp_path / "r.geojson")["image_id"].tolist() == ["1.png"]
+    result = run("evaluate", house / "album.nc", "--by", "place", "--out", tmp_path / "e.csv")
+    figures = pd.read_csv(tmp_path / "e.csv")
+    assert set(figures["group"]) == {"all", "p0", "p1"}
+    whole = figures[figures["group"] == "all"].set_index("measure")
+    assert whole.loc["accuracy_at_2500_km", ["n", "n_nan"]].tolist() == [5, 1]  # the broken image counts as wrong
+    assert run("evaluate", house / "album.nc", "--out", tmp_path / "e.html").exit_code == 0
+    assert "data:image/png" in (tmp_path / "e.html").read_text()
+
+
+def test_a_truth_table_needs_neither_paths_nor_images(house, tmp_path):
+    truth = tmp_path / "truth.csv"
+    truth.write_text("image_id,latitude,longitude,land\n1.png,49,7,A\n3.png,47,21,B\nelsewhere.jpg,1,2,A\n")
+    out = tmp_path / "e.csv"
+    assert run("evaluate", house / "album.nc", truth, "--by", "land", "--out", out).exit_code == 0
+    figures = pd.read_csv(out)
+    assert figures.loc[figures["measure"] == "median_error_km", "n"].tolist() == [2, 1, 1]
+
+
+def test_prepare_and_train(tmp_path):
+    """chips, table, partition, features, train for a few steps, predict: on the sample's raster."""
+    chips = tmp_path / "chips"
+    wishes = ("--count", 12, "--size", 16, "--ground-km", 1500)
+    cut = run("chips", ROOT / "sample_data" / "relief.tif", "--out", chips, *wishes)
+    assert cut.exit_code == 0, cut.output
+    assert cut.stdout == f"wrote {chips / 'chips.csv'}\n"
+    assert "12 rows; status: 12 ok" in run("table", chips / "chips.csv", "--out", tmp_path / "clean.gpkg").stdout
+    assert run("partition", chips / "chips.csv", "--num-cells", 12, "--out", tmp_path / "cells.gpkg").exit_code == 0
+    assert geopandas.read_file(tmp_path / "cells.gpkg", layer="cells")["images"].sum() == 12
+    cached = run("features", chips / "chips.csv", "--backbone", "chip_resnet10", "--cache", tmp_path / "features")
+    assert cached.stdout.startswith("12 of 12 images have features")
+    lines = [
+        'stage = "finetune"', 'table = "chips/chips.csv"', 'out = "run"', 'backbone = "chip_resnet10"',
+        "backbone_width = 8", "resize = 16", "crop = 16", "num_components = 12", "batch_size = 6", "steps = 2",
+        'device = "cpu"',
+    ]  # fmt: skip
+    (tmp_path / "train.toml").write_text("\n".join(lines))
+    trained = run("train", tmp_path / "train.toml")
+    assert trained.exit_code == 0, trained.output
+    model = Path(trained.stdout.removeprefix("wrote ").strip())
+    assert json.loads(run("info", model).stdout)["training"]["steps"] == 2
+    result = run("predict", chips / "chips.csv", "--bundle", model, "--out", tmp_path / "p.nc")
+    assert result.stdout.startswith("status: 12 ok")
+    again = run("train", tmp_path / "train.toml")  # finished before: nothing is done again
+    assert again.stdout == trained.stdout
