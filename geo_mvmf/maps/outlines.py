@@ -1,31 +1,39 @@
 """Sets of S2 cells -> polygons in longitude and latitude: valid, split at +-180 and closed over the poles.
 
-On a face of the cube cells are squares in whole-number coordinates, so their union is planar and exact. The union
-is cut along the meridian of 180 degrees and through the poles, its edges (which are curves on the map) get
-vertices at a fixed step, and along seams, where faces or halves meet, every vertex of one side is given to the
-other, so that the pieces meet without slivers when they are joined on the map.
+On a face of the cube cells are squares in whole-number coordinates, so their union is exact. Faces that the meridian
+of 180 degrees or a pole lies in are cut in halves there. Edges (which are curves on the map) get vertices at a step,
+smaller where polygons would cross otherwise, and along seams, where faces or halves meet, every vertex of one side is
+given to the other, so that the pieces meet without slivers when they are joined on the map.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import shapely
+from scipy import sparse
 
 from geo_mvmf import s2, s2_curve
+from geo_mvmf.maps import squares
 
 IdArray = npt.NDArray[np.uint64]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+SeamKey = tuple[object, ...]
 
+_FACE_END = np.uint64(1 << 60)  # the lowest set bit of a face: it has no parent
 _SIZE = s2_curve.MAX_SIZE
 _HALF = _SIZE // 2
-_STEP = _SIZE // 128  # at most 1.1 degrees between vertices of an edge
-_GRID = 1e-9  # degrees (0.1 mm): pieces are joined on this lattice
+# Between the vertices of an edge at most about 0.5 degrees (a chord is then within 0.1 km of its great circle at the
+# equator, and within 1 km up to 85 degrees); the finer steps are for cells so close to a long edge that this matters.
+_STEPS = (_SIZE // 256, _SIZE // 2048, _SIZE // 16384)
+_TURN = np.pi / 180.0  # likewise on the faces of the poles: at most about a degree of longitude
+_POLAR = (2, 5)
+_DECIMALS = 9  # of degrees (0.1 mm): all vertices lie on this lattice, and pieces are joined on it
+_GRID = 10.0**-_DECIMALS
 # Where the plane y = 0 (the meridians 0 and 180) cuts a face: axis of the cut (0: i = half, 1: j = half), and
 # whether the lower half lies in the east (y > 0). From the axes of the faces: v = -y on 2 and 3, u = y on 5.
 _CUTS = {2: (1, True), 3: (1, True), 5: (0, False)}
@@ -36,7 +44,7 @@ class _Piece(NamedTuple):
 
     face: int
     east: bool
-    polygon: shapely.Polygon
+    rings: list[IntArray]  # the exterior and the holes, closed, (n, 2) whole-number coordinates
 
 
 def outline(cell_ids: npt.ArrayLike) -> shapely.MultiPolygon:
@@ -51,24 +59,26 @@ def outline(cell_ids: npt.ArrayLike) -> shapely.MultiPolygon:
     -------
     MultiPolygon
         Longitude, latitude in degrees; valid, exterior rings counter-clockwise (RFC 7946), split at +-180, closed
-        over the poles. Edges of cells are great circles and are given a vertex about every degree.
+        over the poles. Edges of cells are great circles and are given a vertex every half degree or closer.
 
     Examples
     --------
     >>> outline(s2.face_cells()).bounds
     (-180.0, -90.0, 180.0, 90.0)
     """
-    ids = _merged(np.unique(np.asarray(cell_ids, dtype=np.uint64)))
-    pieces = list(_pieces(ids))
+    ids = np.sort(np.asarray(cell_ids, dtype=np.uint64).ravel())
+    pieces = list(_pieces(_merged(ids[np.diff(ids, prepend=np.uint64(0)) > 0])))
     events = _events(pieces)
-    polygons = [_on_the_map(piece, events) for piece in pieces]
-    joined = shapely.union_all(polygons, grid_size=_GRID) if polygons else shapely.MultiPolygon()
-    parts = [part for part in shapely.get_parts(joined) if part.geom_type == "Polygon" and part.area > 0.0]
-    return shapely.orient_polygons(shapely.MultiPolygon(parts))
+    for step in _STEPS:
+        shape = _joined(pieces, events, step)
+        if shape.is_valid:
+            return shape
+    # what still crosses is closer than a metre: joined as it is drawn
+    return _multi_polygon([shapely.union_all(shapely.make_valid(shapely.get_parts(shape)), grid_size=_GRID)])
 
 
 def count_parts(shape: shapely.MultiPolygon) -> int:
-    """Count the connected parts on the sphere: halves that meet at +-180 or at a pole are one.
+    """Count the connected parts on the sphere: parts of the map that share a border at +-180 are one.
 
     Parameters
     ----------
@@ -78,6 +88,7 @@ def count_parts(shape: shapely.MultiPolygon) -> int:
     Returns
     -------
     int
+        Parts that touch at a point only, also at a pole, count as several.
 
     Examples
     --------
@@ -85,26 +96,15 @@ def count_parts(shape: shapely.MultiPolygon) -> int:
     >>> count_parts(outline(np.concatenate([fiji, s2.edge_neighbours(fiji)[0]])))
     1
     """
-    parts = list(shape.geoms)
-    group = list(range(len(parts)))
-
-    def root(index: int) -> int:
-        while group[index] != index:
-            index = group[index]
-        return index
-
-    west, east = ({i: _touching(p, x) for i, p in enumerate(parts)} for x in (-180.0, 180.0))
-    for i, left in west.items():
-        for j, right in east.items():
-            if left is not None and right is not None:
-                shared = shapely.intersection(left, shapely.transform(right, lambda c: c * [-1.0, 1.0]))
-                if shared.length > _GRID:
-                    group[root(i)] = root(j)
-    for pole in (-90.0, 90.0):
-        polar = [i for i, part in enumerate(parts) if pole in (part.bounds[1], part.bounds[3])]
-        for i in polar[1:]:
-            group[root(i)] = root(polar[0])
-    return len({root(i) for i in range(len(parts))})
+    parts = shapely.get_parts(shape)
+    bounds = shapely.bounds(parts).reshape(-1, 4)
+    west = [(int(i), _latitudes_at(parts[i], -180.0)) for i in np.flatnonzero(bounds[:, 0] == -180.0)]
+    east = [(int(i), _latitudes_at(parts[i], 180.0)) for i in np.flatnonzero(bounds[:, 2] == 180.0)]
+    pairs = [(i, j) for i, left in west for j, right in east if _overlap(left, right) > _GRID]
+    rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    links = sparse.coo_array((np.ones(rows.size), (rows, columns)), shape=(parts.size, parts.size))
+    number, _ = sparse.csgraph.connected_components(links, directed=False)
+    return int(number)
 
 
 def cell_polygons(cell_ids: npt.ArrayLike) -> list[shapely.MultiPolygon]:
@@ -113,10 +113,12 @@ def cell_polygons(cell_ids: npt.ArrayLike) -> list[shapely.MultiPolygon]:
     Parameters
     ----------
     cell_ids : array_like of uint64, (n,)
+        Any cells.
 
     Returns
     -------
     list of MultiPolygon, n
+        Each as `outline` gives it.
 
     Examples
     --------
@@ -127,52 +129,58 @@ def cell_polygons(cell_ids: npt.ArrayLike) -> list[shapely.MultiPolygon]:
 
 
 def _merged(ids: IdArray) -> IdArray:
-    """Replace four sisters by their parent, as long as there are any: fewer squares to join."""
+    """Replace four sisters by their parent as long as there are any; sorted, disjoint cells."""
     while ids.size >= 4:
-        deep = ids[s2.level(ids) > 0]
-        parents, counts = np.unique(s2.parent(deep, s2.level(deep) - 1), return_counts=True)
-        whole = parents[counts == 4]
-        if not whole.size:
+        end = ids & (~ids + np.uint64(1))  # the lowest set bit tells the level; above it the two bits of the sister
+        first, low = ids[:-3], end[:-3]
+        whole = (low == end[1:-2]) & (low == end[2:-1]) & (low == end[3:]) & (low < _FACE_END)
+        whole &= ((first ^ ids[3:]) & ~(low * np.uint64(6))) == 0
+        starts = np.flatnonzero(whole)
+        if not starts.size:
             break
-        ids = np.setdiff1d(ids, s2.children(whole).ravel())
-        ids = np.union1d(ids, whole)
+        kept = np.ones(ids.size, dtype=bool)
+        kept[(starts[:, None] + np.arange(1, 4)).ravel()] = False
+        low = low[starts]
+        ids[starts] = (ids[starts] & ~(low * np.uint64(7))) | (low * np.uint64(4))
+        ids = ids[kept]
     return ids
 
 
 def _pieces(ids: IdArray) -> Iterator[_Piece]:
+    whole = s2.level(ids) == 0  # a face is in both of its halves
+    ids = np.concatenate([ids[~whole], s2.children(ids[whole]).ravel()]).astype(np.uint64)
     face, i, j = s2_curve.decode(ids)
     size = np.left_shift(np.int64(1), s2_curve.MAX_LEVEL - s2.level(ids))
-    low_i, low_j = i & -size, j & -size
-    for each in np.unique(face):
+    low = np.stack([i & -size, j & -size], axis=-1)
+    for each in range(6):
         on = face == each
-        squares = shapely.box(low_i[on], low_j[on], (low_i + size)[on], (low_j + size)[on])
-        joined = shapely.union_all(squares)
-        for east, part in _halves(int(each), joined):
-            for polygon in shapely.get_parts(part):
-                if polygon.geom_type == "Polygon" and polygon.area > 0:
-                    yield _Piece(int(each), east, polygon)
+        axis, lower_is_east = _CUTS.get(each, (0, True))
+        lower = low[:, axis] < (_HALF if each in _CUTS else _SIZE)
+        for half, east in ((lower, lower_is_east), (~lower, not lower_is_east)):
+            chosen = on & half
+            for rings in squares.union(low[chosen], size[chosen]):
+                yield _Piece(each, east, rings)
 
 
-def _halves(face: int, shape: shapely.Geometry) -> Iterator[tuple[bool, shapely.Geometry]]:
-    if face not in _CUTS:
-        yield True, shape
-        return
-    axis, lower_is_east = _CUTS[face]
-    for low, high, east in ((0, _HALF, lower_is_east), (_HALF, _SIZE, not lower_is_east)):
-        box = shapely.box(low, 0, high, _SIZE) if axis == 0 else shapely.box(0, low, _SIZE, high)
-        yield east, shapely.intersection(shape, box)
+def _axis_of(ring: IntArray) -> IntArray:
+    """Axis along which each edge runs, (n - 1,)."""
+    return np.equal(ring[:-1, 0], ring[1:, 0]).astype(np.int64)
 
 
-def _rings(polygon: shapely.Polygon) -> list[IntArray]:
-    return [np.rint(shapely.get_coordinates(ring)).astype(np.int64) for ring in (polygon.exterior, *polygon.interiors)]
+def _on_seam(face: int, ring: IntArray) -> IntArray:
+    """Numbers of the edges that lie on a seam: the border of the face, or its cut."""
+    axis = _axis_of(ring)
+    fixed = np.take_along_axis(ring[:-1], (1 - axis)[:, None], axis=1)[:, 0]
+    found = (fixed == 0) | (fixed == _SIZE)
+    if face in _CUTS:
+        found |= (fixed == _HALF) & (axis != _CUTS[face][0])
+    return np.flatnonzero(found)
 
 
-def _seam(face: int, axis: int, fixed: int) -> tuple[tuple[object, ...], bool] | None:
+def _seam(face: int, axis: int, fixed: int) -> tuple[SeamKey, bool]:
     """Name of the seam on which an edge along `axis` lies, and whether positions run backwards along it."""
-    if face in _CUTS and _CUTS[face][0] != axis and fixed == _HALF:
+    if fixed == _HALF:
         return ("cut", face), False
-    if fixed not in (0, _SIZE):
-        return None
     ends = np.array([[0, fixed], [_SIZE, fixed]] if axis == 0 else [[fixed, 0], [fixed, _SIZE]])
     cube = _cube(face, ends)
     along = int(np.argmax(np.abs(cube[1] - cube[0])))
@@ -187,51 +195,91 @@ def _cube(face: int, ij: IntArray) -> FloatArray:
     return np.asarray(direction / np.abs(direction).max(axis=1, keepdims=True))
 
 
-def _edges(ring: IntArray) -> Iterator[tuple[IntArray, IntArray, int]]:
-    for start, stop in itertools.pairwise(ring):
-        yield start, stop, 0 if start[1] == stop[1] else 1  # the axis along which the edge runs
-
-
-def _events(pieces: list[_Piece]) -> dict[tuple[object, ...], IntArray]:
+def _events(pieces: list[_Piece]) -> dict[SeamKey, IntArray]:
     """Positions of all vertices on each seam, from both sides."""
-    found: dict[tuple[object, ...], set[int]] = {}
+    found: dict[SeamKey, set[int]] = {}
     for piece in pieces:
-        for ring in _rings(piece.polygon):
-            for start, stop, axis in _edges(ring):
-                seam = _seam(piece.face, axis, int(start[1 - axis]))
-                if seam is not None:
-                    ends = (int(start[axis]), int(stop[axis]))
-                    found.setdefault(seam[0], set()).update(_SIZE - end if seam[1] else end for end in ends)
+        for ring in piece.rings:
+            axes = _axis_of(ring)
+            for edge in _on_seam(piece.face, ring).tolist():
+                axis = int(axes[edge])
+                key, backwards = _seam(piece.face, axis, int(ring[edge, 1 - axis]))
+                ends = ring[edge : edge + 2, axis].tolist()
+                found.setdefault(key, set()).update(_SIZE - end if backwards else end for end in ends)
     return {key: np.array(sorted(values), dtype=np.int64) for key, values in found.items()}
 
 
-def _filled(piece: _Piece, ring: IntArray, events: dict[tuple[object, ...], IntArray]) -> IntArray:
-    """Give the ring all vertices that the map needs; closed, (n, 2)."""
-    filled = []
-    for start, stop, axis in _edges(ring):
-        low, high = sorted((int(start[axis]), int(stop[axis])))
-        between = np.arange(low // _STEP + 1, -(-high // _STEP)) * _STEP
-        seam = _seam(piece.face, axis, int(start[1 - axis]))
-        if seam is not None:
-            positions = events[seam[0]]
-            positions = _SIZE - positions if seam[1] else positions
-            between = np.union1d(between, positions[(positions > low) & (positions < high)])
-        if start[axis] > stop[axis]:
-            between = between[::-1]
-        points = np.repeat(start[None], between.size + 1, axis=0)
-        points[1:, axis] = between
-        filled.append(points)
-    filled.append(ring[-1:])
-    return np.concatenate(filled)
+def _filled(piece: _Piece, ring: IntArray, events: dict[SeamKey, IntArray], step: int) -> tuple[IntArray, bool]:
+    """Give a ring all vertices that the map needs, (n, 2), not closed; and say whether it touches a seam."""
+    axes = _axis_of(ring)
+    seams = set(_on_seam(piece.face, ring).tolist())
+    first, last, fixed = (
+        np.take_along_axis(points, which[:, None], axis=1)[:, 0]
+        for points, which in ((ring[:-1], axes), (ring[1:], axes), (ring[:-1], 1 - axes))
+    )
+    low, high = np.minimum(first, last), np.maximum(first, last)
+    wanting = low // step != (high - 1) // step
+    wanting[sorted(seams)] = True
+    turn, polar = _TURN * step / _STEPS[0], piece.face in _POLAR
+    if polar:
+        away = np.abs(fixed - _HALF)
+        wanting |= (np.arctan2(high - _HALF, away) - np.arctan2(low - _HALF, away) > turn) & (away > 0)
+    parts, done = [], 0
+    for edge in np.flatnonzero(wanting).tolist():
+        between = np.arange(low[edge] // step + 1, -(-high[edge] // step)) * step
+        if edge in seams:
+            key, backwards = _seam(piece.face, int(axes[edge]), int(fixed[edge]))
+            between = np.union1d(between, _SIZE - events[key] if backwards else events[key])
+        elif polar:
+            between = np.union1d(between, _meridians(fixed[edge], low[edge], high[edge], turn))
+        between = between[(between > low[edge]) & (between < high[edge])]
+        points = np.repeat(ring[edge : edge + 1], between.size, axis=0)
+        points[:, axes[edge]] = between if first[edge] < last[edge] else between[::-1]
+        parts += [ring[done : edge + 1], points]
+        done = edge + 1
+    return np.concatenate([*parts, ring[done:-1]]), bool(seams)
 
 
-def _on_the_map(piece: _Piece, events: dict[tuple[object, ...], IntArray]) -> shapely.Geometry:
-    rings = [_project(piece, _filled(piece, ring, events)) for ring in _rings(piece.polygon)]
-    return shapely.make_valid(shapely.Polygon(rings[0], rings[1:]))
+def _meridians(fixed: np.int64, low: np.int64, high: np.int64, turn: float) -> IntArray:
+    """Where an edge on a polar face crosses meridians that are `turn` radians apart.
+
+    These edges are curves on the map that bend the more the nearer they pass the pole.
+    """
+    away = abs(fixed - _HALF)
+    angles = np.arctan2([low - _HALF, high - _HALF], away) / turn
+    tangents = np.tan(np.arange(np.ceil(angles[0]), np.floor(angles[1]) + 1.0) * turn)
+    return np.unique(np.rint(_HALF + away * tangents).astype(np.int64))
+
+
+def _joined(pieces: list[_Piece], events: dict[SeamKey, IntArray], step: int) -> shapely.MultiPolygon:
+    """Bring pieces to the map and join those that meet at seams."""
+    lone: list[shapely.Geometry] = []
+    meeting: list[shapely.Geometry] = []
+    for piece in pieces:
+        polygon, at_seam = _on_the_map(piece, events, step)
+        (meeting if at_seam else lone).append(polygon)
+    joined = [shapely.union_all(shapely.make_valid(meeting), grid_size=_GRID)] if meeting else []
+    return _multi_polygon([*lone, *joined])
+
+
+def _multi_polygon(shapes: list[shapely.Geometry]) -> shapely.MultiPolygon:
+    parts = shapely.get_parts(shapes)
+    polygons = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
+    return shapely.MultiPolygon(shapely.orient_polygons(polygons).tolist())
+
+
+def _on_the_map(piece: _Piece, events: dict[SeamKey, IntArray], step: int) -> tuple[shapely.Polygon, bool]:
+    """One polygon, valid or not, and whether it touches a seam."""
+    rings, at_seam = [], False
+    for ring in piece.rings:
+        filled, touches = _filled(piece, ring, events, step)
+        rings.append(_project(piece, filled))
+        at_seam |= touches
+    return shapely.Polygon(rings[0], rings[1:]), at_seam
 
 
 def _project(piece: _Piece, ij: IntArray) -> FloatArray:
-    x, y, z = _cube(piece.face, ij[:-1]).T
+    x, y, z = _cube(piece.face, ij).T
     flat = np.abs(y) < 1e-12
     longitude = np.degrees(np.arctan2(np.where(flat, 0.0, y), x))
     longitude[flat & (x < 0.0)] = 180.0 if piece.east else -180.0
@@ -243,11 +291,17 @@ def _project(piece: _Piece, ij: IntArray) -> FloatArray:
         before, after = points[at - 1, 0], points[(at + 1) % len(points), 0]
         top = 90.0 if z[at] > 0.0 else -90.0
         points = np.concatenate([points[:at], [[before, top], [after, top]], points[at + 1 :]])
-    return np.asarray(np.concatenate([points, points[:1]]))
+    return np.round(points, _DECIMALS)
 
 
-def _touching(part: shapely.Polygon, longitude: float) -> shapely.Geometry | None:
-    if longitude not in (part.bounds[0], part.bounds[2]):
-        return None
-    line = shapely.LineString([[longitude, -90.0], [longitude, 90.0]])
-    return shapely.intersection(part.exterior, line)
+def _latitudes_at(part: shapely.Polygon, longitude: float) -> FloatArray:
+    """Intervals of latitude on which the exterior runs along a meridian, (m, 2)."""
+    ring = shapely.get_coordinates(part.exterior)
+    along = (ring[:-1, 0] == longitude) & (ring[1:, 0] == longitude)
+    return np.sort(np.stack([ring[:-1, 1][along], ring[1:, 1][along]], axis=-1), axis=1)
+
+
+def _overlap(a: FloatArray, b: FloatArray) -> float:
+    """Length that two sets of disjoint intervals share."""
+    shared = np.minimum(a[:, None, 1], b[None, :, 1]) - np.maximum(a[:, None, 0], b[None, :, 0])
+    return float(np.maximum(shared, 0.0).sum())

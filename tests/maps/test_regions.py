@@ -1,0 +1,145 @@
+"""Credible regions: what they hold, how large they are, and that nothing smaller holds as much."""
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+
+from geo_mvmf import s2, sphere, vmf
+from geo_mvmf.maps import outlines, regions
+from geo_mvmf.maps.regions import credible_regions, smallest_set
+from geo_mvmf.mixture import CellMixture, VmfMixture
+
+R = sphere.EARTH_RADIUS_KM
+LEVELS = (0.5, 0.8, 0.9)
+
+
+def random_mixture(seed, n=1, c=5, low=3.0, high=9.0):
+    generator = np.random.default_rng(seed)
+    return VmfMixture(
+        sphere.random_directions(c, generator),
+        generator.uniform(low, high, c),
+        np.log(generator.dirichlet(np.ones(c), n)),
+    )
+
+
+def inside(shape, directions):
+    shapely.prepare(shape)
+    return shapely.intersects_xy(shape, *sphere.to_longitude_latitude(directions))
+
+
+@pytest.mark.parametrize("log_kappa", [0.0, 4.0, 8.0, 12.0, 16.0])
+@pytest.mark.parametrize("place", [(12.0, -40.0), (180.0, 5.0), (0.0, 90.0), (33.0, -89.9)])
+def test_one_component_gives_a_cap(log_kappa, place):
+    mixture = VmfMixture(sphere.to_directions(*place)[None], [log_kappa], [[0.0]])
+    found = credible_regions(mixture, LEVELS, max_mass_error=0.02)
+    assert found["level"].tolist() == [0.9, 0.8, 0.5]
+    radius = vmf.cap_quantile(found["level"].to_numpy(), log_kappa)
+    assert found["area_km2"].to_numpy() == pytest.approx(sphere.cap_area_km2(radius * R), rel=0.02)
+    assert found["n_parts"].tolist() == [1, 1, 1]
+    assert np.all((found["probability"] >= found["level"]) & (found["probability"] <= found["level"] + 0.004))
+    for shape, reach in zip(found.geometry, radius, strict=True):
+        border = sphere.to_directions(*shapely.get_coordinates(shape.boundary).T)
+        longitude, latitude = sphere.to_longitude_latitude(border)
+        on_map_edge = (np.abs(longitude) == 180.0) | (np.abs(latitude) == 90.0)
+        offset = sphere.angle(border[~on_map_edge], sphere.to_directions(*place))
+        assert offset == pytest.approx(reach, rel=0.15)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_regions_hold_their_level_of_samples_of_the_density_itself(seed):
+    """The mixture decides, not its cells: the polygons, as they are written, hold that share of its draws."""
+    mixture = random_mixture(seed)
+    drawn = mixture.sample(10_000, seed=seed)[0]
+    for row in credible_regions(mixture, LEVELS, max_mass_error=0.02).itertuples():
+        held = inside(row.geometry, drawn).mean()
+        assert held == pytest.approx(row.probability, abs=4.0 * np.sqrt(0.25 / 10_000) + 0.02)
+
+
+def test_nothing_smaller_holds_as_much():
+    """By Neyman and Pearson the region is where the density exceeds a value: all its points do, no other does."""
+    mixture = random_mixture(5)
+    drawn = mixture.sample(4000, seed=0)[0]
+    log_f = mixture.log_density(drawn)[0]
+    for row in credible_regions(mixture, LEVELS, max_mass_error=0.02).itertuples():
+        threshold = np.quantile(log_f, 1.0 - row.probability)
+        held = inside(row.geometry, drawn)
+        wrong = held != (log_f >= threshold)
+        assert wrong.mean() < 0.02
+        assert np.abs(log_f[wrong] - threshold).max() < 0.3
+
+
+def test_the_twin_that_takes_the_likeliest_cells_first_is_caught():
+    """Cells differ in size: by probability instead of density the regions would be larger."""
+    ids, probabilities = random_mixture(2).to_cells(0.02).of(0)
+    chosen, _ = smallest_set(ids, probabilities, 0.5)
+    order = np.argsort(-probabilities)
+    twin = ids[order[: np.searchsorted(np.cumsum(probabilities[order]), 0.5) + 1]]
+    assert s2.area_sr(twin).sum() > 1.05 * s2.area_sr(chosen).sum()
+
+
+def test_regions_are_nested_and_their_areas_are_those_of_their_shapes():
+    found = credible_regions(random_mixture(3, n=3, c=4), LEVELS, image_ids=["a", "b", "c"], max_mass_error=0.02)
+    assert found["image_id"].tolist() == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+    assert found.crs == "EPSG:4326"
+    assert list(found.columns) == list(regions.COLUMNS)
+    equal_area = found.geometry.segmentize(0.1).to_crs("+proj=cea +R=6371008.8 +units=m")
+    assert found["area_km2"].to_numpy() == pytest.approx(equal_area.area.to_numpy() / 1e6, rel=1e-3)
+    for _, rows in found.groupby("image_id"):
+        large, middle, small = rows.geometry
+        assert small.difference(middle).area < 1e-6
+        assert middle.difference(large).area < 1e-6
+
+
+def test_separate_peaks_are_parts_and_each_crosses_what_it_crosses():
+    places = sphere.to_directions([180.0, 0.0, 20.0], [10.0, 90.0, -30.0])
+    mixture = VmfMixture(places, np.full(3, 9.0), np.log([[0.4, 0.3, 0.3]]))
+    found = credible_regions(mixture, [0.9])
+    assert found["n_parts"].tolist() == [3]
+    assert len(found.geometry[0].geoms) == 4
+    assert found.geometry[0].is_valid
+
+
+class TestSmallestSet:
+    def test_the_last_cell_is_split_where_it_is_too_heavy(self):
+        faces, even = s2.face_cells(), np.full(6, 1.0 / 6.0)
+        for level in (0.01, 0.3, 0.5, 0.77, 0.999):
+            chosen, held = smallest_set(faces, even, level)
+            assert level <= held <= level + 0.004
+            assert s2.area_sr(chosen).sum() / (4.0 * np.pi) == pytest.approx(held, abs=1e-9)
+
+    def test_cells_without_probability_come_last(self):
+        chosen, held = smallest_set(s2.face_cells(), np.array([0.0, 0.6, 0.0, 0.4, 0.0, 0.0]), 1.0 - 1e-9)
+        assert held == pytest.approx(1.0)
+        assert set(chosen.tolist()) <= set(s2.face_cells()[[1, 3]].tolist())
+
+
+def test_cells_of_a_class_model_need_no_density():
+    """PlaNet's cells are the region."""
+    faces = s2.face_cells()
+    mixture = CellMixture(faces, np.array([0.6, 0.3, 0.04, 0.03, 0.02, 0.01]), np.array([0, 6]))
+    found = credible_regions(mixture, [0.9])
+    assert found["probability"][0] == pytest.approx(0.9)
+    assert found.geometry[0].equals(outlines.outline(faces[:2]))
+
+
+def test_no_images_give_an_empty_layer():
+    found = credible_regions(random_mixture(0, n=1)[:0])
+    assert isinstance(found, geopandas.GeoDataFrame)
+    assert len(found) == 0
+    assert found.crs == "EPSG:4326"
+
+
+@pytest.mark.parametrize(
+    ("levels", "ids", "message"),
+    [
+        ((0.5, 1.0), None, r"levels \(0.5, 1.0\) must lie between 0 and 1"),
+        ((0.0,), None, "must lie between"),
+        ((), None, "must lie between"),
+        ((np.nan,), None, "must lie between"),
+        ((0.5,), ["a", "b"], "2 image_ids were given for 1 images"),
+    ],
+)
+def test_refusals(levels, ids, message):
+    with pytest.raises(ValueError, match=message):
+        credible_regions(random_mixture(0), levels, image_ids=ids)
