@@ -21,6 +21,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "min_scale": (0.01, 1.0),
     "max_aspect": (1.0, 4.0),
     "shift": (0.0, 64.0),
+    "roam": (0, 2048),
     "rotate": (0.0, 180.0),
     "brightness": (0.0, 1.0),
     "contrast": (0.0, 0.99),
@@ -45,8 +46,11 @@ class Augmentation:
     flip : bool
         Mirror half of the images, left to right. Off for chips: they are north up, and that is a clue.
     shift : float
-        Largest shift in pixels, both ways; the border is mirrored. A chip's true location stays its
-        original centre.
+        Largest shift in pixels, both ways; the border is mirrored. The true place stays where it was.
+    roam : int
+        Largest number of pixels, both ways, by which the square that is cut out roams over a chip that was cut larger;
+        its true place moves along. So one chip stands for all places around its centre. For chips of known ground
+        size only.
     rotate : float
         Largest rotation in degrees, both ways.
     brightness : float
@@ -75,6 +79,7 @@ class Augmentation:
     max_aspect: float = 1.0
     flip: bool = False
     shift: float = 0.0
+    roam: int = 0
     rotate: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
@@ -90,6 +95,8 @@ class Augmentation:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise UsageError(f"augment: {name} is {value!r}; {low:g}..{high:g} is allowed")
+        if not isinstance(self.roam, int):
+            raise UsageError(f"augment: roam is {self.roam!r}; a whole number of pixels is needed")
 
     @property
     def changes_nothing(self) -> bool:
@@ -126,6 +133,30 @@ def uniform(seed: int, step: int, rows: npt.NDArray[np.int64], purpose: int) -> 
     return (_hash(seed, step, rows, purpose) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def roamed(options: Augmentation, *, seed: int, step: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How far the square that `augment` cuts out lies from the middle of each image.
+
+    Parameters
+    ----------
+    options : Augmentation
+    seed, step : int
+    rows : array, shape (N,), int64
+        Index of each image in the table.
+
+    Returns
+    -------
+    array, shape (N, 2), int64
+        Pixels to the right (east) and downwards (south), each in -roam..roam, all equally often.
+
+    Examples
+    --------
+    >>> roamed(Augmentation(), seed=0, step=1, rows=np.array([3])).tolist()
+    [[0, 0]]
+    """
+    draws = [uniform(seed, step, rows, purpose) for purpose in (9, 10)]
+    return np.floor(np.stack(draws, axis=1) * (2 * options.roam + 1)).astype(np.int64) - options.roam
+
+
 def augment(
     images: Tensor, options: Augmentation, *, size: int, seed: int, step: int, rows: npt.NDArray[np.int64]
 ) -> Tensor:
@@ -136,7 +167,7 @@ def augment(
     images : Tensor, shape (N, channels, H, W), uint8
     options : Augmentation
     size : int
-        Height and width of the result; where pixels do not move, the centre is cut out.
+        Height and width of the result; where pixels do not move, it is cut out: the centre, or where `roamed` says.
     seed, step : int
     rows : array, shape (N,), int64
         Index of each image in the table: its result depends on no other image of the batch.
@@ -156,6 +187,9 @@ def augment(
     """
     if options.changes_nothing:
         return _centre(images, size)
+    if options.roam:
+        # First, and exactly: what is cut out has the same pixels as a chip that was cut there.
+        images = _cut_out(images, size, roamed(options, seed=seed, step=step, rows=rows))
     draws = _Draws(seed, step, rows, images.device)
     pixels = images.float() / 255.0
     pixels = _move(pixels, options, size, draws) if options.moves_pixels else _centre(pixels, size)
@@ -203,6 +237,17 @@ def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def _centre(images: Tensor, size: int) -> Tensor:
     top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
     return images[:, :, top : top + size, left : left + size]
+
+
+def _cut_out(images: Tensor, size: int, offsets: npt.NDArray[np.int64]) -> Tensor:
+    count, channels = images.shape[:2]
+    middle = np.array([(images.shape[3] - size) // 2, (images.shape[2] - size) // 2])
+    first = torch.from_numpy(offsets + middle).to(images.device)  # (N, 2) column, row
+    ticks = torch.arange(size, device=images.device)
+    columns, rows = first[:, :1] + ticks, first[:, 1:] + ticks  # (N, size)
+    which = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
+    return images[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _move(pixels: Tensor, options: Augmentation, size: int, draws: _Draws) -> Tensor:

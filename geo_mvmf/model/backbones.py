@@ -124,6 +124,7 @@ def build_backbone(
     seed: int = 0,
     width: int = 64,
     stem_stride: int = 1,
+    pool: int = 1,
 ) -> Backbone:
     """Make a backbone.
 
@@ -139,7 +140,7 @@ def build_backbone(
         for three channels, it starts from their mean over the channels, so that a grey image means the same.
     seed : int
         Seed of the random weights; torch's global generator is left as it was.
-    width, stem_stride : int
+    width, stem_stride, pool : int
         See `BackboneConfig`.
 
     Returns
@@ -160,7 +161,7 @@ def build_backbone(
     >>> torch.equal(a.network[0].weight, b.network[0].weight)
     True
     """
-    config = BackboneConfig(name, channels, width, stem_stride)
+    config = BackboneConfig(name, channels, width, stem_stride, pool)
     if weights is not None:
         _check_weights_name(name, weights)
     with torch.random.fork_rng(devices=[]):

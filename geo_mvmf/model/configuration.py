@@ -30,6 +30,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _RANGES: dict[str, tuple[float, float]] = {
     "backbone_width": (8, 256),
     "stem_stride": (1, 2),
+    "pool": (1, 8),
     "channels": (1, 64),
     "resize": (8, 4096),
     "crop": (8, 4096),
@@ -78,7 +79,7 @@ class TrainingConfig:
         after stage backbone).
     root, layer, crs, exif
         Given to `read_image_table`.
-    backbone, backbone_width, stem_stride, weights
+    backbone, backbone_width, stem_stride, pool, weights
         Given to `build_backbone`. Not together with `init_bundle`.
     init_bundle : str, optional
         Bundle to start from: its backbone (stage head), or backbone and head (stage finetune).
@@ -120,7 +121,8 @@ class TrainingConfig:
     checkpoint_steps, checkpoint_seconds, log_steps
         A checkpoint is written when either has passed; 0 seconds writes one at every step.
     device, precision, threads, workers
-        Precision auto: bfloat16 for the backbone on CUDA where the device has it, float32 elsewhere.
+        Precision auto: bfloat16 for the backbone on CUDA where the device has it, float32 elsewhere; bfloat16 also on
+        CPUs, twice as fast or more on those that have instructions for it, slower on others.
     cache_images_gigabytes : float
         Decoded images are kept in memory when they fit into this.
     features_dtype, cache_dir
@@ -158,6 +160,7 @@ class TrainingConfig:
     backbone: str = "wide_resnet50_2"
     backbone_width: int = 64
     stem_stride: int = 1
+    pool: int = 1
     weights: str | None = None
     init_bundle: str | None = None
     resize: int | None = None
@@ -357,6 +360,11 @@ def _check_combinations(config: TrainingConfig) -> None:
             )
     if config.stage == "backbone" and config.polygons is None:
         raise UsageError("stage backbone classifies countries: polygons is missing, the layer of countries")
+    if config.augment.roam and config.stage != "finetune":
+        raise UsageError(
+            f"augment: roam is {config.augment.roam}: only stage finetune sees pixels and places; leave it out of "
+            f"stage {config.stage}"
+        )
     _check_start(config)
 
 

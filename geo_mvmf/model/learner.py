@@ -16,7 +16,7 @@ from torch import Tensor
 from geo_mvmf import s2, sphere
 from geo_mvmf.errors import TrainingError
 from geo_mvmf.model import checkpoint, devices, optimisation
-from geo_mvmf.model.augmentation import Augmentation, augment
+from geo_mvmf.model.augmentation import Augmentation, augment, roamed
 from geo_mvmf.model.backbones import Backbone
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.country_head import CountryHead
@@ -40,6 +40,8 @@ class Learner:
         True directions, or classes, of all rows.
     size : int
         Pixels of the network's input.
+    pixel_km : float
+        Side of a pixel on the ground; NaN where it is not known.
     steps : int
         Of the whole run.
     device : torch.device
@@ -50,6 +52,7 @@ class Learner:
     backbone: Backbone | None
     targets: Tensor
     size: int
+    pixel_km: float
     steps: int
     device: torch.device
 
@@ -241,7 +244,8 @@ class Learner:
             )
             with self._autocast():
                 features = self.backbone(pixels)
-        return self.head.loss(features.float(), self._targets(batch), _sample_weight(step, batch, self.device))
+        targets = self._roamed_targets(step, batch)
+        return self.head.loss(features.float(), targets, _sample_weight(step, batch, self.device))
 
     def _losses(self, features: Tensor, batch: Batch) -> npt.NDArray[np.float64]:
         with torch.inference_mode():
@@ -267,6 +271,19 @@ class Learner:
 
     def _targets(self, batch: Batch) -> Tensor:
         return self.targets[torch.from_numpy(batch.rows).to(self.device)]
+
+    def _roamed_targets(self, step: int, batch: Batch) -> Tensor:
+        """True directions of what was cut out of each image, where the cut roams."""
+        targets = self._targets(batch)
+        if not self.config.augment.roam:
+            return targets
+        offsets = roamed(self.config.augment, seed=self.config.seed, step=step, rows=batch.rows)
+        east_km, north_km = offsets[:, 0] * self.pixel_km, -offsets[:, 1] * self.pixel_km
+        middle = sphere.to_longitude_latitude(targets.cpu().numpy())
+        # Chips are azimuthal equidistant about their middles: a straight way on one is a great circle.
+        bearing, distance_km = np.degrees(np.arctan2(east_km, north_km)), np.hypot(east_km, north_km)
+        moved = sphere.to_directions(*sphere.destination(*middle, bearing, distance_km))
+        return torch.from_numpy(moved).to(self.device)
 
     def _update(self, step: int) -> None:
         if isinstance(self.head, MvmfHead):
@@ -302,11 +319,10 @@ class Learner:
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         wanted = self.config.precision
-        if self.device.type != "cuda" or wanted == "float32":
-            return contextlib.nullcontext()
-        if wanted == "auto" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            return contextlib.nullcontext()
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+        if wanted == "auto":
+            cuda = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            wanted = "bfloat16" if cuda else "float32"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted == "bfloat16")
 
 
 _HINT = "lower learning_rate, set gradient_clip, or look at these rows"

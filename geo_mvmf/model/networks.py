@@ -39,6 +39,9 @@ class BackboneConfig:
         Channels of the first stage of a chip network, 8..256; 64 for torchvision's networks.
     stem_stride : int
         1 or 2: stride of a chip network's first convolution; 1 for torchvision's networks.
+    pool : int
+        1..8: a chip network's last maps are averaged over this many squares a side, and the features are all of
+        them. 1 (torchvision's networks) forgets where in the chip something lies, which is what a map tells by.
 
     Raises
     ------
@@ -55,6 +58,7 @@ class BackboneConfig:
     channels: int = 3
     width: int = 64
     stem_stride: int = 1
+    pool: int = 1
 
     def __post_init__(self) -> None:
         if self.name not in names():
@@ -64,14 +68,15 @@ class BackboneConfig:
             )
         if not 1 <= self.channels <= 64:
             raise UsageError(f"backbone {self.name}: channels {self.channels} is not in 1..64")
-        if self.name not in CHIP_NETWORKS and (self.width, self.stem_stride) != (64, 1):
+        if self.name not in CHIP_NETWORKS and (self.width, self.stem_stride, self.pool) != (64, 1, 1):
             raise UsageError(
-                f"backbone {self.name}: width {self.width} and stem stride {self.stem_stride} can be chosen for "
-                f"{' and '.join(CHIP_NETWORKS)} only"
+                f"backbone {self.name}: width {self.width}, stem stride {self.stem_stride} and pool {self.pool} can be "
+                f"chosen for {' and '.join(CHIP_NETWORKS)} only"
             )
-        if not 8 <= self.width <= 256 or self.stem_stride not in (1, 2):
+        if not 8 <= self.width <= 256 or self.stem_stride not in (1, 2) or not 1 <= self.pool <= 8:
             raise UsageError(
-                f"backbone {self.name}: width {self.width} must be in 8..256, stem stride {self.stem_stride} 1 or 2"
+                f"backbone {self.name}: width {self.width} must be in 8..256, stem stride {self.stem_stride} 1 or 2, "
+                f"pool {self.pool} in 1..8"
             )
 
 
@@ -129,7 +134,7 @@ def make_network(config: BackboneConfig) -> tuple[nn.Module, int]:
     2048
     """
     if config.name in CHIP_NETWORKS:
-        return _chip_network(config), 8 * config.width
+        return _chip_network(config), 8 * config.width * config.pool**2
     network = whole_network(config.name)
     if config.channels != 3:
         _replace_first_convolution(network, config.channels)
@@ -169,7 +174,7 @@ def _chip_network(config: BackboneConfig) -> nn.Module:
             stride = 2 if stage > 0 and block == 0 else 1
             layers.append(_basic_block(planes, width << stage, stride))
             planes = width << stage
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(config.pool), nn.Flatten(1))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -26,7 +26,8 @@ def make_optimiser(config: TrainingConfig, backbone: nn.Module | None, head: nn.
     Returns
     -------
     Optimizer
-        Every group has "base_lr", which `set_learning_rate` scales.
+        Every group has "base_lr", which `set_learning_rate` scales. With adamw scales and biases (whatever has one
+        axis) do not decay either; with adam, as the authors train, they do.
 
     Examples
     --------
@@ -36,12 +37,12 @@ def make_optimiser(config: TrainingConfig, backbone: nn.Module | None, head: nn.
     """
     named = {name: value for name, value in head.named_parameters() if value.requires_grad}
     directions, concentrations = named.pop("mean_directions", None), named.pop("log_concentrations", None)
-    rate, decay = config.learning_rate, config.weight_decay
+    rate = config.learning_rate
     backbone_rate = rate if config.backbone_learning_rate is None else config.backbone_learning_rate
     concentration_rate = rate if config.concentration_learning_rate is None else config.concentration_learning_rate
     groups = [
-        _group(named.values(), rate, decay),
-        _group(() if backbone is None else backbone.parameters(), backbone_rate, decay),
+        *_groups(named.values(), rate, config),
+        *_groups(() if backbone is None else backbone.parameters(), backbone_rate, config),
         _group([] if directions is None else [directions], config.mean_direction_learning_rate, 0.0),
         _group([] if concentrations is None else [concentrations], concentration_rate, 0.0),
     ]
@@ -124,6 +125,15 @@ def update_running_mean(mean: Mapping[str, Tensor], state: Mapping[str, Tensor],
             value.lerp_(state[name].to(value.dtype), 1.0 - decay)
         else:
             value.copy_(state[name])
+
+
+def _groups(parameters: Iterable[Tensor], rate: float, config: TrainingConfig) -> list[dict[str, object]]:
+    known = list(parameters)
+    if config.optimiser == "adam":
+        return [_group(known, rate, config.weight_decay)]
+    matrices = [value for value in known if value.ndim > 1]
+    others = [value for value in known if value.ndim <= 1]
+    return [_group(matrices, rate, config.weight_decay), _group(others, rate, 0.0)]
 
 
 def _group(parameters: Iterable[Tensor], rate: float, decay: float) -> dict[str, object]:

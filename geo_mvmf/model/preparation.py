@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Generator
 from pathlib import Path
 
@@ -74,7 +75,8 @@ class Prepared:
             Of the whole run.
         """
         trained = None if self.config.stage == "head" else self.backbone
-        return Learner(self.config, self.head, trained, self.targets, self.spec.crop, steps, self.device)
+        pixel_km = math.nan if self.spec.ground_km is None else self.spec.ground_km / self.spec.resize
+        return Learner(self.config, self.head, trained, self.targets, self.spec.crop, pixel_km, steps, self.device)
 
 
 def prepare(
@@ -100,6 +102,7 @@ def prepare(
     Prepared
     """
     backbone, old_head, old_partition, spec = _start(config)
+    released = _released_spec(config, spec)
     source: sources.Source
     evaluation_source: sources.Source
     if config.stage == "head":
@@ -126,7 +129,7 @@ def prepare(
         targets=targets,
         source=source,
         evaluation_source=evaluation_source,
-        spec=spec,
+        spec=released,
         device=device,
     )
 
@@ -187,6 +190,8 @@ def _chips_folder(config: TrainingConfig) -> Path | None:
 
 def _spec_of_chips(config: TrainingConfig, folder: Path) -> ImageSpec:
     spec = spec_of_chips(folder, crop=config.crop)
+    if config.crop is None and 0 < 2 * config.augment.roam < spec.resize:
+        spec = dataclasses.replace(spec, crop=spec.resize - 2 * config.augment.roam)
     if spec.channels != config.channels:
         raise UsageError(f"{folder}: the chips have {spec.channels} channels, channels is {config.channels}; change it")
     return spec
@@ -204,6 +209,7 @@ def _start(
             seed=config.seed,
             width=config.backbone_width,
             stem_stride=config.stem_stride,
+            pool=config.pool,
         )
         return backbone, None, None, image_spec(config, backbone)
     bundle = load_bundle(config.init_bundle, device="cpu")
@@ -301,12 +307,36 @@ def _features(
 def _pixels(
     config: TrainingConfig, image_set: ImageSet, spec: ImageSpec, device: torch.device
 ) -> Generator[Progress, None, tuple[ImageSet, sources.Source, sources.Source]]:
-    # A random crop needs the margin; validation cuts the centre out of the same pixels.
-    wide = spec.ground_km is None and config.augment.moves_pixels and spec.resize > spec.crop
-    read = dataclasses.replace(spec, crop=spec.resize) if wide else spec
+    read = _read_spec(config, spec)
     size = len(image_set) * read.channels * read.crop**2
     if size > config.cache_images_gigabytes * 1e9:
         files = sources.FileSource(image_set.paths, read, config.workers, device)
         return image_set, files, files
     memory = yield from sources.load_into_memory(image_set.paths, read, workers=config.workers, device=device)
     return image_set.without(~memory.readable), memory, memory
+
+
+def _read_spec(config: TrainingConfig, spec: ImageSpec) -> ImageSpec:
+    """Say what is read of each training image: with a margin where a crop moves; validation cuts the centre out."""
+    if spec.ground_km is None:
+        wide = config.augment.moves_pixels and spec.resize > spec.crop
+        return dataclasses.replace(spec, crop=spec.resize) if wide else spec
+    return dataclasses.replace(spec, crop=spec.crop + 2 * config.augment.roam)
+
+
+def _released_spec(config: TrainingConfig, spec: ImageSpec) -> ImageSpec:
+    """Say what the model will take: where the crop roams, images no larger than the crop."""
+    if not config.augment.roam:
+        return spec
+    roam = config.augment.roam
+    if spec.ground_km is None:
+        raise UsageError(
+            f"augment: roam is {roam}, but the ground size of these images is not known, so their places cannot move "
+            "along; cut chips with `geo-mvmf chips`, or give ground_km"
+        )
+    if spec.crop + 2 * roam > spec.resize:
+        raise UsageError(
+            f"augment: roam {roam} about a crop of {spec.crop} pixels needs images of {spec.crop + 2 * roam} pixels; "
+            f"they have {spec.resize}: cut larger chips, or lower roam or crop"
+        )
+    return dataclasses.replace(spec, resize=spec.crop, ground_km=spec.ground_km * spec.crop / spec.resize)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from geo_mvmf.model.augmentation import Augmentation, augment, uniform
+from geo_mvmf.model.augmentation import Augmentation, augment, roamed, uniform
 
 EVERYTHING = Augmentation(
     min_scale=0.5,
@@ -140,3 +141,27 @@ def test_uniform_numbers_are_uniform_and_independent():
         counts = np.histogram(numbers, bins=20, range=(0, 1))[0]
         assert ((counts - 1000) ** 2 / 1000).sum() < 45  # chi squared of 19 degrees of freedom: 99.9 % below 43.8
     assert np.abs(np.corrcoef([a, b, c, np.roll(a, 1)])[np.triu_indices(4, 1)]).max() < 0.03
+
+
+def test_roaming_cuts_whole_pixels_at_the_stated_place(images):
+    options = Augmentation(roam=4)
+    offsets = roamed(options, seed=1, step=4, rows=np.arange(6))
+    cut = apply(images, options)
+    for image, result, (right, down) in zip(images, cut, offsets.tolist(), strict=True):
+        expected = image[:, 4 + down : 20 + down, 4 + right : 20 + right]
+        assert torch.equal((result * 255).round().to(torch.uint8), expected)
+
+
+def test_roaming_reaches_every_offset_equally_often():
+    rows = np.arange(49_000)
+    offsets = roamed(Augmentation(roam=3), seed=0, step=0, rows=rows)
+    counts = np.bincount((offsets[:, 0] + 3) * 7 + offsets[:, 1] + 3, minlength=49)
+    assert counts.sum() == len(rows)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_roaming_goes_before_other_moves(images):
+    """A shift after a roam is the shift of what was cut out."""
+    alone, both = Augmentation(roam=4), Augmentation(roam=4, shift=2.0)
+    cut = (apply(images, alone) * 255).round().to(torch.uint8)
+    torch.testing.assert_close(apply(images, both), apply(cut, Augmentation(shift=2.0)), rtol=0, atol=1e-6)

@@ -89,6 +89,17 @@ def test_chip_networks_take_any_small_size(name, width, stride):
         assert backbone(images).shape == (2, 8 * width)
 
 
+def test_pooling_averages_squares_of_the_last_maps(pixels):
+    """Four squares instead of one: their mean is what one square holds, and each is the mean of its own quarter."""
+    one, four = (build_backbone("chip_resnet10", width=8, pool=pool) for pool in (1, 2))
+    quarters = four(pixels).reshape(len(pixels), 8 * 8, 2, 2)
+    torch.testing.assert_close(quarters.mean(dim=(2, 3)), one(pixels))
+    shape = four.mean.view(1, -1, 1, 1)
+    maps = four.network[:-2]((pixels.float() / 255 - shape) / four.std.view(1, -1, 1, 1))
+    half = maps.shape[-1] // 2
+    torch.testing.assert_close(quarters[:, :, 0, 1], maps[:, :, :half, half:].mean(dim=(2, 3)))
+
+
 def test_the_wide_chip_network_is_the_published_resnet_with_a_small_stem():
     """Same tensors, by shape, as torchvision's resnet18 but for the first convolution (7 x 7) and the classifier."""
     own = backbone_skeleton(BackboneConfig("chip_resnet18", width=64)).network.state_dict().values()
@@ -120,6 +131,8 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone():
         ({"name": "resnet18", "width": 32}, "can be chosen for"),
         ({"name": "chip_resnet10", "width": 4}, r"8\.\.256"),
         ({"name": "chip_resnet10", "stem_stride": 3}, "1 or 2"),
+        ({"name": "chip_resnet10", "pool": 9}, r"1\.\.8"),
+        ({"name": "resnet18", "pool": 2}, "can be chosen for"),
         ({"name": "resnet18", "channels": 0}, r"1\.\.64"),
         ({"name": "resnet18", "weights": "IMAGENET1K_V9"}, "IMAGENET1K_V1"),
         ({"name": "chip_resnet10", "weights": "IMAGENET1K_V1"}, "none"),

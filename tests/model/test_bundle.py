@@ -189,7 +189,7 @@ def nan_like(array):
 
 
 IMAGE = {"resize": 32, "crop": 32, "bands": None, "stretch": None, "ground_km": None, "channels": 3}
-BACKBONE = {"name": "chip_resnet10", "channels": 3, "width": 8, "stem_stride": 1}
+BACKBONE = {"name": "chip_resnet10", "channels": 3, "width": 8, "stem_stride": 1, "pool": 1}
 DEEP = []
 for _ in range(50):
     DEEP = [DEEP]

@@ -28,7 +28,7 @@ from geo_mvmf.model.backbones import build_backbone
 from geo_mvmf.model.bundle import load_bundle
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.image_set import epoch_order, load_image_set
-from geo_mvmf.model.optimisation import learning_rate_factor
+from geo_mvmf.model.optimisation import learning_rate_factor, make_optimiser
 from geo_mvmf.model.training import train, train_job
 
 
@@ -466,3 +466,22 @@ def test_every_error_is_one_of_ours(config, tmp_path):
                 changed(config, **options, **({"num_components": None} if "init_bundle" in options else {})),
                 overwrite=True,
             )
+
+
+def test_bfloat16_on_a_cpu_trains_nearly_the_same(config, tmp_path):
+    exact = train(config)
+    rounded = train(changed(config, out=str(tmp_path / "rounded"), precision="bfloat16"))
+    nll = [bundle.metadata["training"]["best"]["nll"] for bundle in (exact, rounded)]
+    assert nll[0] != nll[1]
+    assert nll[0] == pytest.approx(nll[1], abs=0.1)
+
+
+@pytest.mark.parametrize(("kind", "decaying"), [("adam", "all"), ("adamw", "matrices")])
+def test_what_decays(config, kind, decaying):
+    """AdamW leaves scales and biases alone; Adam's L2 is the authors', on everything."""
+    head = torch.nn.Linear(3, 2)
+    optimiser = make_optimiser(changed(config, optimiser=kind, weight_decay=0.1), torch.nn.BatchNorm2d(4), head)
+    for group in optimiser.param_groups:
+        for weight in group["params"]:
+            decays = decaying == "all" or weight.ndim > 1
+            assert group["weight_decay"] == (0.1 if decays else 0.0)
