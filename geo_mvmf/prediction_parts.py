@@ -98,7 +98,10 @@ class Predictor:
         usable = np.flatnonzero(rows["status"] == "ok")
         pieces: list[_Piece] = []
         ahead = self.batch_size + _AHEAD * self.workers  # the next batch is read while one is in the network
-        stream = images.read_images([paths[i] for i in usable], self.bundle.spec, workers=self.workers, ahead=ahead)
+        attrs = self.table.attrs  # where images may lie is asked again when a file is opened
+        inside = [attrs["root"], *attrs.get("permitted_roots", ())] if "root" in attrs else []
+        chosen = [paths[i] for i in usable]
+        stream = images.read_images(chosen, self.bundle.spec, workers=self.workers, ahead=ahead, inside=inside)
         with contextlib.closing(stream), ThreadPoolExecutor(max(1, self.workers)) as threads:
             for batch in _batches(usable, stream, self.batch_size):
                 good = _without_failed(rows, batch)
@@ -113,14 +116,18 @@ class Predictor:
         """Predict one batch: the network with all its threads first, then the densities in ours."""
         index = np.array([i for i, _ in good])
         weights, features = self.bundle.predict(np.stack([pixels for _, pixels in good]))
+        finite = _finite(rows, index, weights)
+        index, weights, features = index[finite], weights[finite], features[finite]
 
         def finish(chosen: IntArray) -> _Piece:
             self._fill(rows, index[chosen], weights[chosen], features[chosen], [paths[i] for i in index[chosen]])
             return index[chosen], stores.prune(weights[chosen])
 
-        shares = min(self.workers, len(good)) if self._is_warm else 1  # what all images share is made once
+        if not index.size:
+            return []
+        shares = min(self.workers, index.size) if self._is_warm else 1  # what all images share is made once
         self._is_warm = True
-        return list(threads.map(finish, np.array_split(np.arange(len(good)), max(1, shares))))
+        return list(threads.map(finish, np.array_split(np.arange(index.size), max(1, shares))))
 
     @functools.cached_property
     def _has_truth(self) -> bool:

@@ -1,0 +1,338 @@
+"""Predicting as a library: the row contract, and what never changes it."""
+
+import collections
+import math
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import geo_mvmf
+from geo_mvmf import predicting, row_contract, s2, sphere
+from geo_mvmf.errors import OutputError, RowsFailedError, UsageError
+from geo_mvmf.inputs.tables import read_image_table
+from geo_mvmf.model import bundle as bundles
+from geo_mvmf.model.untrained import untrained_bundle
+
+NAMES = ["image_id", "path", "filename", "status", "message"]
+CONTRACT = [
+    *NAMES, "captured_at", "longitude", "latitude", "estimator", "component_weight", "density_max",
+    "probability_25_km", "probability_200_km", "area_50_km2", "area_90_km2", "radius_90_km", "n_parts_90",
+    "expected_error_km", "information_bits", "in_training_area", "training_density_percentile", "feature_distance",
+]  # fmt: skip
+TRUTH = ["true_longitude", "true_latitude", "error_km", "searched_probability", "searched_area_km2"]
+CLAIM = ["claimed_longitude", "claimed_latitude", "claimed_level"]
+TEXTS = {*NAMES, "captured_at", "estimator", "in_training_area"}
+
+
+def table_of(folder, columns, **options):
+    return read_image_table(pd.DataFrame(columns), root=folder, **options)
+
+
+def weights_of(predictions):
+    return predictions.store.log_mixing_weights(np.flatnonzero(predictions.is_predicted))
+
+
+# --- the row contract --------------------------------------------------------------------------------------------
+
+
+def test_columns_order_and_types(bundle, make_album, tmp_path):
+    names = make_album(tmp_path, 4)
+    rows = geo_mvmf.predict(bundle, read_image_table(tmp_path)).rows
+    assert rows.columns.tolist() == CONTRACT
+    assert rows["image_id"].tolist() == names
+    for name in CONTRACT:
+        assert pd.api.types.is_float_dtype(rows[name]) is (name not in TEXTS), name
+    assert rows["estimator"].tolist() == ["component"] * 4
+    assert rows["longitude"].between(-180, 180).all()
+    assert rows["latitude"].between(-90, 90).all()
+    assert (rows["area_50_km2"] < rows["area_90_km2"]).all()
+    assert (rows["probability_25_km"] < rows["probability_200_km"]).all()
+    assert set(rows["in_training_area"]) <= {"yes", "no"}
+    assert rows.index.equals(pd.RangeIndex(4))
+
+
+def test_truth_claims_and_other_columns(bundle, make_album, tmp_path):
+    names = make_album(tmp_path, 3)
+    columns = {
+        "path": names, "lon": [7.0, None, -60.0], "lat": [50.0, None, 10.0], "land": ["DE", None, "VE"],
+        "year": [2001, 2002, 2003], "status": ["theirs"] * 3, "error_km": ["x"] * 3, "in_error_km": ["y"] * 3,
+    }  # fmt: skip
+    rows = geo_mvmf.predict(bundle, table_of(tmp_path, columns)).rows
+    assert set(rows.columns) == {*CONTRACT, *TRUTH, "land", "year", "in_status", "in_error_km", "in_in_error_km"}
+    assert rows.columns.tolist()[: len(CONTRACT) + len(TRUTH)] == CONTRACT + TRUTH
+    assert sorted([rows["in_error_km"][0], rows["in_in_error_km"][0]]) == ["x", "y"]
+    assert rows["year"].tolist() == [2001, 2002, 2003]
+    assert rows["land"].isna().tolist() == [False, True, False]
+    places = (rows["longitude"], rows["latitude"], rows["true_longitude"], rows["true_latitude"])
+    expected = sphere.great_circle_distance_km(*(column.to_numpy() for column in places))
+    np.testing.assert_allclose(rows["error_km"], expected)
+    assert rows["searched_probability"].isna().tolist() == [False, True, False]
+    assert rows.loc[[0, 2], "searched_probability"].between(0, 1).all()
+
+    claims = geo_mvmf.predict(bundle, table_of(tmp_path, columns, claimed_from="columns")).rows
+    assert claims.columns.tolist()[: len(CONTRACT) + len(CLAIM)] == CONTRACT + CLAIM
+    np.testing.assert_allclose(claims["claimed_level"], rows["searched_probability"])
+    pd.testing.assert_frame_equal(claims[CONTRACT], rows[CONTRACT])  # a claim is judged, never used
+
+
+def test_a_part_without_truth_has_its_columns_too(bundle, make_album, tmp_path, monkeypatch):
+    monkeypatch.setattr(predicting, "PART_ROWS", 2)
+    names = make_album(tmp_path, 5)
+    rows = geo_mvmf.predict(bundle, table_of(tmp_path, {"path": names, "lon": [None] * 4 + [7.0], "lat": 50.0})).rows
+    assert rows["error_km"].notna().tolist() == [False] * 4 + [True]
+    assert rows["image_id"].tolist() == names
+
+
+def test_every_row_keeps_its_place_whatever_is_wrong_with_it(bundle, make_album, tmp_path):
+    names = make_album(tmp_path, 3)
+    (tmp_path / "words.jpg").write_text("no image")
+    paths = [names[2], "no.png", names[0], names[0], "words.jpg", "../up.png", names[1], ""]
+    ids = ["c", "x", "a", "a", "w", "u", "b", "e"]
+    found = geo_mvmf.predict(bundle, table_of(tmp_path, {"path": paths, "image_id": ids}))
+    rows = found.rows
+    assert rows["image_id"].tolist() == ids
+    status = ["ok", "missing", "ok", "duplicate_id", "unsupported", "refused", "ok", "missing"]
+    assert rows["status"].tolist()[:4] == status[:4]
+    assert rows["status"].tolist()[5:] == status[5:]
+    assert rows["status"][4] in ("unsupported", "unreadable")
+    good = rows["status"] == "ok"
+    assert found.is_predicted.tolist() == good.tolist()
+    assert rows.loc[~good, "message"].str.len().gt(0).all()
+    computed = [name for name in CONTRACT if name not in NAMES]
+    assert rows.loc[~good, computed].isna().all(axis=None)
+    alone = geo_mvmf.predict(bundle, table_of(tmp_path, {"path": names})).rows
+    order = [2, 0, 1]
+    np.testing.assert_allclose(rows.loc[good, "longitude"], alone.loc[order, "longitude"], rtol=0, atol=1e-4)
+
+
+def test_no_rows_give_an_empty_prediction(bundle, tmp_path):
+    found = geo_mvmf.predict(bundle, table_of(tmp_path, {"path": []}))
+    assert len(found) == 0
+    assert found.rows.columns.tolist() == CONTRACT
+    assert found.to_geodataframe().crs == "EPSG:4326"
+
+
+def test_estimators_differ_and_others_are_named(bundle, make_album, tmp_path):
+    make_album(tmp_path, 2)
+    table = read_image_table(tmp_path)
+    component = geo_mvmf.predict(bundle, table)
+    mode = geo_mvmf.predict(bundle, table, estimator="mode")
+    assert mode.rows["estimator"].tolist() == ["mode"] * 2
+    for found in (component, mode):
+        expected = geo_mvmf.estimate(found.mixture, found.rows["estimator"][0])
+        np.testing.assert_allclose(found.rows[["longitude", "latitude"]], expected, atol=1e-3)
+    assert not np.allclose(mode.rows["longitude"], component.rows["longitude"])
+    with pytest.raises(UsageError, match="estimator 'best'"):
+        geo_mvmf.predict(bundle, table, estimator="best")
+
+
+def test_outputs_are_refused_before_any_image_is_read(bundle, tmp_path):
+    table = table_of(tmp_path, {"path": ["no.png"]})
+    with pytest.raises(UsageError, match=r"ends in \.nc"):
+        geo_mvmf.predict(bundle, table, out=tmp_path / "a.gpkg")
+    (tmp_path / "a.nc").write_text("somebody's")
+    with pytest.raises(OutputError, match="exists already"):
+        geo_mvmf.predict(bundle, table, out=tmp_path / "a.nc")
+    with pytest.raises(RowsFailedError, match=r"1 rows failed.* no\.png: missing"):
+        geo_mvmf.predict(bundle, table, out=tmp_path / "b.nc", strict=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nc"]
+
+
+def test_batches_workers_and_parts_change_no_more_than_rounding(bundle, make_album, tmp_path, monkeypatch):
+    make_album(tmp_path, 7)
+    table = read_image_table(tmp_path)
+    first = geo_mvmf.predict(bundle, table)
+    monkeypatch.setattr(predicting, "PART_ROWS", 3)
+    second = geo_mvmf.predict(bundle, table, batch_size=2, workers=1)
+    np.testing.assert_allclose(weights_of(second), weights_of(first), atol=1e-5)
+    numbers = first.rows.select_dtypes("number").columns
+    np.testing.assert_allclose(second.rows[numbers], first.rows[numbers], rtol=1e-4, atol=1e-4)
+    assert second.rows["image_id"].equals(first.rows["image_id"])
+
+
+def test_repeating_gives_the_same_bits(bundle, make_album, tmp_path):
+    make_album(tmp_path, 5)
+    table = read_image_table(tmp_path)
+    first, second = (geo_mvmf.predict(bundle, table) for _ in range(2))
+    pd.testing.assert_frame_equal(first.rows, second.rows, check_exact=True)
+    np.testing.assert_array_equal(weights_of(first), weights_of(second))
+
+
+def test_the_feature_distance_and_training_area_are_of_the_bundle(make_album, tmp_path):
+    make_album(tmp_path, 3)
+    bundle = untrained_bundle(seed=3)
+    object.__setattr__(bundle, "counts", np.array([0, 0, 0, 5, 0, 0]))
+    rows = geo_mvmf.predict(bundle, read_image_table(tmp_path)).rows
+    cells = np.searchsorted(
+        s2.range_max(bundle.cell_ids), s2.leaf_ids(sphere.to_directions(rows["longitude"], rows["latitude"]))
+    )
+    assert rows["in_training_area"].tolist() == ["yes" if cell == 3 else "no" for cell in cells]
+    assert (rows["feature_distance"] > 0).all()
+
+
+# --- acceptance rows ---------------------------------------------------------------------------------------------
+
+
+def test_row_19_a_batch_repeats_no_constant_work(bundle, make_album, tmp_path):
+    """What does not depend on the image is done as often for 64 images as for one; calls are counted, not seconds."""
+    make_album(tmp_path, 64)
+    table = read_image_table(tmp_path)
+    geo_mvmf.predict(bundle, table.iloc[:1], batch_size=64)  # what is done once per process is done
+    one = constant_calls(lambda: geo_mvmf.predict(bundle, table.iloc[:1], batch_size=64))
+    many = constant_calls(lambda: geo_mvmf.predict(bundle, table, batch_size=64))
+    assert one["forward"] > 0
+    assert one["components"] == 1
+    assert many == one
+    # the broken twin predicts one image at a time
+    twin = constant_calls(lambda: [geo_mvmf.predict(bundle, table.iloc[i : i + 1]) for i in range(4)])
+    assert twin["forward"] == 4 * one["forward"]
+    assert twin["components"] == 4
+
+
+def constant_calls(job):
+    """How often everything was called that needs no image: the network, its layers, and constants of the bundle."""
+    counts = collections.Counter()
+    watched = {"forward", "components", "_percentile", "area_sr", "centre", "_run_of", "log_mixing_weights"}
+
+    def note(frame, event, _):
+        if event == "call" and frame.f_code.co_name in watched:
+            counts[frame.f_code.co_name] += 1
+
+    sys.setprofile(note)
+    try:
+        job()
+    finally:
+        sys.setprofile(None)
+    return counts
+
+
+ALONE = """
+import sys, socket
+def refuse(*_, **__):
+    raise OSError("a socket was asked for")
+socket.socket.connect = refuse
+socket.create_connection = socket.getaddrinfo = refuse
+seen = []
+def audit(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.bind", "urllib.Request"):
+        seen.append((event, str(arguments)))
+sys.addaudithook(audit)
+import geo_mvmf
+bundle = geo_mvmf.load_bundle(sys.argv[1], device="cpu")
+found = geo_mvmf.predict(bundle, geo_mvmf.read_image_table(sys.argv[2]), out=sys.argv[3])
+assert found.is_predicted.all()
+found.write(sys.argv[3].replace(".nc", ".gpkg"), levels=(0.5, 0.9))
+found.density(geo_mvmf.Grid.from_bounds(2500000, 1500000, 7000000, 5500000, 200000, crs="EPSG:3035"))
+"""
+
+
+def test_row_20_no_network_in_load_and_predict(bundle_path, make_album, tmp_path):
+    """In a process whose sockets refuse and whose audit hook notes every attempt."""
+    make_album(tmp_path / "photos", 2)
+    command = [sys.executable, "-c", ALONE + "print(seen)", bundle_path, tmp_path / "photos", tmp_path / "a.nc"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+    # the broken twin asks for a name
+    twin = "import _socket\ntry:\n    _socket.getaddrinfo('localhost', 1)\nexcept OSError:\n    pass\nprint(seen)"
+    hook = ALONE.split("import geo_mvmf", maxsplit=1)[0]
+    done = subprocess.run([sys.executable, "-c", hook + twin], capture_output=True, text=True, check=True)
+    assert "getaddrinfo" in done.stdout
+
+
+def test_row_21_a_truncated_jpeg_costs_one_row(bundle, tmp_path):
+    for i in range(4):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (36, 40, 3), np.uint8)).save(tmp_path / f"{i}.jpg")
+    whole = geo_mvmf.predict(bundle, read_image_table(tmp_path), batch_size=1)
+    data = (tmp_path / "1.jpg").read_bytes()
+    (tmp_path / "1.jpg").write_bytes(data[: len(data) * 2 // 3])
+    found = geo_mvmf.predict(bundle, read_image_table(tmp_path), batch_size=1)
+    assert found.rows["status"].tolist() == ["ok", "unreadable", "ok", "ok"]
+    others = [0, 2, 3]
+    pd.testing.assert_frame_equal(found.rows.loc[others], whole.rows.loc[others], check_exact=True)
+
+
+def test_row_22_a_nan_of_the_network_is_a_failed_row_that_counts(make_album, tmp_path, monkeypatch):
+    names = make_album(tmp_path, 4)
+    bundle = untrained_bundle()
+    places = {"path": names, "lon": 0.0, "lat": 0.0}
+    plain = bundles.Bundle.predict
+
+    def poisoned(self, images):
+        weights, features = plain(self, images)
+        weights[1], features[1], weights[2, 3] = np.nan, np.nan, np.nan
+        return weights, features
+
+    monkeypatch.setattr(bundles.Bundle, "predict", poisoned)
+    found = geo_mvmf.predict(bundle, table_of(tmp_path, places))
+    assert found.rows["status"].tolist() == ["ok", "failed", "failed", "ok"]
+    assert "not finite" in found.rows["message"][1]
+    result = geo_mvmf.evaluate(found)
+    accuracy = result.accuracy
+    assert (accuracy.n, accuracy.n_nan) == (4, 2)
+    hits = np.isfinite(result.error_km).sum()
+    assert hits == 2
+    assert geo_mvmf.accuracy_at_km(result.error_km, [1e5]).value[0] == 0.5  # the twin that drops them says 1
+
+
+def with_exif(jpeg, comment):
+    """The same compressed pixels with GPS, a description and a comment in front of them."""
+    exif = Image.Exif()
+    exif[0x010E] = exif[0x013B] = comment
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 0.0), 3: "E", 4: (2.0, 21.0, 0.0)})
+    block = exif.tobytes()
+    parts = [b"\xff\xe1", (len(block) + 2).to_bytes(2, "big"), block]
+    words = comment.encode()
+    parts += [b"\xff\xfe", (len(words) + 2).to_bytes(2, "big"), words]
+    return jpeg[:2] + b"".join(parts) + jpeg[2:]
+
+
+def test_row_24_exif_comments_file_and_folder_names_never_reach_the_network(bundle, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    image = Image.fromarray(noise).resize((40, 36))
+    image.save(tmp_path / "plain.jpg", quality=95)
+    jpeg = (tmp_path / "plain.jpg").read_bytes()
+    told = tmp_path / "France" / "Paris" / "48.85N_2.35E.jpg"
+    told.parent.mkdir(parents=True)
+    told.write_bytes(with_exif(jpeg, "Paris 48.85 2.35"))
+    np.testing.assert_array_equal(np.asarray(Image.open(told)), np.asarray(Image.open(tmp_path / "plain.jpg")))
+    columns = {"path": ["plain.jpg", "France/Paris/48.85N_2.35E.jpg"]}
+    found = geo_mvmf.predict(bundle, table_of(tmp_path, columns), batch_size=1)
+    first, second = (found.store.pruned(i, i + 1) for i in range(2))
+    assert zlib.crc32(first.log_weight.tobytes()) == zlib.crc32(second.log_weight.tobytes())
+    np.testing.assert_array_equal(first.component, second.component)
+    same = [name for name in CONTRACT if name not in (*NAMES, "captured_at")]
+    pd.testing.assert_series_equal(
+        found.rows.loc[0, same], found.rows.loc[1, same], check_names=False, check_exact=True
+    )
+    # a truth or a claim from EXIF changes nothing either
+    judged = geo_mvmf.predict(bundle, table_of(tmp_path, columns, claimed_from="exif"), batch_size=1)
+    assert judged.rows["claimed_latitude"].notna().tolist() == [False, True]
+    pd.testing.assert_frame_equal(judged.rows[same], found.rows[same], check_exact=True)
+    # the broken twin: a network that sees one more pixel changed, as it would see a name drawn into the picture
+    pixels = np.asarray(image).copy()
+    pixels[:4] = 255
+    Image.fromarray(pixels).save(tmp_path / "plain.jpg", quality=95)
+    changed = geo_mvmf.predict(bundle, table_of(tmp_path, columns), batch_size=1)
+    assert not changed.rows.loc[0, same].equals(found.rows.loc[0, same])
+
+
+def test_weights_add_up_to_one_and_the_network_is_left_in_peace(bundle, make_album, tmp_path):
+    make_album(tmp_path, 3)
+    before = torch.random.get_rng_state()
+    found = geo_mvmf.predict(bundle, read_image_table(tmp_path))
+    np.testing.assert_allclose(np.exp(weights_of(found)).sum(axis=1), 1.0, atol=1e-5)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert math.isfinite(found.rows["information_bits"].sum())
+
+
+def test_the_contract_s_names_are_those_of_the_module():
+    assert [*NAMES, *row_contract.COMPUTED] == CONTRACT
+    assert list(row_contract.TRUTH) == TRUTH
+    assert list(row_contract.CLAIM) == CLAIM

@@ -1,0 +1,195 @@
+"""Predictions opened again: the same numbers, without torch and without pickle, in every format."""
+
+import json
+import subprocess
+import sys
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+
+import geo_mvmf
+from geo_mvmf.errors import BadInputError, OutputError, UsageError
+from geo_mvmf.inputs.tables import read_image_table
+from geo_mvmf.predictions import mixture_of_components
+from geo_mvmf.sphere import to_directions
+
+
+@pytest.fixture(scope="module")
+def found(bundle, tmp_path_factory):
+    """Three pictures with their places and one that is missing."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 256, (36, 40, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    table = pd.DataFrame(
+        {"path": ["0.png", "no.png", "1.png", "2.png"], "lon": [1.0, 2, 3, 4], "lat": 50.0, "n": "Ærø"}
+    )
+    return geo_mvmf.predict(bundle, read_image_table(table, root=folder), out=folder.parent / "a.nc", overwrite=True)
+
+
+def test_saved_and_opened_is_the_same(found, tmp_path):
+    found.save(tmp_path / "b.nc")
+    again = geo_mvmf.open_predictions(tmp_path / "b.nc")
+    pd.testing.assert_frame_equal(again.rows, found.rows, check_exact=True)
+    assert again.run == found.run
+    assert len(again) == 4
+    assert again.is_predicted.tolist() == [True, False, True, True]
+    places = to_directions([1.0, -70.0], [50.0, -80.0])
+    np.testing.assert_array_equal(again.mixture.log_density(places), found.mixture.log_density(places))
+    with pytest.raises(OutputError, match="exists already"):
+        found.save(tmp_path / "b.nc")
+    found.save(tmp_path / "b.nc", overwrite=True)
+    again.save(tmp_path / "b.nc")  # onto itself: nothing to do
+    with pytest.raises(UsageError, match=r"ends in \.nc"):
+        found.save(tmp_path / "b.gpkg")
+
+
+READER = """
+import sys, json
+for name in ("torch", "torchvision"):
+    sys.modules[name] = None
+seen = []
+sys.addaudithook(lambda event, arguments: seen.append(event) if event == "pickle.find_class" else None)
+import numpy as np
+import geo_mvmf
+found = geo_mvmf.open_predictions(sys.argv[1])
+regions = found.credible_regions(image_ids=["1.png"])
+points, weights = found.to_geodataframe(), found.mixture.log_mixing_weights
+unpickled = list(seen)  # of the file; dask, if installed, pickles functions of its own in memory when it names arrays
+raster = found.density(geo_mvmf.Grid.globe(10.0), "1.png")
+"""
+
+
+def test_row_18_predictions_reopen_without_torch_and_pickle(found, tmp_path):
+    """In a process where torch cannot be imported and an audit hook notes every class a pickle would load."""
+    code = READER + "print(json.dumps([raster.values.sum(), list(regions['area_km2']), unpickled]))"
+    command = [sys.executable, "-c", code, found.store.path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    total, areas, seen = json.loads(done.stdout)
+    assert seen == []
+    assert total == pytest.approx(float(found.density(geo_mvmf.Grid.globe(10.0), "1.png").values.sum()), rel=1e-12)
+    assert areas == pytest.approx(found.credible_regions(image_ids=["1.png"])["area_km2"].tolist(), rel=1e-12)
+    # the broken twins: torch is really missing there, and a pickle is really noticed
+    twin = READER + (
+        "import pickle, fractions\nhalf = pickle.loads(pickle.dumps(fractions.Fraction(1, 2)))\n"
+        "try:\n    import torch\nexcept ImportError:\n    print(seen)"
+    )
+    done = subprocess.run([sys.executable, "-c", twin, found.store.path], capture_output=True, text=True, check=True)
+    assert "pickle.find_class" in done.stdout
+
+
+def test_points_have_their_uncertainty_and_failures_no_place(found):
+    points = found.to_geodataframe()
+    assert points.crs == "EPSG:4326"
+    assert points.geometry.isna().tolist() == [False, True, False, False]
+    good = points[points["status"] == "ok"]
+    np.testing.assert_array_equal(good.geometry.x, good["longitude"])
+    np.testing.assert_array_equal(good.geometry.y, good["latitude"])
+    assert good[["radius_90_km", "area_90_km2"]].notna().all(axis=None)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".parquet", ".geojson", ".csv", ".nc"])
+def test_every_format_says_the_same(found, tmp_path, suffix):
+    path = tmp_path / f"album{suffix}"
+    found.write(path)
+    if suffix == ".nc":
+        back = geo_mvmf.open_predictions(path).rows
+    elif suffix == ".csv":
+        back = pd.read_csv(path, encoding="utf-8-sig")
+    elif suffix == ".parquet":
+        back = geopandas.read_parquet(path)
+    else:
+        back = geopandas.read_file(path, **({"layer": "points"} if suffix == ".gpkg" else {}))
+    assert back["image_id"].tolist() == found.rows["image_id"].tolist()
+    assert back["status"].tolist() == found.rows["status"].tolist()
+    assert back["n"].tolist() == ["Ærø"] * 4
+    for name in ("longitude", "latitude", "radius_90_km", "error_km"):
+        np.testing.assert_allclose(back[name].astype(float), found.rows[name], rtol=1e-9)
+    with pytest.raises(OutputError, match="exists already"):
+        found.write(path)
+    found.write(path, overwrite=True)
+
+
+def test_regions_go_with_the_points_where_asked_for(found, tmp_path):
+    found.write(tmp_path / "a.gpkg", levels=(0.5, 0.9))
+    regions = geopandas.read_file(tmp_path / "a.gpkg", layer="regions")
+    points = geopandas.read_file(tmp_path / "a.gpkg", layer="points").set_index("image_id")
+    assert len(regions) == 6
+    largest = regions[regions["level"] == 0.9].set_index("image_id")
+    np.testing.assert_allclose(points.loc[largest.index, "area_90_km2"], largest["area_km2"])
+    np.testing.assert_array_equal(points.loc[largest.index, "n_parts_90"], largest["n_parts"])
+    found.write(tmp_path / "a.geojson", levels=(0.5,))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.geojson", "a.gpkg", "a_regions.geojson"]
+    with pytest.raises(UsageError, match="Shapefile"):
+        found.write(tmp_path / "a.shp")
+
+
+def test_density_of_one_of_all_and_of_the_mean(found):
+    grid = geo_mvmf.Grid.globe(10.0)
+    every = found.density(grid)
+    assert every["image"].values.tolist() == ["0.png", "1.png", "2.png"]
+    np.testing.assert_allclose(every["probability_sum"], 1.0, atol=1e-6)
+    np.testing.assert_allclose(found.density(grid, "1.png").values[0], every.values[1], rtol=1e-9)
+    mean = found.density(grid, combine="mean").values[0]  # of weights that are stored in float32
+    np.testing.assert_allclose(mean, every.values.mean(axis=0), rtol=1e-5)
+
+
+def test_write_density_returns_what_it_wrote(found, tmp_path):
+    grid = geo_mvmf.Grid.globe(10.0)
+    raster = found.write_density(tmp_path / "d.tif", grid, "1.png")
+    with rasterio.open(tmp_path / "d.tif") as file:
+        np.testing.assert_allclose(file.read(1), raster.values[0], rtol=1e-6)
+        assert file.tags()["IMAGE_ID"] == "1.png"
+        assert float(file.tags()["PROBABILITY_SUM"]) == pytest.approx(1.0, abs=1e-6)
+    with rasterio.open(tmp_path / "d_level.tif") as file:
+        assert 0.0 < np.nanmin(file.read(1)) <= np.nanmax(file.read(1)) <= 1.0
+    found.write_density(tmp_path / "all.nc", grid)
+    with pytest.raises(UsageError, match="a GeoTIFF holds one image"):
+        found.write_density(tmp_path / "all.tif", grid)
+    with pytest.raises(UsageError, match=r"ends in \.tif or \.nc"):
+        found.write_density(tmp_path / "d.png", grid, "1.png")
+
+
+def test_samples_follow_the_density(found):
+    drawn = found.sample(2000, seed=1)
+    assert drawn["image_id"].value_counts().to_dict() == {"0.png": 2000, "1.png": 2000, "2.png": 2000}
+    assert drawn.crs == "EPSG:4326"
+    again = found.sample(2000, seed=1)
+    assert drawn.geometry.equals(again.geometry)
+    one = drawn[drawn["image_id"] == "1.png"]
+    inside = found.credible_regions((0.5,), image_ids=["1.png"]).geometry.iloc[0].contains(one.geometry)
+    assert abs(inside.mean() - 0.5) < 5 * 0.5 / np.sqrt(2000)  # five standard deviations
+
+
+def test_unknown_and_failed_images_are_named(found):
+    grid = geo_mvmf.Grid.globe(30.0)
+    with pytest.raises(BadInputError, match=r"no image 'zz' in .*a\.nc; it holds 4 images"):
+        found.density(grid, "zz")
+    with pytest.raises(BadInputError, match=r"image 'no\.png' has no prediction: missing"):
+        found.credible_regions(image_ids=["no.png"])
+    with pytest.raises(BadInputError, match="has no prediction"):
+        found.mixture_of([1])
+
+
+def test_predictions_without_a_file_keep_theirs_as_long_as_they_live(bundle, make_album, tmp_path):
+    make_album(tmp_path, 1)
+    kept = geo_mvmf.predict(bundle, read_image_table(tmp_path))
+    path = kept.store.path
+    assert path.exists()
+    assert len(kept.mixture) == 1
+    del kept
+    assert not path.exists()
+
+
+def test_class_models_give_cells(found):
+    shared = found.store.components
+    cells = type(shared)("cell", shared.mean_directions, np.full(6, np.nan), shared.training_counts, shared.cell_ids)
+    mixture = mixture_of_components(cells, np.log([[0.5, 0.1, 0.1, 0.1, 0.1, 0.1]]))
+    assert isinstance(mixture, geo_mvmf.CellMixture)
+    assert mixture.probability_within(0.0, 0.0, 30000.0)[0, 0] == pytest.approx(1.0)
