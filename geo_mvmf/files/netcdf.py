@@ -80,6 +80,7 @@ def add_array(
     dtype: npt.DTypeLike | None = None,
     chunk: tuple[int, ...] | None = None,
     attributes: Mapping[str, Any] | None = None,
+    compressed: bool = True,
 ) -> None:
     """Add an array with checksums, compressed.
 
@@ -97,6 +98,8 @@ def add_array(
         What is compressed and checked together; about 256 KiB of whole rows by default.
     attributes : mapping of str to str or number, optional
         Written beside it.
+    compressed : bool
+        Whether its bytes are deflated: what is soon read again and thrown away need not be.
 
     Examples
     --------
@@ -108,7 +111,8 @@ def add_array(
     if all(shape):
         width = int(np.prod(shape[1:])) * kind.itemsize
         chunks = chunk or (max(1, min(shape[0], _CHUNK_BYTES // width)), *shape[1:])
-        packing = {"chunks": chunks, "compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+        packing = {"chunks": chunks, "fletcher32": True}
+        packing |= {"compression": "gzip", "compression_opts": 1, "shuffle": True} if compressed else {}
     beside = dict(attributes or {})
     if "_FillValue" in beside:
         packing["fillvalue"] = beside.pop("_FillValue")  # an attribute that has to be there from the start

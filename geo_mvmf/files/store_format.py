@@ -153,7 +153,7 @@ def check_entries(pruned: Pruned, size: int) -> None:
         raise ValueError("components do not rise, or weights and residual do not sum to 1")
 
 
-def write_head(file: Any, components: Components, images: int, entries: int) -> None:
+def write_head(file: Any, components: Components, images: int, entries: int, *, compressed: bool = True) -> None:
     """Write everything whose size is known before the weights come, and make room for them.
 
     Parameters
@@ -162,6 +162,8 @@ def write_head(file: Any, components: Components, images: int, entries: int) -> 
     components : Components
     images, entries : int
         Number of images and of stored weights.
+    compressed : bool
+        Whether components and weights are deflated.
 
     Examples
     --------
@@ -181,9 +183,9 @@ def write_head(file: Any, components: Components, images: int, entries: int) -> 
     }
     for name, values in shared_arrays(components).items():
         dimensions = ("component", "xyz") if values.ndim == 2 else ("component",)
-        netcdf.add_array(file, name, dimensions, values)
-    netcdf.add_array(file, "entry_component", ("entry",), dtype=np.uint32)
-    netcdf.add_array(file, "entry_log_weight", ("entry",), dtype=np.float32)
+        netcdf.add_array(file, name, dimensions, values, compressed=compressed)
+    netcdf.add_array(file, "entry_component", ("entry",), dtype=np.uint32, compressed=compressed)
+    netcdf.add_array(file, "entry_log_weight", ("entry",), dtype=np.float32, compressed=compressed)
     netcdf.add_array(file, "image_offset", ("image_bound",), dtype=np.int64)
     netcdf.add_array(file, "residual", ("image",), dtype=np.float64)
     file["image_offset"][0:1] = np.zeros(1, dtype=np.int64)

@@ -88,14 +88,7 @@ def write_store(
     >>> np.exp(open_store(path).log_mixing_weights([0])).round(6).tolist()
     [[0.5, 0.25, 0.25]]
     """
-    if len(rows) != len(pruned):
-        raise ValueError(f"there are {len(rows)} rows and weights of {len(pruned)} images")
-    with durable.replacing(path, overwrite=overwrite) as temporary:
-        with netcdf.created(temporary, shown=Path(path)) as file:
-            store_format.write_head(file, components, len(rows), pruned.component.size)
-            store_format.write_entries(file, pruned, 0, 0)
-            store_format.write_header(file, components, rows, run)
-        _read_back(temporary, Path(path))
+    _write(Path(path), rows, pruned, components, run, overwrite=overwrite, compressed=True)
 
 
 def write_part(
@@ -108,6 +101,8 @@ def write_part(
     run: Mapping[str, Any],
 ) -> None:
     """Write part `number` of a long prediction; it appears whole or not at all.
+
+    Its weights have checksums but are not compressed: they are when parts are merged.
 
     Parameters
     ----------
@@ -128,7 +123,7 @@ def write_part(
     See `merge_parts`.
     """
     path = Path(folder) / _PART.format(number)
-    write_store(path, rows=rows, pruned=pruned, components=components, run=run, overwrite=True)
+    _write(path, rows, pruned, components, run, overwrite=True, compressed=False)
 
 
 def existing_parts(folder: str | os.PathLike[str]) -> list[int]:
@@ -213,6 +208,26 @@ def merge_parts(
             store_format.write_header(file, parts[0].components, rows, run)
         _read_back(temporary, Path(out))
     return open_store(out)
+
+
+def _write(
+    path: Path,
+    rows: pd.DataFrame,
+    pruned: Pruned,
+    components: Components,
+    run: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    compressed: bool,
+) -> None:
+    if len(rows) != len(pruned):
+        raise ValueError(f"there are {len(rows)} rows and weights of {len(pruned)} images")
+    with durable.replacing(path, overwrite=overwrite) as temporary:
+        with netcdf.created(temporary, shown=path) as file:
+            store_format.write_head(file, components, len(rows), pruned.component.size, compressed=compressed)
+            store_format.write_entries(file, pruned, 0, 0)
+            store_format.write_header(file, components, rows, run)
+        _read_back(temporary, path)
 
 
 def _read_back(temporary: Path, shown: Path) -> None:

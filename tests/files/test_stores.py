@@ -499,7 +499,7 @@ def test_a_failing_writer_leaves_the_old_file_and_no_debris(stored, monkeypatch)
     write = {"rows": make_rows(3), "pruned": stores.prune(make_logs(3)), "components": make_components(), "run": {}}
     for name in ("write_head", "write_entries", "write_header"):
         with monkeypatch.context() as patch:
-            patch.setattr(store_format, name, lambda *_: 1 / 0)
+            patch.setattr(store_format, name, lambda *_, **options: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 stores.write_store(path, overwrite=True, **write)
             stores_folder = path.parent / "parts"
