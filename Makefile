@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built-from-pyproject
 
-.PHONY: help demo test test-hard check sample clean
+.PHONY: help demo test test-hard check bench sample clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,11 @@ check: $(STAMP)  ## style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+bench: $(STAMP)  ## measure; figures go to benchmarks/results (about 20 minutes on 2 idle cores)
+	@$(BIN)/python benchmarks/kernels.py
+	@$(BIN)/python benchmarks/predict_memory.py
+	@$(BIN)/python benchmarks/predict_cost.py
 
 sample: $(STAMP)  ## regenerate sample_data/ from Natural Earth
 	@$(BIN)/python sample_data/make_sample_data.py

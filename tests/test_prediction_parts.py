@@ -1,0 +1,65 @@
+"""Batches, slices and threads decide nothing: every way to cut the same images gives the same part."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from geo_mvmf import prediction_parts, read_image_table
+from geo_mvmf.files import stores
+from geo_mvmf.model.untrained import untrained_bundle
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for i in range(7):
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    (folder / "3.png").write_bytes(b"no picture")
+    frame = pd.DataFrame({"path": [f"{i}.png" for i in (0, 1, 9, 2, 3, 4, 5, 6)]})  # 9.png is missing
+    return read_image_table(frame, root=folder)
+
+
+def part_of(table, batch_size, workers):
+    predictor = prediction_parts.Predictor(untrained_bundle(), table, "component", batch_size, workers)
+    job, counts = predictor.part(0, len(table)), []
+    while True:
+        try:
+            counts.append(next(job))
+        except StopIteration as end:
+            return counts, *end.value
+
+
+def test_batches_and_threads_change_no_row(table):
+    _, rows, pruned = part_of(table, 8, 1)
+    assert rows["status"].tolist() == ["ok", "ok", "missing", "ok", "unsupported", "ok", "ok", "ok"]
+    for batch_size, workers in ((1, 0), (2, 2), (3, 3), (8, 5)):
+        counts, other_rows, other = part_of(table, batch_size, workers)
+        assert sum(counts) == 7  # what is missing is known before any image is read
+        # sums of a network differ in the last digits with the size of its batches
+        pd.testing.assert_frame_equal(rows, other_rows, rtol=1e-4)
+        assert np.array_equal(pruned.offsets, other.offsets)
+        assert np.array_equal(pruned.component, other.component)
+        np.testing.assert_allclose(pruned.log_weight, other.log_weight, atol=1e-5)
+
+
+def test_each_image_owns_the_weights_that_the_bundle_gives_it(table):
+    _, rows, pruned = part_of(table, 3, 2)
+    failed = rows["status"].ne("ok").to_numpy()
+    assert np.array_equal(np.diff(pruned.offsets) == 0, failed)
+    assert np.array_equal(np.isnan(pruned.residual), failed)
+    owned = np.split(np.exp(pruned.log_weight.astype(float)), pruned.offsets[1:-1])
+    sums = np.array([weights.sum() for weights in owned]) + pruned.residual
+    np.testing.assert_allclose(sums[~failed], 1.0, atol=1e-5)
+    heaviest = [weights.max() for weights, bad in zip(owned, failed, strict=True) if not bad]
+    np.testing.assert_allclose(rows.loc[~failed, "component_weight"], heaviest, rtol=1e-5)
+
+
+def test_weights_in_the_wrong_order_are_noticed(table):
+    """The broken twin: pieces that are joined in another order no longer fit the rows."""
+    pieces = [(np.array([i]), stores.prune(np.log([[0.1 + 0.2 * i, 0.9 - 0.2 * i]]))) for i in range(3)]
+    right, wrong = (prediction_parts._assembled(order, 4) for order in (pieces, pieces[::-1]))
+    assert right.offsets.tolist() == [0, 2, 4, 6, 6]
+    np.testing.assert_allclose(np.exp(right.log_weight[::2]), [0.1, 0.3, 0.5], rtol=1e-6)
+    assert not np.allclose(right.log_weight, wrong.log_weight)
