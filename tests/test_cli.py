@@ -374,7 +374,7 @@ def test_prepare_and_train(tmp_path):
     assert run("partition", chips / "chips.csv", "--num-cells", 12, "--out", tmp_path / "cells.gpkg").exit_code == 0
     assert geopandas.read_file(tmp_path / "cells.gpkg", layer="cells")["images"].sum() == 12
     cached = run("features", chips / "chips.csv", "--backbone", "chip_resnet10", "--cache", tmp_path / "features")
-    assert cached.stdout.startswith("12 of 12 images have features")
+    assert cached.stdout.startswith("12 of 12 images have features"), cached.output
     lines = [
         'stage = "finetune"', 'table = "chips/chips.csv"', 'out = "run"', 'backbone = "chip_resnet10"',
         "backbone_width = 8", "resize = 16", "crop = 16", "num_components = 12", "batch_size = 6", "steps = 2",
@@ -386,6 +386,6 @@ def test_prepare_and_train(tmp_path):
     model = Path(trained.stdout.removeprefix("wrote ").strip())
     assert json.loads(run("info", model).stdout)["training"]["steps"] == 2
     result = run("predict", chips / "chips.csv", "--bundle", model, "--out", tmp_path / "p.nc")
-    assert result.stdout.startswith("status: 12 ok")
+    assert result.stdout.startswith("status: 12 ok"), result.output
     again = run("train", tmp_path / "train.toml")  # finished before: nothing is done again
     assert again.stdout == trained.stdout
