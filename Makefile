@@ -34,7 +34,7 @@ check: $(STAMP)  ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP)  ## measure; figures go to benchmarks/results (about 20 minutes on 2 idle cores)
+bench: $(STAMP)  ## measure; figures go to benchmarks/results (perhaps 20 minutes on 2 idle cores)
 	@$(BIN)/python benchmarks/kernels.py
 	@$(BIN)/python benchmarks/predict_memory.py
 	@$(BIN)/python benchmarks/predict_cost.py
