@@ -313,10 +313,10 @@ def check_kills(found, least):
 
 @pytest.mark.hard
 def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
-    check_kills(kill_in_a_process_of_its_own(tmp_path, 20, 10), 20)
+    check_kills(kill_in_a_process_of_its_own(tmp_path, 10, 6), 12)
 
 
 @pytest.mark.hard
 def test_kills_find_writers_that_write_in_place(tmp_path):
-    found = kill_in_a_process_of_its_own(tmp_path, 20, 0, twin=True)
+    found = kill_in_a_process_of_its_own(tmp_path, 12, 0, twin=True)
     assert {name for name, seen in found.items() if seen["torn"]} >= CAUGHT
