@@ -1,0 +1,359 @@
+"""The main job on real imagery: where satellite chips of NASA's Blue Marble lie, in months and blocks never seen.
+
+    python experiments/blue_marble.py --data FOLDER --land ne_50m_land.json --out WORK
+
+FOLDER holds world.2004MM.3x5400x2700.jpg for eight months (NASA Earth Observatory, Blue Marble Next Generation,
+R. Stoeckli et al. 2005; public domain), the land is Natural Earth's. Training sees four months, and no place in the
+test blocks; around a fifth of these it also keeps 475 km away. Writes docs/experiments/blue_marble.{md,csv,png}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import shapely
+from matplotlib import colors
+from matplotlib.figure import Figure
+
+from geo_mvmf import durable, evaluation, metrics, predicting, progress, sphere, terminal
+from geo_mvmf.inputs import chips, images, places, polygons, scenes, tables
+from geo_mvmf.inputs.images import ImageSpec
+from geo_mvmf.maps import estimates
+from geo_mvmf.model import training
+from geo_mvmf.model.configuration import config_from_dict
+from geo_mvmf.model.neighbours import NearestNeighbours
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "docs" / "experiments"
+FloatArray = npt.NDArray[np.float64]
+
+TRAINED, UNSEEN = ("01", "04", "07", "10"), ("02", "05", "08", "11")
+GROUND_KM, SIZE, ROAM = 475.0, 64, 4  # of a chip; ROAM as in blue_marble.toml
+PIXEL_KM = GROUND_KM / SIZE
+BUFFER_KM = 475.0
+NEW, BLOCK, BUFFERED, BESIDE = "new places", "test blocks", "test blocks + 475 km buffer", "in a buffer"
+KM_PER_DEGREE = np.pi / 180.0 * sphere.EARTH_RADIUS_KM
+THRESHOLDS_KM = (25.0, 200.0, 750.0, 2500.0)
+RESAMPLES = 1000
+
+
+def main() -> None:
+    """Run what is not done yet, and write the results."""
+    options = read_options()
+    clock = Clock()
+    months = georeference(options.data, options.out / "months")
+    land = shapely.intersection(
+        polygons.union_area(polygons.read_polygons(options.land)), shapely.box(-180.0, -60.0, 180.0, 70.0)
+    )
+    side = SIZE + 2 * ROAM
+    trained = {month: months[month] for month in TRAINED}
+    wanted = {"count": options.places, "size": side, "ground_km": PIXEL_KM * side, "seed": 1}
+    cut(trained, options.out / "training", area=shapely.difference(land, kept_out()), **wanted)
+    cut(months, options.out / "test", area=land, count=options.test_places, size=SIZE, ground_km=GROUND_KM, seed=2)
+    clock.lap("cut chips")
+    bundle = train(options)
+    clock.lap("train")
+    table = tables.read_image_table(options.out / "test" / "chips.csv")
+    table["group"] = group_of(table["longitude"].to_numpy(), table["latitude"].to_numpy())
+    job = predicting.predict_job(bundle, table, out=options.out / "predictions.nc", overwrite=True, batch_size=128)
+    found = progress.run(job, Bar())
+    clock.lap("predict")
+    judged = judge(found)
+    judged["neighbour_error_km"], judged["nearest_km"] = yardstick(options.out)
+    clock.lap("evaluate")
+    write_results(options, bundle, judged, clock)
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line; without the data say so and stop."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of world.2004MM.3x5400x2700.jpg")
+    parser.add_argument("--land", type=Path, required=True, help="Natural Earth's land polygons, 1:50 m")
+    parser.add_argument("--out", type=Path, required=True, help="working folder; what is there is used again")
+    parser.add_argument("--places", type=int, default=12000, help="training places, each in four months")
+    parser.add_argument("--test-places", type=int, default=1500, help="test places, each in eight months")
+    parser.add_argument("--steps", type=int, help="fewer training steps than blue_marble.toml says, to try it")
+    options = parser.parse_args()
+    for path in (options.data, options.land):
+        if not path.exists():
+            sys.exit(f"skipped: {path} is not there; this experiment needs the Blue Marble and Natural Earth files")
+    return options
+
+
+class Clock:
+    """Seconds of every part."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Note how long a part took."""
+        now = time.monotonic()
+        self.laps[name], self.last = now - self.last, now
+        print(f"[{sum(self.laps.values()):6.0f} s] {name}: {self.laps[name]:.0f} s", flush=True)
+
+
+class Bar(terminal.Reporter):
+    """A bar on a terminal, nothing elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__("bar" if sys.stderr.isatty() else "none")
+
+
+def georeference(data: Path, folder: Path) -> dict[str, Path]:
+    """Give the eight pictures of the whole Earth their place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for month in sorted((*TRAINED, *UNSEEN)):
+        found[month] = folder / f"{month}.tif"
+        if not found[month].exists():
+            picture = data / f"world.2004{month}.3x5400x2700.jpg"
+            scenes.georeference(picture, found[month], bounds=(-180.0, -90.0, 180.0, 90.0))
+    return found
+
+
+def cut(seasons: dict[str, Path], folder: Path, **wishes: Any) -> None:
+    """Cut chips, unless they are there."""
+    if not folder.exists():
+        progress.run(chips.cut_chips(seasons, folder, **wishes), Bar())
+
+
+def kept_out() -> shapely.Geometry:
+    """Where no training chip may be centred, wherever its crop roams: test blocks, some of them with a buffer."""
+    found = []
+    for row in range(-9, 9):
+        for column in range(-12, 12):
+            west, south = 15.0 * column, 10.0 * row
+            if places.in_test_block(west + 7.5, south + 5.0):
+                pad = ROAM * PIXEL_KM + (BUFFER_KM if is_buffered(west + 7.5) else 0.0)
+                found.append(padded(west, south, west + 15.0, south + 10.0, pad))
+    return shapely.union_all(found)
+
+
+def is_buffered(longitude: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Whether training keeps away from a test block by `BUFFER_KM`: every fifth column of blocks."""
+    column = np.floor(((np.asarray(longitude) + 180.0) % 360.0) / 15.0)
+    return np.asarray(column % 5 == 2)
+
+
+def padded(west: float, south: float, east: float, north: float, pad_km: float) -> shapely.Geometry:
+    """Give a block grown by some kilometres on every side, also over 180 degrees."""
+    down = pad_km / KM_PER_DEGREE
+    furthest = min(max(abs(south), abs(north)) + down, 85.0)
+    across = down / np.cos(np.radians(furthest))
+    boxes = [
+        shapely.box(west - across + turn, south - down, east + across + turn, north + down) for turn in (-360, 0, 360)
+    ]
+    return shapely.intersection(shapely.union_all(boxes), shapely.box(-180.0, -90.0, 180.0, 90.0))
+
+
+def group_of(longitude: FloatArray, latitude: FloatArray) -> npt.NDArray[np.str_]:
+    """Which row of the table a test place belongs to."""
+    tested = places.in_test_block(longitude, latitude)
+    near = shapely.contains_xy(kept_out(), longitude, latitude)
+    return np.select([tested & is_buffered(longitude), tested, near], [BUFFERED, BLOCK, BESIDE], NEW)
+
+
+def train(options: argparse.Namespace) -> training.Bundle:
+    """Train as blue_marble.toml says; a second run goes on, or uses what is there."""
+    values = tomllib.loads((HERE / "blue_marble.toml").read_text(encoding="utf-8"))
+    values |= {"table": str(options.out / "training" / "chips.csv"), "out": str(options.out / "run")}
+    if options.steps:
+        values["steps"] = options.steps
+    return training.train(config_from_dict(values), report=Bar())
+
+
+def judge(found: Any) -> pd.DataFrame:
+    """One row per test image: place, month, group, errors of both estimators, NLL, searched probability."""
+    rows = found.rows.reset_index(drop=True)
+    judged = (
+        evaluation.evaluate(found)
+        .images()
+        .join(rows[["true_longitude", "true_latitude", "season", "area_90_km2"]].rename(columns={"season": "month"}))
+    )
+    judged["group"] = rows["group"].to_numpy()
+    mode = estimates.estimate(found.mixture, "mode")
+    judged["mode_error_km"] = sphere.great_circle_distance_km(
+        *mode.T, judged["true_longitude"].to_numpy(), judged["true_latitude"].to_numpy()
+    )
+    return judged
+
+
+def yardstick(out: Path) -> tuple[FloatArray, FloatArray]:
+    """Error of copying the place of the chip with the most similar thumbnail; distance to the nearest chip."""
+    training_chips, test = (pd.read_csv(out / name / "chips.csv") for name in ("training", "test"))
+    side = SIZE + 2 * ROAM
+    features = thumbnails(out / "training", training_chips, ImageSpec(side, SIZE))
+    neighbours = NearestNeighbours(features, training_chips["longitude"], training_chips["latitude"])
+    copied = neighbours.predict(thumbnails(out / "test", test, ImageSpec(SIZE, SIZE)))
+    truth = test["longitude"].to_numpy(), test["latitude"].to_numpy()
+    once = training_chips.drop_duplicates(["longitude", "latitude"])
+    corners = (sphere.to_directions(frame["longitude"], frame["latitude"]) for frame in (once, test))
+    by_place = NearestNeighbours(next(corners), once["longitude"], once["latitude"]).predict(next(corners))
+    distances = [sphere.great_circle_distance_km(*guess.T, *truth) for guess in (copied, by_place)]
+    return distances[0], distances[1]
+
+
+def thumbnails(folder: Path, table: pd.DataFrame, spec: ImageSpec) -> npt.NDArray[np.float32]:
+    """8 x 8 RGB means of chips, (N, 192)."""
+    paths = [folder / path for path in table["path"]]
+    found = []
+    for pixels in images.read_images(paths, spec):
+        blocks = pixels.reshape(3, 8, SIZE // 8, 8, SIZE // 8)
+        found.append(blocks.mean(axis=(2, 4), dtype=np.float32).ravel())
+    return np.array(found)
+
+
+def with_interval(judged: pd.DataFrame, column: str, statistic: Any) -> tuple[float, float, float]:
+    """Statistic over images, with a 95 % interval from resampled places (months of one place are no new evidence)."""
+    by_place = judged.pivot_table(index=["true_longitude", "true_latitude"], columns="month", values=column).to_numpy()
+    generator = np.random.default_rng(0)
+    drawn = [statistic(by_place[generator.integers(0, len(by_place), len(by_place))].ravel()) for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(statistic(by_place.ravel())), float(low), float(high)
+
+
+def summarise(judged: pd.DataFrame) -> pd.DataFrame:
+    """One row per group and kind of month."""
+    lines = []
+    for group in (NEW, BLOCK, BUFFERED):
+        for kind, months in (("trained", TRAINED), ("unseen", UNSEEN)):
+            chosen = judged[(judged["group"] == group) & judged["month"].isin(months)]
+            if len(chosen):
+                lines.append({"places": group, "months": kind, **line_of(chosen)})
+    return pd.DataFrame(lines)
+
+
+def line_of(chosen: pd.DataFrame) -> dict[str, Any]:
+    """All figures of one row."""
+    median, low, high = with_interval(chosen, "error_km", np.median)
+    shares = metrics.accuracy_at_km(chosen["error_km"], THRESHOLDS_KM)
+    nll = with_interval(chosen, "nll", np.mean)
+    return {
+        "n_places": len(chosen) // chosen["month"].nunique(),
+        "n_images": len(chosen),
+        "median_km": median,
+        "median_low": low,
+        "median_high": high,
+        "mode_median_km": float(chosen["mode_error_km"].median()),
+        **{f"at_{km:.0f}_km": share for km, share in zip(THRESHOLDS_KM, shares.value, strict=True)},
+        "nll": nll[0],
+        "nll_low": nll[1],
+        "nll_high": nll[2],
+        "covered_90": float((chosen["searched_probability"] <= 0.9).mean()),
+        "neighbour_median_km": float(chosen["neighbour_error_km"].median()),
+        "nearest_training_km": float(chosen["nearest_km"].median()),
+        "chance_median_km": chance(chosen),
+    }
+
+
+def chance(chosen: pd.DataFrame) -> float:
+    """Median distance to the place of another, random test image."""
+    longitude, latitude = (chosen[f"true_{name}"].to_numpy() for name in ("longitude", "latitude"))
+    order = np.random.default_rng(0).permutation(len(chosen))
+    return float(np.median(sphere.great_circle_distance_km(longitude, latitude, longitude[order], latitude[order])))
+
+
+def write_results(options: argparse.Namespace, bundle: Any, judged: pd.DataFrame, clock: Clock) -> None:
+    """Write the page, the table and the picture."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    table = summarise(judged)
+    durable.write_text(RESULTS / "blue_marble.csv", table.round(4).to_csv(index=False), overwrite=True)
+    durable.write_bytes(RESULTS / "blue_marble.png", picture(judged), overwrite=True)
+    facts = circumstances(options, bundle, clock)
+    durable.write_text(RESULTS / "blue_marble.md", page(table, by_latitude(judged), facts), overwrite=True)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    print(f"wrote {RESULTS / 'blue_marble.md'}")
+
+
+def by_latitude(judged: pd.DataFrame) -> pd.DataFrame:
+    """Median error of new places in unseen months by latitude: the tropics hardly change over the year."""
+    chosen = judged[(judged["group"] == NEW) & judged["month"].isin(UNSEEN)]
+    bands = pd.cut(chosen["true_latitude"], [-60.0, -30.0, 0.0, 30.0, 50.0, 70.0])
+    found = chosen.groupby(bands, observed=True)["error_km"].agg(["size", "median"])
+    return found.reset_index(names="latitude").rename(columns={"size": "n_images", "median": "median_km"})
+
+
+def circumstances(options: argparse.Namespace, bundle: Any, clock: Clock) -> dict[str, str]:
+    """What a reader needs to do it again."""
+    files = [*sorted(options.data.glob("world.2004*.jpg")), options.land]
+    libraries = [f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "rasterio")]
+    summary = bundle.metadata["training"]
+    return {
+        "command": f"`python experiments/blue_marble.py --data FOLDER --land {options.land.name} --out WORK`"
+        f" ({options.places} training places, {options.test_places} test places)",
+        "machine": f"{cpu()}, {os.cpu_count()} cores, no GPU; load {os.getloadavg()[2]:.1f} (its own included)",
+        "seconds": ", ".join(f"{name} {seconds:.0f}" for name, seconds in clock.laps.items()),
+        "training": f"{summary['steps']} steps of {summary['batch_size']} images, seed {summary['seed']}",
+        "versions": ", ".join(
+            [f"Python {platform.python_version()}", *(f"{n} {metadata.version(n)}" for n in libraries)]
+        ),
+        "inputs": "; ".join(f"{path.name} {durable.file_sha256(path)[:16]}" for path in files) + " (SHA-256, first 16)",
+    }
+
+
+def cpu() -> str:
+    """Name the processor."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def page(table: pd.DataFrame, latitudes: pd.DataFrame, facts: dict[str, str]) -> str:
+    """Lay the results out in Markdown."""
+    head = (
+        "| places | months | places (images) | median km (95 %) | by mode | ≤ 25 | ≤ 200 | ≤ 750 | ≤ 2500 km "
+        "| NLL (95 %) | truth in the 90 % region | nearest neighbour, km | nearest training chip, km | chance, km |"
+    )
+    lines = [head, "|" + " --- |" * 14]
+    for row in table.itertuples():
+        shares = [f"{getattr(row, f'at_{km:.0f}_km'):.2f}" for km in THRESHOLDS_KM]
+        lines.append(
+            f"| {row.places} | {row.months} | {row.n_places} ({row.n_images}) "
+            f"| **{row.median_km:.0f}** ({row.median_low:.0f}–{row.median_high:.0f}) | {row.mode_median_km:.0f} "
+            f"| {' | '.join(shares)} | {row.nll:.2f} ({row.nll_low:.2f}–{row.nll_high:.2f}) | {row.covered_90:.0%} "
+            f"| {row.neighbour_median_km:.0f} | {row.nearest_training_km:.0f} | {row.chance_median_km:.0f} |"
+        )
+    bands = [f"| {row.latitude} | {row.n_images} | {row.median_km:.0f} |" for row in latitudes.itertuples()]
+    text = (HERE / "blue_marble_text.md").read_text(encoding="utf-8")
+    return text.format(
+        table="\n".join(lines),
+        latitudes="\n".join(["| latitude | images | median km |", "|" + " --- |" * 3, *bands]),
+        facts="\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())]),
+    )
+
+
+def picture(judged: pd.DataFrame) -> bytes:
+    """Draw the errors on a map, unseen months only, with the test blocks."""
+    import io
+
+    figure = Figure(figsize=(11.0, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    for polygon in shapely.get_parts(kept_out()):
+        axes.fill(*polygon.exterior.xy, color="#e8e4d8", zorder=0)
+    chosen = judged[judged["month"].isin(UNSEEN)].groupby(["true_longitude", "true_latitude"])["error_km"].median()
+    longitude, latitude = np.array(chosen.index.to_list()).T
+    norm = colors.LogNorm(20.0, 10_000.0)
+    dots = axes.scatter(longitude, latitude, c=chosen, s=12, cmap="cividis_r", norm=norm, linewidths=0)
+    figure.colorbar(dots, label="error, km (median of the unseen months)", shrink=0.8)
+    axes.set(xlim=(-180, 180), ylim=(-60, 72), aspect="equal", xlabel="longitude", ylabel="latitude")
+    axes.set_title("Blue Marble chips: error in months never trained on; shaded: no training chip is centred here")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()

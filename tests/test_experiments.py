@@ -1,0 +1,66 @@
+"""The split of the experiment on real imagery keeps what it promises; the imagery itself is not needed."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+
+from geo_mvmf import sphere
+from geo_mvmf.inputs import places
+
+
+@pytest.fixture(scope="module")
+def blue_marble():
+    path = Path(__file__).parents[1] / "experiments" / "blue_marble.py"
+    spec = importlib.util.spec_from_file_location("blue_marble", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def drawn(area, count, seed=0):
+    found = places.draw_places(area, np.random.default_rng(seed))
+    return np.array([next(found) for _ in range(count)]).T
+
+
+@pytest.fixture(scope="module")
+def training(blue_marble):
+    """Places where training chips may be centred, many of them just outside what is kept out."""
+    world = shapely.box(-180.0, -60.0, 180.0, 70.0)
+    edge = shapely.difference(shapely.intersection(blue_marble.kept_out().buffer(0.3), world), blue_marble.kept_out())
+    return np.concatenate([drawn(edge, 2000), drawn(shapely.difference(world, blue_marble.kept_out()), 2000)], axis=1)
+
+
+def test_no_crop_roams_into_a_test_block(blue_marble, training):
+    reach_km = blue_marble.ROAM * blue_marble.PIXEL_KM * 0.999
+    for bearing in range(0, 360, 15):  # along the border of the square over which the crop's middle roams
+        side = max(abs(np.cos(np.radians(bearing))), abs(np.sin(np.radians(bearing))))
+        assert not places.in_test_block(*sphere.destination(*training, bearing, reach_km / side)).any()
+    # the broken twin: a crop that roams twice as far
+    assert places.in_test_block(*sphere.destination(*training, 0.0, 2.0 * reach_km)).any()
+
+
+def test_buffered_blocks_share_no_pixel_with_training(blue_marble, training):
+    tested = drawn(shapely.box(-180.0, -60.0, 180.0, 70.0), 20_000, seed=1)
+    tested = tested[:, blue_marble.group_of(*tested) == blue_marble.BUFFERED]
+    assert tested.shape[1] > 200
+    far = sphere.great_circle_distance_km(tested[0][:, None], tested[1][:, None], *training[:, None, :])
+    assert far.min() > blue_marble.GROUND_KM
+    # the broken twin: the same blocks without their buffer
+    plain = drawn(blue_marble.padded(-150.0 + 0.01, 10.0, -135.0, 20.0, 30.0), 50)
+    assert sphere.great_circle_distance_km(*plain[:, :, None], *training[:, None, :]).min() < blue_marble.GROUND_KM
+
+
+def test_groups_cover_all_places_once(blue_marble):
+    found = drawn(shapely.box(-180.0, -60.0, 180.0, 70.0), 5000, seed=2)
+    group = blue_marble.group_of(*found)
+    tested = places.in_test_block(*found)
+    assert np.isin(group[tested], [blue_marble.BLOCK, blue_marble.BUFFERED]).all()
+    assert np.isin(group[~tested], [blue_marble.NEW, blue_marble.BESIDE]).all()
+    assert set(group) == {blue_marble.NEW, blue_marble.BLOCK, blue_marble.BUFFERED, blue_marble.BESIDE}
+
+
+def test_training_places_are_new_places(blue_marble, training):
+    assert (blue_marble.group_of(*training) == blue_marble.NEW).all()
