@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from geo_mvmf import durable
-from geo_mvmf.errors import LockedError
+from geo_mvmf.errors import LockedError, OutputError
 
 
 @contextlib.contextmanager
@@ -27,6 +27,8 @@ def holding(folder: str | os.PathLike[str]) -> Iterator[None]:
     ------
     LockedError
         At once, when another process holds the folder.
+    OutputError
+        If the folder cannot be made, or its file system has no locks.
 
     Examples
     --------
@@ -41,9 +43,13 @@ def holding(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise LockedError(
                 f"{folder}: another process is working here; wait for it to end, or choose another folder"
+            ) from error
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: cannot be locked: {error.strerror}; choose a folder on another file system"
             ) from error
         yield
     finally:
