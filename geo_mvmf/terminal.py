@@ -39,17 +39,20 @@ class Reporter:
     def __init__(self, style: str) -> None:
         self.style = style
         self._shown = 0.0
-        self._begun = time.monotonic()
+        self._stage = ""
+        self._begun = (0.0, 0)  # when the first event of the stage came, and what was done by then
         self._open = False
 
     def __call__(self, event: Progress) -> None:
         """Show one event (bars at most five times a second)."""
         now = time.monotonic()
+        if event.stage != self._stage:
+            self._stage, self._begun = event.stage, (now, event.done)
         if self.style == "json":
             _line("progress", stage=event.stage, done=event.done, total=event.total, message=event.message)
         elif self.style == "bar" and (now - self._shown > 0.2 or event.done == event.total):
             self._shown = now
-            self._draw(event, now - self._begun)
+            self._draw(event, now - self._begun[0], event.done - self._begun[1])
 
     def run(self, job: Generator[Progress, None, Result]) -> Result:
         """Run a job to its end, show its progress and return its result; an interruption closes the job.
@@ -116,8 +119,9 @@ class Reporter:
             click.echo("", err=True)
             self._open = False
 
-    def _draw(self, event: Progress, seconds: float) -> None:
-        left = seconds * (1.0 / event.fraction - 1.0) if event.fraction else float("nan")
+    def _draw(self, event: Progress, seconds: float, done: int) -> None:
+        # by what was done in these seconds: a job that goes on has most of it behind it when it begins
+        left = seconds * (event.total - event.done) / done if done > 0 else float("nan")
         times = f"{seconds:.0f} s" + (f", {left:.0f} s left" if left > 0.5 else "")
         bar = "#" * int(24 * event.fraction)
         line = f"{event.stage} [{bar:<24}] {event.done}/{event.total} {times}  {event.message}"
