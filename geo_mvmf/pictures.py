@@ -46,7 +46,9 @@ def density_picture(
     Parameters
     ----------
     density : DataArray, (latitude, longitude)
-        density_per_km2 of one image on a geographic grid.
+        density_per_km2 of one image on a geographic grid. With the coordinate cell_area_km2 (as `density_raster`
+        gives it) a grid that does not hold all probability shows the levels of what is inside; without it the values
+        are taken for all of it.
     title : str
         Heading.
     estimate, truth : (longitude, latitude), degrees, optional
@@ -74,7 +76,8 @@ def density_picture(
         raise ValueError(f"the picture needs a geographic raster (latitude, longitude), got {density.dims}")
     longitude, latitude = np.asarray(density["longitude"]), np.asarray(density["latitude"])
     figure, axes = _world_axes(_extent(longitude, latitude))
-    _draw_levels(axes, np.asarray(density, dtype=np.float64), longitude, latitude)
+    mass = _mass(density, latitude)
+    _draw_levels(axes, np.asarray(density, dtype=np.float64), mass, longitude, latitude)
     if estimate is not None:
         axes.plot(*estimate, "o", color="white", ms=7, mec=_MARK, mew=1.2, label="estimate", zorder=6)
     if truth is not None:
@@ -113,8 +116,9 @@ def points_picture(
     """
     good = points[points["longitude"].notna()]
     # Antarctica takes a sixth of the picture: only where something is there.
-    south = -90.0 if (good["latitude"].astype(float) < -58.0).any() else -60.0
-    figure, axes = _world_axes((-180.0, 180.0, south, 85.0 if south > -90.0 else 90.0))
+    latitude = good.reindex(columns=["latitude", "true_latitude"]).to_numpy(float)
+    south, north = (-90.0 if (latitude < -58.0).any() else -60.0), (90.0 if (latitude > 83.0).any() else 85.0)
+    figure, axes = _world_axes((-180.0, 180.0, south, north))
     if regions is not None and len(regions):
         smallest = regions[regions["level"] == regions["level"].min()]
         smallest.plot(ax=axes, facecolor=f"{_CURVE}22", edgecolor=_CURVE, linewidth=0.6, aspect=None)
@@ -268,15 +272,25 @@ def _extent(longitude: npt.NDArray[Any], latitude: npt.NDArray[Any]) -> tuple[fl
     )
 
 
-def _draw_levels(axes: Axes, density: FloatArray, longitude: FloatArray, latitude: FloatArray) -> None:
+def _mass(density: xr.DataArray, latitude: FloatArray) -> FloatArray:
+    """Probability of every raster cell; the whole raster's is 1 where the size of raster cells is not known."""
+    values = np.nan_to_num(np.asarray(density, dtype=np.float64), nan=0.0)
+    if "cell_area_km2" in density.coords:
+        return np.asarray(values * np.nan_to_num(np.asarray(density["cell_area_km2"], dtype=np.float64), nan=0.0))
+    weight = values * np.cos(np.radians(latitude))[:, None]
+    return np.asarray(weight / max(weight.sum(), 1e-300))
+
+
+def _draw_levels(
+    axes: Axes, density: FloatArray, mass: FloatArray, longitude: FloatArray, latitude: FloatArray
+) -> None:
     """Shade the classes of credible level: the map-maker's picture of a density."""
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
-    weight = np.where(np.isfinite(density), density, 0.0) * np.cos(np.radians(latitude))[:, None]
     order = np.argsort(-density, axis=None)
     level = np.empty(density.shape)
-    level.flat[order] = np.cumsum(weight.flat[order]) / max(weight.sum(), 1e-300)
-    shown = np.ma.masked_where((level > LEVELS[-1]) | (weight <= 0.0), level)
+    level.flat[order] = np.cumsum(mass.flat[order])
+    shown = np.ma.masked_where((level > LEVELS[-1]) | (mass <= 0.0), level)
     colours = ListedColormap([colour.hex for colour in styles.LEVEL_COLOURS])
     norm = BoundaryNorm([0.0, *LEVELS], colours.N)
     axes.pcolormesh(longitude, latitude, shown, cmap=colours, norm=norm, alpha=0.8, zorder=2, lw=0)
@@ -322,7 +336,7 @@ def _round_numbers(low: float, high: float) -> list[float]:
 
 
 def _draw_errors(axes: Axes, points: geopandas.GeoDataFrame) -> None:
-    """A thin line from each estimate to its true place, cut at +-180."""
+    """A thin line from each estimate to its true place, left out where it would cross +-180."""
     for row in points[["longitude", "latitude", "true_longitude", "true_latitude"]].to_numpy(float):
         if np.isfinite(row).all() and abs(row[0] - row[2]) < 180.0:
             axes.plot(row[[0, 2]], row[[1, 3]], color="#555555", lw=0.7, alpha=0.8, zorder=3)

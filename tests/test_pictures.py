@@ -8,9 +8,11 @@ import pytest
 import xarray as xr
 from PIL import Image
 
+import geo_mvmf
 from geo_mvmf import pictures
 from geo_mvmf.evaluation import Evaluation
 from geo_mvmf.files import styles
+from geo_mvmf.sphere import to_directions
 
 
 def raster():
@@ -51,6 +53,16 @@ def test_a_density_shows_the_colours_that_qgis_shows_and_more_of_them_where_it_i
         assert 1e-3 < share_of(blended(colour), narrow) < share_of(blended(colour), wide)
 
 
+def test_a_grid_that_holds_a_part_of_the_probability_does_not_claim_all_of_it():
+    """Four tenths lie in Europe: there are raster cells of the 50 % region, and of no larger one."""
+    mixture = geo_mvmf.VmfMixture(to_directions([10.0, -100.0], [48.0, 40.0]), [6.0, 6.0], np.log([[0.4, 0.6]]))
+    whole = geo_mvmf.density_raster(mixture, geo_mvmf.Grid.from_bounds(-30, 20, 50, 75, 1.0))[0]
+    picture, twin = pictures.density_picture(whole), pictures.density_picture(whole.drop_vars("cell_area_km2"))
+    first, last = (blended(styles.LEVEL_COLOURS[i]) for i in (0, -1))
+    assert share_of(first, picture) > 0.05
+    assert share_of(last, picture) < 2e-3 < share_of(last, twin)  # the legend
+
+
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_a_raster_without_probability_is_an_empty_map(value):
     picture = pictures.density_picture(raster() * value)
@@ -74,6 +86,12 @@ def test_a_projected_raster_is_refused():
 def test_an_album_needs_antarctica_only_where_something_is_there():
     heights = [pixels(pictures.points_picture(album(latitude=(50.0, south)))).shape[0] for south in (-20.0, -75.0)]
     assert heights[0] < heights[1]
+
+
+def test_what_is_near_the_north_pole_or_truly_in_antarctica_is_in_the_picture():
+    plain = pixels(pictures.points_picture(album())).shape[0]
+    assert pixels(pictures.points_picture(album(latitude=(88.0, -20.0)))).shape[0] > plain
+    assert pixels(pictures.points_picture(album().assign(true_latitude=-75.0))).shape[0] > plain
 
 
 @pytest.mark.parametrize("radius", [(100.0, 100.0), (np.nan, 50.0), (np.nan, np.nan), (0.0, 20000.0), (1e-4, 2e-4)])
