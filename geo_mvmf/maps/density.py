@@ -126,7 +126,8 @@ def density_raster(
     xarray.DataArray
         Named density_per_km2, dimensions (image, latitude, longitude), or (image, y, x) on projected grids; per square
         kilometre, NaN outside the projection's domain. Coordinates: `probability_sum` (image), the probability inside
-        the grid, measured on the raster and never normalised (1 within 1e-6 on a global grid); `cell_area_km2`;
+        the grid, measured on the raster and never normalised (1 within 1e-6 on a global geographic grid, within 1e-5 on
+        a projected one, whose rows may end at a pole); `cell_area_km2`;
         `spatial_ref` with the CRS. Where it would need more than half a gigabyte and dask is installed, an image is
         computed when it is asked for.
 
