@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import weakref
 from collections.abc import Generator
@@ -23,6 +24,7 @@ import pandas as pd
 from geo_mvmf import __version__, durable, folder_lock, progress, sphere
 from geo_mvmf.errors import BadInputError, OutputError, RowsFailedError, UsageError
 from geo_mvmf.files import stores
+from geo_mvmf.inputs import tables
 from geo_mvmf.prediction_parts import Predictor
 from geo_mvmf.predictions import Predictions, open_predictions
 from geo_mvmf.progress import Progress
@@ -124,6 +126,8 @@ def predict_job(
     """
     if estimator not in ("component", "mode"):
         raise UsageError(f"estimator {estimator!r} is not 'component' or 'mode'")
+    if batch_size < 1 or workers < 0:
+        raise UsageError(f"batch_size {batch_size} must be at least 1, workers {workers} must be at least 0")
     with contextlib.ExitStack() as stack:
         if out is None:
             holder = _TemporaryFolder()
@@ -132,7 +136,7 @@ def predict_job(
             holder, final = None, Path(out)
         if final.suffix.lower() != ".nc":
             raise UsageError(f"{final}: a predictions file ends in .nc")
-        if final.exists() and not overwrite:
+        if os.path.lexists(final) and not overwrite:
             raise OutputError(f"{final}: exists already; choose another name, or ask for overwriting")
         is_new_folder = not final.parent.exists()
         parts = final.with_name(f"{final.name}.parts")
@@ -144,18 +148,23 @@ def predict_job(
         if strict:
             _check_strict(parts, is_new_folder=is_new_folder)
         store = stores.merge_parts(parts, final, run=run, overwrite=overwrite)
-    shutil.rmtree(parts, ignore_errors=True)
+        shutil.rmtree(parts, ignore_errors=True)  # while they are held: the next holder's must stay
     return Predictions(store, holder)
 
 
 def finished(
-    bundle: Bundle, table: geopandas.GeoDataFrame, out: str | os.PathLike[str], *, estimator: str = "component"
+    bundle: Bundle,
+    table: geopandas.GeoDataFrame,
+    out: str | os.PathLike[str],
+    *,
+    estimator: str = "component",
+    strict: bool = False,
 ) -> Predictions | None:
     """Open a prediction that ended before: of the same images, by the same bundle and options.
 
     Parameters
     ----------
-    bundle, table, estimator
+    bundle, table, estimator, strict
         As `predict`.
     out : path
         Predictions file.
@@ -163,7 +172,7 @@ def finished(
     Returns
     -------
     Predictions or None
-        None where there is no file, or one of another run.
+        None where there is no file, or one of another run, or, with `strict`, one in which a row failed.
 
     Examples
     --------
@@ -179,6 +188,8 @@ def finished(
     try:
         found = open_predictions(out)
     except BadInputError:
+        return None
+    if strict and (found.rows["status"] != "ok").any():
         return None
     return found if found.run == _run_of(bundle, table, estimator) else None
 
@@ -243,13 +254,13 @@ def _check_strict(folder: Path, *, is_new_folder: bool) -> None:
 
 
 def _run_of(bundle: Bundle, table: geopandas.GeoDataFrame, estimator: str) -> dict[str, Any]:
-    names = "\0".join(
-        f"{i}\t{p}\t{s}" for i, p, s in zip(table["image_id"], table["path"], table["status"], strict=True)
-    )
+    digest = hashlib.sha256()
+    for start in range(0, len(table), PART_ROWS):
+        digest.update(_named(table.iloc[start : start + PART_ROWS]).encode("utf-8", "surrogateescape"))
     # claims and columns that pass through are part of the result, too
     others = table.drop(columns=["image_id", "path", "status", "message", table.geometry.name])
-    content = pd.util.hash_pandas_object(pd.DataFrame(others), index=False).to_numpy().tobytes()
-    content += "\0".join(map(str, others.columns)).encode("utf-8", "surrogateescape")
+    digest.update(pd.util.hash_pandas_object(pd.DataFrame(others), index=False).to_numpy().tobytes())
+    digest.update("\0".join(map(str, others.columns)).encode("utf-8", "surrogateescape"))
     return {
         "geo_mvmf": __version__,
         "parts": _VERSION,
@@ -257,11 +268,27 @@ def _run_of(bundle: Bundle, table: geopandas.GeoDataFrame, estimator: str) -> di
         "bundle_sha256": bundle.digest,
         "estimator": estimator,
         "images": len(table),
-        "images_sha256": hashlib.sha256(names.encode("utf-8", "surrogateescape") + content).hexdigest(),
+        "images_sha256": digest.hexdigest(),
         "root": str(table.attrs.get("root", "")),
         "licence": str(bundle.metadata.get("licence", "")),
         "earth": f"sphere, R = {sphere.EARTH_RADIUS_KM} km",
     }
+
+
+def _named(table: geopandas.GeoDataFrame) -> str:
+    """Text that tells these images from all others."""
+    files = map(_stamp, tables.absolute_paths(table))
+    named = zip(table["image_id"], table["path"], table["status"], files, strict=True)
+    return "".join("\t".join(map(str, each)) + "\0" for each in named)
+
+
+def _stamp(image: Path) -> str:
+    """Size and time of a file, by which another image of the same name is noticed without reading it."""
+    try:
+        found = image.stat()
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return "none"
+    return f"{found.st_size} {found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else "none"
 
 
 class _TemporaryFolder:

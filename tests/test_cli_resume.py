@@ -253,6 +253,49 @@ def test_an_interrupted_writing_of_layers_goes_on_from_the_predictions_file(long
     assert "a.nc: exists already" in refused.stderr
 
 
+def test_a_run_that_was_killed_between_its_files_writes_those_that_are_missing(long_table, bundle_path, tmp_path):
+    table, _ = long_table
+    command = ("predict", table, "--bundle", bundle_path, "--out", tmp_path / "out")
+    assert run(*command).exit_code == 0
+    (tmp_path / "out" / "report.html").unlink()
+    before = {path.name: path.stat().st_ino for path in (tmp_path / "out").iterdir()}
+    result = run(*command)
+    assert result.exit_code == 0, result.stderr
+    assert "predictions.nc: predicted before" in result.stderr
+    after = {path.name: path.stat().st_ino for path in (tmp_path / "out").iterdir()}
+    assert before.items() <= after.items()
+    assert set(after) - set(before) == {"report.html"}
+    refused = run(*command)  # nothing is missing
+    assert refused.exit_code == 5
+    assert "exists already" in refused.stderr
+
+
+def test_a_strict_run_goes_on_too_but_not_from_failed_rows(long_table, bundle_path, tmp_path):
+    table, _ = long_table
+    command = ("predict", table / "00.png", "--bundle", bundle_path, "--out", tmp_path / "a.csv", "--strict")
+    assert run(*command).exit_code == 0
+    (tmp_path / "a.csv").unlink()
+    assert run(*command).exit_code == 0
+    assert (tmp_path / "a.csv").exists()
+    command = ("predict", table, "--bundle", bundle_path, "--out", tmp_path / "b.csv")
+    assert run(*command).exit_code == 0
+    (tmp_path / "b.csv").unlink()
+    assert run(*command, "--strict").exit_code == 5
+    assert not (tmp_path / "b.csv").exists()
+
+
+def test_parts_of_an_image_that_was_replaced_are_not_used(small_parts, bundle_path, tmp_path):
+    for i in range(6):
+        Image.fromarray(np.full((36, 40, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    table, out = read_image_table(tmp_path), tmp_path / "a.nc"
+    model = load_bundle(bundle_path, "cpu")
+    assert begun(table, model, out, parts=1)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (36, 40, 3), np.uint8)).save(tmp_path / "0.png")
+    assert run("predict", tmp_path, "--bundle", bundle_path, "--out", out, *BATCHES).exit_code == 0
+    assert run("predict", tmp_path, "--bundle", bundle_path, "--out", tmp_path / "fresh.nc", *BATCHES).exit_code == 0
+    assert differences(out, tmp_path / "fresh.nc") == []
+
+
 def test_nothing_is_replaced_unasked_and_all_of_it_when_asked(long_table, bundle_path, tmp_path):
     table, whole = long_table
     out = tmp_path / "a.nc"

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import geo_mvmf
-from geo_mvmf import predicting, row_contract, s2, sphere
-from geo_mvmf.errors import OutputError, RowsFailedError, UsageError
+from geo_mvmf import folder_lock, predicting, row_contract, s2, sphere
+from geo_mvmf.errors import LockedError, OutputError, RowsFailedError, UsageError
 from geo_mvmf.inputs.tables import read_image_table
 from geo_mvmf.model import bundle as bundles
 from geo_mvmf.model.untrained import untrained_bundle
@@ -142,6 +142,26 @@ def test_outputs_are_refused_before_any_image_is_read(bundle, tmp_path):
     with pytest.raises(RowsFailedError, match=r"1 rows failed.* no\.png: missing"):
         geo_mvmf.predict(bundle, table, out=tmp_path / "b.nc", strict=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a.nc"]
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": -1}, {"workers": -1}])
+def test_sizes_that_would_leave_images_out_are_refused(bundle, tmp_path, wrong):
+    with pytest.raises(UsageError, match=f"{next(iter(wrong))} {next(iter(wrong.values()))} must be at least"):
+        geo_mvmf.predict(bundle, table_of(tmp_path, {"path": ["no.png"]}), **wrong)
+
+
+def test_parts_go_while_they_are_held(bundle, tmp_path, monkeypatch):
+    """Otherwise another process could begin between the two, and lose its parts."""
+    removed = []
+
+    def remove(folder, **_):
+        with pytest.raises(LockedError), folder_lock.holding(folder):
+            pass
+        removed.append(folder.name)
+
+    monkeypatch.setattr(predicting.shutil, "rmtree", remove)
+    geo_mvmf.predict(bundle, table_of(tmp_path, {"path": ["no.png"]}), out=tmp_path / "a.nc")
+    assert removed == ["a.nc.parts"]
 
 
 def test_batches_workers_and_parts_change_no_more_than_rounding(bundle, make_album, tmp_path, monkeypatch):

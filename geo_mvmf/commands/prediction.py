@@ -96,7 +96,9 @@ def predict(
     it was when the same command is given again.
     """
     outputs = _outputs(out, levels)
-    options.check_new(*(outputs.after or [outputs.store]), overwrite=overwrite)
+    waiting = [path for path in outputs.after if not path.exists()]
+    if not (waiting and outputs.store.exists()):  # otherwise a run may have been killed between its files
+        options.check_new(*(outputs.after or [outputs.store]), overwrite=overwrite)
 
     from geo_mvmf import album_report
     from geo_mvmf import predicting as module
@@ -108,9 +110,12 @@ def predict(
     model = load_bundle(bundle, device)
     report.say(f"{len(frame)} images, bundle {bundle.name}, device {model.device}")
     found = None
-    if outputs.after and not (overwrite or strict):  # a run that was killed while it wrote its layers
-        found = module.finished(model, frame, outputs.store, estimator=estimator)
-    if found is None:
+    if waiting and not overwrite:
+        found = module.finished(model, frame, outputs.store, estimator=estimator, strict=strict)
+    if found is not None:
+        report.say(f"{outputs.store}: predicted before, from the same images; it is used")
+    else:
+        options.check_new(*outputs.after, overwrite=overwrite)
         job = module.predict_job(
             model,
             frame,
@@ -122,9 +127,9 @@ def predict(
             strict=strict,
         )
         found = report.run(job)
-    if outputs.layers is not None:
+    if outputs.layers is not None and (overwrite or outputs.layers in waiting):
         found.write(outputs.layers, levels=outputs.levels, overwrite=overwrite)
-    if outputs.page is not None:
+    if outputs.page is not None and (overwrite or outputs.page in waiting):
         album_report.write_album_report(outputs.page, found, overwrite=overwrite)
     click.echo(f"status: {options.counts(found.rows['status'])}")
     written = [out] if outputs.page is not None or out == outputs.store else [out, outputs.store]
