@@ -363,6 +363,15 @@ def test_a_truth_table_needs_neither_paths_nor_images(house, tmp_path):
     assert figures.loc[figures["measure"] == "median_error_km", "n"].tolist() == [2, 1, 1]
 
 
+def test_a_truth_that_cannot_be_used_is_said(house, tmp_path):
+    truth = tmp_path / "truth.csv"
+    truth.write_text("image_id,latitude,longitude\n1.png,49,7\n2.png,,\n3.png,107,21\n")
+    result = run("evaluate", house / "album.nc", truth)
+    assert result.exit_code == 0
+    expected = "1 rows have no place that can be used and are not compared; the first is row 3: latitude 107"
+    assert expected in result.stderr
+
+
 def test_prepare_and_train(tmp_path):
     """chips, table, partition, features, train for a few steps, predict: on the sample's raster."""
     chips = tmp_path / "chips"

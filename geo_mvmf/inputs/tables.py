@@ -8,6 +8,7 @@ goes before them. Row numbers in messages count from 1, without the header.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,14 +146,27 @@ def read_truth(source: str | os.PathLike[str] | pd.DataFrame, *, layer: str | No
     BadInputError
         If the source cannot be read as a whole, or has no coordinates.
 
+    Warns
+    -----
+    UserWarning
+        If rows have coordinates that cannot be used; shows the first.
+
     Examples
     --------
-    >>> read_truth(pd.DataFrame({"image_id": ["a", "b"], "lon": [7.0, 8.0], "lat": [50.0, 99.0]})).to_numpy().tolist()
+    >>> read_truth(pd.DataFrame({"image_id": ["a", "b"], "lon": [7.0, None], "lat": [50.0, None]})).to_numpy().tolist()
     [['a', 7.0, 50.0], ['b', nan, nan]]
     """
     raw = read_raw_table(source, layer=layer, image_id_suffices=True)
+    problems = raw.coordinates.problems
     if not np.isfinite(raw.coordinates.longitude).any():
         raise BadInputError(f"{raw.name}: no row has a longitude and latitude that can be used as the truth")
+    if problems:
+        row = min(problems)
+        warnings.warn(
+            f"{raw.name}: {len(problems)} rows have no place that can be used and are not compared; the first is row "
+            f"{row + 1}: {problems[row]}",
+            stacklevel=2,
+        )
     table = pd.DataFrame({"image_id": _image_ids(raw)})
     table["longitude"], table["latitude"] = raw.coordinates.longitude, raw.coordinates.latitude
     others = raw.passthrough()
