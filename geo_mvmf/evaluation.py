@@ -166,7 +166,9 @@ def _with_truth(rows: pd.DataFrame, truth: pd.DataFrame | None) -> pd.DataFrame:
     twice = truth["image_id"][truth["image_id"].duplicated()]
     if len(twice):
         raise BadInputError(f"the truth names image_id {twice.iloc[0]!r} more than once: keep one row per image")
-    truth = truth.rename(columns={"longitude": "true_longitude", "latitude": "true_latitude"})
+    renamed = {"longitude": "true_longitude", "latitude": "true_latitude"}
+    truth = truth.drop(columns=[new for old, new in renamed.items() if {old, new} <= set(truth)])
+    truth = truth.rename(columns=renamed)
     rows = rows.drop(columns=["true_longitude", "true_latitude"], errors="ignore")
     extra = [c for c in truth if c not in rows or c == "image_id"]
     return rows.merge(truth[extra], on="image_id", how="left", validate="many_to_one")

@@ -130,6 +130,13 @@ def test_chance_is_the_share_of_the_sphere(simulated):
     assert result.chance(math.pi / 2 * 6371.0088) == pytest.approx(0.5)
 
 
+def test_a_truth_that_has_columns_of_our_names_too_is_read_by_its_longitude_and_latitude(simulated):
+    found, _, truth = simulated
+    table = pd.DataFrame({"image_id": ["0.jpg"], "longitude": truth[0, 0], "latitude": truth[0, 1]})
+    result = geo_mvmf.evaluate(found, table.assign(true_longitude=0.0, true_latitude=0.0))
+    np.testing.assert_allclose(result.error_km, geo_mvmf.evaluate(found, table).error_km)
+
+
 def test_what_cannot_be_compared_says_why(simulated):
     found, _, _ = simulated
     truth = pd.DataFrame({"image_id": ["zz"], "longitude": [0.0], "latitude": [0.0]})
