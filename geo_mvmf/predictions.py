@@ -195,7 +195,7 @@ class Predictions:
         UsageError
             If the suffix is another, or a GeoTIFF would have to hold several images.
         BadInputError
-            If the image is unknown or has no prediction.
+            If the image is unknown or has no prediction, or none has.
         OutputError
             If a file exists or cannot be written.
         """
@@ -204,6 +204,8 @@ class Predictions:
             raise UsageError(f"{path}: a density raster ends in .tif or .nc")
         if path.suffix.lower() != ".nc" and image_id is None and combine is None and self.is_predicted.sum() > 1:
             raise UsageError(f"{path}: a GeoTIFF holds one image: name it, combine='mean', or write .nc")
+        if image_id is None and not self.is_predicted.any():
+            raise BadInputError(f"{self.store.path}: none of its {len(self)} images has a prediction to make a map of")
         raster = self.density(grid, image_id, combine=combine)
         if path.suffix.lower() == ".nc":
             stores.write_density_netcdf(path, raster, overwrite=overwrite)

@@ -177,6 +177,14 @@ def test_unknown_and_failed_images_are_named(found):
         found.mixture_of([1])
 
 
+@pytest.mark.parametrize(("name", "combine"), [("d.tif", None), ("d.tif", "mean"), ("d.nc", None)])
+def test_no_density_is_written_of_failures_alone(bundle, tmp_path, name, combine):
+    failures = geo_mvmf.predict(bundle, read_image_table(pd.DataFrame({"path": ["no.png"]}), root=tmp_path))
+    with pytest.raises(BadInputError, match="none of its 1 images has a prediction"):
+        failures.write_density(tmp_path / name, geo_mvmf.Grid.globe(30.0), combine=combine)
+    assert not list(tmp_path.iterdir())
+
+
 def test_predictions_without_a_file_keep_theirs_as_long_as_they_live(bundle, make_album, tmp_path):
     make_album(tmp_path, 1)
     kept = geo_mvmf.predict(bundle, read_image_table(tmp_path))
