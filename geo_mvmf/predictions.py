@@ -240,7 +240,8 @@ class Predictions:
             image_id and a point in EPSG:4326, n rows per image that has a prediction.
         """
         chosen = self._rows_of(None)
-        drawn = [self.mixture_of(block).sample(n, seed=seed + int(block[0])) for block in _blocks(chosen)]
+        generator = np.random.default_rng(seed)
+        drawn = [self.mixture_of(block).sample(n, seed=generator) for block in _blocks(chosen)]
         directions = np.concatenate([part.reshape(-1, 3) for part in drawn]) if drawn else np.empty((0, 3))
         ids = np.repeat(self.rows["image_id"].to_numpy(object)[chosen], n)
         points = geopandas.points_from_xy(*sphere.to_longitude_latitude(directions))

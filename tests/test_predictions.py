@@ -12,6 +12,7 @@ import rasterio
 
 import geo_mvmf
 from geo_mvmf.errors import BadInputError, OutputError, UsageError
+from geo_mvmf.files import stores
 from geo_mvmf.inputs.tables import read_image_table
 from geo_mvmf.predictions import mixture_of_components
 from geo_mvmf.sphere import to_directions
@@ -165,6 +166,18 @@ def test_samples_follow_the_density(found):
     one = drawn[drawn["image_id"] == "1.png"]
     inside = found.credible_regions((0.5,), image_ids=["1.png"]).geometry.iloc[0].contains(one.geometry)
     assert abs(inside.mean() - 0.5) < 5 * 0.5 / np.sqrt(2000)  # five standard deviations
+
+
+def test_samples_of_another_seed_share_nothing(tmp_path):
+    """Also beyond the images that are drawn together: all 70 have the same density here."""
+    shared = stores.Components("vmf", np.eye(3), np.zeros(3), np.ones(3, int), np.zeros(3, np.uint64))
+    rows = pd.DataFrame({"image_id": [str(i) for i in range(70)]})
+    kept = stores.prune(np.zeros((70, 3)) - np.log(3.0))
+    stores.write_store(tmp_path / "a.nc", rows=rows, pruned=kept, components=shared, run={})
+    found = geo_mvmf.open_predictions(tmp_path / "a.nc")
+    samples = [set(found.sample(2, seed=seed).geometry.to_wkb()) for seed in range(70)]
+    assert len(set.union(*samples)) == 70 * 70 * 2
+    assert samples[3] == set(found.sample(2, seed=3).geometry.to_wkb())
 
 
 def test_unknown_and_failed_images_are_named(found):
