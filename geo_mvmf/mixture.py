@@ -85,6 +85,36 @@ class VmfMixture:
         taken._set(self.mean_directions, self.log_concentrations, np.atleast_2d(self.log_mixing_weights[rows]))
         return taken
 
+    def with_mixing_weights(self, log_mixing_weights: npt.ArrayLike) -> VmfMixture:
+        """Make the mixture of other images over the same components, which are not checked again.
+
+        Parameters
+        ----------
+        log_mixing_weights : array_like of float, shape (N, C)
+            As of the class.
+
+        Returns
+        -------
+        VmfMixture
+            Shares the components.
+
+        Raises
+        ------
+        ValueError
+            As the class does for its mixing weights.
+
+        Examples
+        --------
+        >>> shared = VmfMixture([[0.0, 0.0, 1.0]], [16.0], np.empty((0, 1)))
+        >>> len(shared.with_mixing_weights([[0.0], [0.0]]))
+        2
+        """
+        weights = np.asarray(log_mixing_weights, dtype=np.float64)
+        _check_shapes(self.mean_directions, self.log_concentrations, weights)
+        made = object.__new__(VmfMixture)
+        made._set(self.mean_directions, self.log_concentrations, _normalised(weights))
+        return made
+
     @property
     def num_components(self) -> int:
         """Number of components, C.

@@ -21,6 +21,7 @@ from geo_mvmf.errors import ImageError
 from geo_mvmf.files import stores
 from geo_mvmf.inputs import images, photos, tables
 from geo_mvmf.maps import estimates, summaries
+from geo_mvmf.mixture import CellMixture, VmfMixture
 
 if TYPE_CHECKING:
     from geo_mvmf.model.bundle import Bundle
@@ -130,6 +131,19 @@ class Predictor:
         return list(threads.map(finish, np.array_split(np.arange(index.size), max(1, shares))))
 
     @functools.cached_property
+    def _no_images(self) -> VmfMixture | None:
+        """The components, checked once; None where a bundle has S2 cells in their place."""
+        shared = self.components
+        if shared.kind != "vmf":
+            return None
+        nothing = np.empty((0, self.bundle.num_components))
+        return VmfMixture(shared.mean_directions, shared.log_concentrations, nothing)
+
+    def _mixture(self, weights: npt.NDArray[np.float32]) -> VmfMixture | CellMixture:
+        shared = self._no_images
+        return self.bundle.mixture(weights) if shared is None else shared.with_mixing_weights(weights)
+
+    @functools.cached_property
     def _has_truth(self) -> bool:
         return bool(self.table["longitude"].notna().any())
 
@@ -151,7 +165,7 @@ class Predictor:
         features: npt.NDArray[np.float32],
         paths: list[Path],
     ) -> None:
-        mixture = self.bundle.mixture(weights)
+        mixture = self._mixture(weights)
         places = estimates.estimate(mixture, self.estimator)
         cell = self._cell_of(places)
         spread = np.maximum(np.asarray(self.bundle.feature_std, dtype=np.float64), 1e-6)

@@ -270,3 +270,14 @@ def test_both_densities_answer_alike():
         assert np.abs(one - two).max() < 0.02
     assert mixture.log_density(points).shape == cells.log_density(points).shape
     assert mixture.sample(5, seed=0).shape == cells.sample(5, seed=0).shape
+
+
+def test_other_weights_over_the_same_components_are_checked_as_those_of_a_new_mixture():
+    first = VmfMixture(np.eye(3), [3.0, 4.0, 5.0], np.empty((0, 3)))
+    logs = np.log([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
+    made, fresh = first.with_mixing_weights(logs), VmfMixture(np.eye(3), [3.0, 4.0, 5.0], logs)
+    assert made.mean_directions is first.mean_directions
+    np.testing.assert_array_equal(made.log_density(np.eye(3)), fresh.log_density(np.eye(3)))
+    for wrong in (logs[:, :2], logs + 1.0, logs * np.nan):
+        with pytest.raises(ValueError, match=r"shapes must be|sum to exp|not a finite"):
+            first.with_mixing_weights(wrong)

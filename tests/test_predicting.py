@@ -4,6 +4,7 @@ import collections
 import math
 import subprocess
 import sys
+import threading
 import zlib
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from PIL import Image
 
 import geo_mvmf
-from geo_mvmf import folder_lock, predicting, row_contract, s2, sphere
+from geo_mvmf import folder_lock, predicting, prediction_parts, row_contract, s2, sphere
 from geo_mvmf.errors import LockedError, OutputError, RowsFailedError, UsageError
 from geo_mvmf.inputs.tables import read_image_table
+from geo_mvmf.maps import climbs
 from geo_mvmf.model import bundle as bundles
 from geo_mvmf.model.untrained import untrained_bundle
 
@@ -199,36 +201,60 @@ def test_the_feature_distance_and_training_area_are_of_the_bundle(make_album, tm
 # --- acceptance rows ---------------------------------------------------------------------------------------------
 
 
-def test_row_19_a_batch_repeats_no_constant_work(bundle, make_album, tmp_path):
+@pytest.mark.parametrize("estimator", ["component", "mode"])
+def test_row_19_a_batch_repeats_no_constant_work(bundle, make_album, tmp_path, monkeypatch, estimator):
     """What does not depend on the image is done as often for 64 images as for one; calls are counted, not seconds."""
     make_album(tmp_path, 64)
     table = read_image_table(tmp_path)
-    geo_mvmf.predict(bundle, table.iloc[:1], batch_size=64)  # what is done once per process is done
-    one = constant_calls(lambda: geo_mvmf.predict(bundle, table.iloc[:1], batch_size=64))
-    many = constant_calls(lambda: geo_mvmf.predict(bundle, table, batch_size=64))
+
+    def counted(images, batch_size):
+        return constant_calls(
+            lambda: geo_mvmf.predict(bundle, table.iloc[:images], batch_size=batch_size, estimator=estimator)
+        )
+
+    counted(1, 64)  # what is done once per process is done
+    one, many = counted(1, 64), counted(64, 64)
     assert one["forward"] > 0
-    assert one["components"] == 1
+    assert one["components"] == one["_unit"] == 1
     assert many == one
-    # the broken twin predicts one image at a time
+    # eight batches, whose densities two threads share, cost eight passes through the network and nothing else
+    batches = counted(64, 8)
+    network = {"forward", "log_mixing_weights"}
+    assert {name: batches[name] for name in network} == {name: 8 * one[name] for name in network}
+    assert {name: batches[name] for name in one.keys() - network} == {name: one[name] for name in one.keys() - network}
+    assert batches.keys() == one.keys()
+    # the broken twins: one image at a time; components that every share checks and pairs anew
     twin = constant_calls(lambda: [geo_mvmf.predict(bundle, table.iloc[i : i + 1]) for i in range(4)])
     assert twin["forward"] == 4 * one["forward"]
     assert twin["components"] == 4
+    monkeypatch.setattr(prediction_parts.Predictor, "_mixture", lambda self, weights: self.bundle.mixture(weights))
+    monkeypatch.setattr(climbs, "_shared_felt", climbs._felt_by_components)
+    twin = counted(64, 8)
+    assert twin["_unit"] >= 15
+    assert twin["_felt_by_components"] == (twin["_unit"] if estimator == "mode" else 0)
 
 
 def constant_calls(job):
     """How often everything was called that needs no image: the network, its layers, and constants of the bundle."""
     counts = collections.Counter()
-    watched = {"forward", "components", "_percentile", "area_sr", "centre", "_run_of", "log_mixing_weights"}
+    watched = {
+        "forward", "components", "_percentile", "area_sr", "centre", "_run_of", "log_mixing_weights", "mean_directions",
+        "log_concentrations", "_unit", "_felt_by_components", "_operator_of_all",
+    }  # fmt: skip
+    lock = threading.Lock()
 
     def note(frame, event, _):
         if event == "call" and frame.f_code.co_name in watched:
-            counts[frame.f_code.co_name] += 1
+            with lock:
+                counts[frame.f_code.co_name] += 1
 
+    threading.setprofile(note)  # of the threads that begin from now on
     sys.setprofile(note)
     try:
         job()
     finally:
         sys.setprofile(None)
+        threading.setprofile(None)
     return counts
 
 

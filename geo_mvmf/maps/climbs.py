@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from geo_mvmf import vmf
 from geo_mvmf.maps import near
+from geo_mvmf.maps.once import OncePerComponents
 from geo_mvmf.maps.runs import spread
 from geo_mvmf.mixture import VmfMixture
 
@@ -73,7 +74,7 @@ def modes(mixture: VmfMixture) -> FloatArray:
     """
     log_kappa = mixture.log_concentrations
     shape = _Shape(mixture.mean_directions, np.exp(log_kappa), vmf.log_normaliser(log_kappa))
-    felt = _felt_by_components(shape)
+    felt = _shared_felt(mixture.mean_directions, log_kappa)
     result = np.empty((len(mixture), 3))
     step = max(1, _VALUES_AT_ONCE // mixture.num_components)
     for start in range(0, len(mixture), step):
@@ -111,15 +112,15 @@ def _largest(values: FloatArray, number: int) -> IntArray:
     return np.argpartition(values, -number, axis=1)[:, -number:]
 
 
-def _felt_by_components(shape: _Shape) -> tuple[IntArray, IntArray] | None:
+def _felt_by_components(mean_directions: FloatArray, log_kappa: FloatArray) -> tuple[IntArray, IntArray] | None:
     """For each mean direction the components it feels (ends, components); None where they are too many."""
-    chords = near.chord_of(np.log(shape.kappa), _REACH)
-    size = shape.kappa.size
+    chords = near.chord_of(log_kappa, _REACH)
+    size = log_kappa.size
     if size * np.square(chords / 2.0).sum() > 4.0 * _SHORT * size:  # spread evenly, they would be
         return None
     limit = _SHORT * size
     found: list[near.Pairs] = []
-    for pairs in near.near_pairs(shape.mean_directions, shape.mean_directions, chords):
+    for pairs in near.near_pairs(mean_directions, mean_directions, chords):
         limit -= pairs.point.size
         if limit < 0.0:
             return None
@@ -129,6 +130,9 @@ def _felt_by_components(shape: _Shape) -> tuple[IntArray, IntArray] | None:
     order = np.argsort(point, kind="stable")
     ends = np.searchsorted(point[order], np.arange(size + 1)).astype(np.int64)
     return ends, component[order]
+
+
+_shared_felt = OncePerComponents(_felt_by_components, kept=1)  # up to 100 MB for 2^15 components
 
 
 def _lists(

@@ -10,8 +10,6 @@ among them), and overlapping components share their area as they share their den
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,6 +20,7 @@ from scipy.spatial import cKDTree
 
 from geo_mvmf import s2, sphere, vmf
 from geo_mvmf.maps import quantiles
+from geo_mvmf.maps.once import OncePerComponents
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 FloatArray = npt.NDArray[np.float64]
@@ -246,7 +245,7 @@ def _own_nodes(mixture: VmfMixture, chosen: IntArray, weights: FloatArray) -> _N
 
 def _shared_nodes(mixture: VmfMixture, weights: FloatArray) -> Iterator[_Nodes]:
     """Of images in which nearly all components matter: one operator for all of them."""
-    operator = _cached_operator(_Key(mixture.mean_directions, mixture.log_concentrations))
+    operator = _shared_operator(mixture.mean_directions, mixture.log_concentrations)
     density = np.ascontiguousarray(operator.density(weights.T).T)
     yield from (operator.nodes(row, density[i]) for i, row in enumerate(weights))
 
@@ -323,24 +322,12 @@ def _density_matrix(nodes: FloatArray, mu: FloatArray, log_kappa: FloatArray, re
     return sparse.csr_array(sparse.coo_array((values.astype(np.float32), (rows, columns)), shape=shape))
 
 
-class _Key:
-    """Components of a bundle, hashable by content, so that their operator is built once."""
-
-    def __init__(self, mean_directions: FloatArray, log_concentrations: FloatArray) -> None:
-        self.mean_directions, self.log_concentrations = mean_directions, log_concentrations
-        self._digest = hashlib.blake2b(mean_directions.tobytes() + log_concentrations.tobytes()).digest()
-
-    def __hash__(self) -> int:
-        return hash(self._digest)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self._digest == other._digest
+def _operator_of_all(mean_directions: FloatArray, log_concentrations: FloatArray) -> _Operator:
+    rings = _COARSE if len(mean_directions) > 4 * _MANY else _MIDDLE
+    return _Operator.of(mean_directions, log_concentrations, rings)
 
 
-@functools.lru_cache(maxsize=2)
-def _cached_operator(key: _Key) -> _Operator:
-    rings = _COARSE if len(key.mean_directions) > 4 * _MANY else _MIDDLE
-    return _Operator.of(key.mean_directions, key.log_concentrations, rings)
+_shared_operator = OncePerComponents(_operator_of_all)
 
 
 def _cell_nodes(cell_ids: npt.NDArray[np.uint64], probabilities: FloatArray) -> _Nodes:

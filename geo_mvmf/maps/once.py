@@ -1,0 +1,67 @@
+"""What depends on the components alone, made once for all images: found again by content, in any thread."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+Made = TypeVar("Made")
+
+
+class OncePerComponents(Generic[Made]):
+    """A function of components that remembers what it made last.
+
+    Every batch, and every thread's share of it, comes with a mixture of its own over equal components, so they are
+    told apart by content. A lock is held while something is made: threads that ask for the same wait for it, where
+    `functools.lru_cache` would let each make its own.
+
+    Parameters
+    ----------
+    make : callable
+        From mean directions (C, 3) and log concentrations (C,) to anything; it must not change them.
+    kept : int
+        Results that are remembered, at least 1; the one that was not asked for longest goes first.
+
+    Examples
+    --------
+    >>> count = OncePerComponents(lambda directions, concentrations: [len(directions)])
+    >>> first, second = (count(np.eye(3), np.zeros(3)) for _ in range(2))
+    >>> first, first is second
+    ([3], True)
+    """
+
+    def __init__(self, make: Callable[[FloatArray, FloatArray], Made], *, kept: int = 2) -> None:
+        self._make, self._kept = make, kept
+        self._made: OrderedDict[bytes, Made] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, mean_directions: FloatArray, log_concentrations: FloatArray) -> Made:
+        """Give what belongs to these components, made now or before.
+
+        Parameters
+        ----------
+        mean_directions : ndarray of float64, shape (C, 3)
+            Unit vectors.
+        log_concentrations : ndarray of float64, shape (C,)
+            Natural logarithms of kappa.
+
+        Returns
+        -------
+        object
+            The same one for all who ask: it must not be changed.
+        """
+        key = hashlib.blake2b(mean_directions.tobytes() + log_concentrations.tobytes()).digest()
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = self._make(mean_directions, log_concentrations)
+            self._made.move_to_end(key)
+            while len(self._made) > self._kept:
+                self._made.popitem(last=False)
+            return self._made[key]
