@@ -16,6 +16,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from geo_mvmf import cli, environment, errors
+from geo_mvmf.model.bundle import save_bundle
+from geo_mvmf.model.untrained import untrained_bundle
 from geo_mvmf.predictions import open_predictions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,7 +270,15 @@ def test_info_is_one_json_document(house):
         content = json.loads(run("info", house / name).stdout)
         assert key in content
         assert "region, not a proof" in content["responsible_use"]
-        assert "docs/responsible_use.md" in content["responsible_use"]
+        assert content["responsible_use_page"] == "docs/responsible_use.md"
+
+
+def test_info_shows_the_statement_of_whoever_made_the_bundle(tmp_path):
+    own = untrained_bundle()
+    own.metadata["responsible_use"] = "Only for the hills of Wales."
+    save_bundle(own, tmp_path / "own.safetensors")
+    content = json.loads(run("info", tmp_path / "own.safetensors").stdout)
+    assert content["responsible_use"] == "Only for the hills of Wales."
 
 
 def test_env_says_what_is_installed(monkeypatch):

@@ -10,24 +10,25 @@ import click
 
 from geo_mvmf.commands import options
 
-RESPONSIBLE_USE = "a prediction is a region, not a proof; do not use it to find people: docs/responsible_use.md"
+RESPONSIBLE_USE_PAGE = "docs/responsible_use.md"
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def info(*, file: Path) -> None:
     """Say what a bundle or a predictions file is, without loading torch."""
+    from geo_mvmf.model import bundle_format
+
     if file.suffix.lower() == ".nc":
         from geo_mvmf.predictions import open_predictions
 
         found = open_predictions(file)
         content: dict[str, Any] = {**found.run, "status": options.counts(found.rows["status"])}
+        content["responsible_use"] = bundle_format.RESPONSIBLE_USE
     else:
-        from geo_mvmf.model.bundle_format import read_header
-
-        content = read_header(file)
+        content = bundle_format.read_header(file)  # with the statement of whoever made the bundle
     # one JSON document, for programs too
-    content["responsible_use"] = RESPONSIBLE_USE
+    content["responsible_use_page"] = RESPONSIBLE_USE_PAGE
     click.echo(json.dumps(content, indent=2, default=str, ensure_ascii=False))
 
 
