@@ -11,6 +11,8 @@ from pathlib import Path
 from geo_mvmf import durable
 from geo_mvmf.errors import LockedError, OutputError
 
+_TRIES = 100  # a holder removes the file once, so one more try is nearly always the last
+
 
 @contextlib.contextmanager
 def holding(folder: str | os.PathLike[str]) -> Iterator[None]:
@@ -36,21 +38,39 @@ def holding(folder: str | os.PathLike[str]) -> Iterator[None]:
     >>> with holding(tempfile.mkdtemp()):
     ...     pass
     """
-    folder = Path(folder)
-    with durable.output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _locked(Path(folder))
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(
-                f"{folder}: another process is working here; wait for it to end, or choose another folder"
-            ) from error
-        except OSError as error:
-            raise OutputError(
-                f"{folder}: cannot be locked: {error.strerror}; choose a folder on another file system"
-            ) from error
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(folder: Path) -> int:
+    """Open and lock the lock file that has its name now: one that was removed meanwhile locks nobody out."""
+    for _ in range(_TRIES):
+        with durable.output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _flock(descriptor, folder)
+        except (LockedError, OutputError):
+            os.close(descriptor)
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if (folder / ".lock").stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)
+    raise LockedError(f"{folder}: its .lock went away {_TRIES} times while it was locked; try again, or choose another")
+
+
+def _flock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise LockedError(
+            f"{folder}: another process is working here; wait for it to end, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be locked: {error.strerror}; choose a folder on another file system"
+        ) from error
