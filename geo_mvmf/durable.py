@@ -203,6 +203,27 @@ def write_json(path: str | os.PathLike[str], value: object, *, overwrite: bool =
     write_text(path, text + "\n", overwrite=overwrite)
 
 
+def require_new(*paths: str | os.PathLike[str]) -> None:
+    """Refuse files that exist, all of them before the first is made.
+
+    Parameters
+    ----------
+    *paths : path
+
+    Raises
+    ------
+    OutputError
+        If one exists.
+
+    Examples
+    --------
+    >>> require_new("no/such/file.tif", "no/such/file_level.tif")
+    """
+    for path in paths:
+        if os.path.lexists(path):
+            raise OutputError(f"{path}: exists already; choose another name, or ask for overwriting")
+
+
 def sweep(folder: str | os.PathLike[str]) -> list[str]:
     """Remove what killed writers left in a folder, and bring back a folder that they had set aside.
 
@@ -288,8 +309,8 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 def _prepare(final: Path, overwrite: bool) -> None:  # noqa: FBT001 (private, called by keyword's value)
     final.parent.mkdir(parents=True, exist_ok=True)
     sweep(final.parent)  # first, because it may bring back what a killed writer had set aside
-    if not overwrite and os.path.lexists(final):
-        raise OutputError(f"{final}: exists already; choose another name, or ask for overwriting")
+    if not overwrite:
+        require_new(final)
 
 
 def _temporary_name(final: Path, mark: str = "-") -> Path:

@@ -206,14 +206,18 @@ class Predictions:
             raise UsageError(f"{path}: a GeoTIFF holds one image: name it, combine='mean', or write .nc")
         if image_id is None and not self.is_predicted.any():
             raise BadInputError(f"{self.store.path}: none of its {len(self)} images has a prediction to make a map of")
+        level = path.with_name(f"{path.stem}_level{path.suffix}")
+        beside = () if path.suffix.lower() == ".nc" else (level, path.with_suffix(".qml"), level.with_suffix(".qml"))
+        if not overwrite:
+            durable.require_new(path, *beside)
         raster = self.density(grid, image_id, combine=combine)
         if path.suffix.lower() == ".nc":
             stores.write_density_netcdf(path, raster, overwrite=overwrite)
         else:
-            self._write_geotiffs(path, raster, overwrite=overwrite)
+            self._write_geotiffs(path, level, raster, overwrite=overwrite)
         return raster
 
-    def _write_geotiffs(self, path: Path, raster: xr.DataArray, *, overwrite: bool) -> None:
+    def _write_geotiffs(self, path: Path, level: Path, raster: xr.DataArray, *, overwrite: bool) -> None:
         tags = {
             "IMAGE_ID": str(raster["image"].to_numpy()[0]),
             "MODEL": self.run.get("bundle", ""),
@@ -222,8 +226,7 @@ class Predictions:
             "LICENCE": self.run.get("licence", ""),
         }
         geotiff.write_density(path, raster[0], tags=tags, overwrite=overwrite)
-        level = density.credible_level_raster(raster)
-        geotiff.write_level(path.with_name(f"{path.stem}_level{path.suffix}"), level[0], tags=tags, overwrite=overwrite)
+        geotiff.write_level(level, density.credible_level_raster(raster)[0], tags=tags, overwrite=overwrite)
 
     def sample(self, n: int, *, seed: int = 0) -> geopandas.GeoDataFrame:
         """Draw possible places of each image.

@@ -157,6 +157,18 @@ def test_write_density_returns_what_it_wrote(found, tmp_path):
         found.write_density(tmp_path / "d.png", grid, "1.png")
 
 
+@pytest.mark.parametrize("there", ["d.tif", "d.qml", "d_level.tif", "d_level.qml"])
+def test_a_density_is_written_beside_its_levels_or_not_at_all(found, tmp_path, monkeypatch, there):
+    (tmp_path / there).write_text("somebody's")
+    grid = geo_mvmf.Grid.globe(30.0)
+    with pytest.raises(OutputError, match=f"{there}: exists already"):
+        found.write_density(tmp_path / "d.tif", grid, "1.png")
+    assert [path.name for path in tmp_path.iterdir()] == [there]
+    assert (tmp_path / there).read_text() == "somebody's"
+    found.write_density(tmp_path / "d.tif", grid, "1.png", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.qml", "d.tif", "d_level.qml", "d_level.tif"]
+
+
 def test_samples_follow_the_density(found):
     drawn = found.sample(2000, seed=1)
     assert drawn["image_id"].value_counts().to_dict() == {"0.png": 2000, "1.png": 2000, "2.png": 2000}
