@@ -65,7 +65,7 @@ def predict(
     batch_size, workers : int
         Images per pass through the network; threads that read images and summarise densities.
     strict : bool
-        Whether one failed row is an error (nothing is then written).
+        Whether one failed row is an error, raised as soon as it is known; nothing is then written.
 
     Returns
     -------
@@ -128,6 +128,8 @@ def predict_job(
         raise UsageError(f"estimator {estimator!r} is not 'component' or 'mode'")
     if batch_size < 1 or workers < 0:
         raise UsageError(f"batch_size {batch_size} must be at least 1, workers {workers} must be at least 0")
+    if strict:
+        _require_all(table)  # a missing file, a name that is there twice: no image need be read for these
     with contextlib.ExitStack() as stack:
         if out is None:
             holder = _TemporaryFolder()
@@ -144,9 +146,12 @@ def predict_job(
         run = _run_of(bundle, table, estimator)
         predictor = Predictor(bundle, table, estimator, batch_size, workers)
         _check_parts(parts, run, predictor.components)
-        yield from _predict_parts(predictor, parts, run)
-        if strict:
-            _check_strict(parts, is_new_folder=is_new_folder)
+        earlier = stores.existing_parts(parts)
+        try:
+            yield from _predict_parts(predictor, parts, run, strict=strict)
+        except RowsFailedError:
+            _leave_as_found(parts, set(earlier), is_new_folder=is_new_folder)
+            raise
         store = stores.merge_parts(parts, final, run=run, overwrite=overwrite)
         shutil.rmtree(parts, ignore_errors=True)  # while they are held: the next holder's must stay
     return Predictions(store, holder)
@@ -194,24 +199,36 @@ def finished(
     return found if found.run == _run_of(bundle, table, estimator) else None
 
 
-def _predict_parts(predictor: Predictor, folder: Path, run: dict[str, Any]) -> Generator[Progress, None, None]:
+def _predict_parts(
+    predictor: Predictor, folder: Path, run: dict[str, Any], *, strict: bool
+) -> Generator[Progress, None, None]:
     total = len(predictor.table)
     done, finished = set(stores.existing_parts(folder)), 0
+    for number in sorted(done) if strict else ():
+        _require_all(stores.open_store(folder / f"part-{number:06d}.nc").rows)
     for number, start in enumerate(range(0, max(total, 1), PART_ROWS)):
         stop = min(start + PART_ROWS, total)
         if number in done:
             finished = stop
             continue
-        job = predictor.part(start, stop)
-        while True:
-            try:
-                finished += next(job)
-            except StopIteration as end:
-                rows, pruned = end.value
-                break
-            yield Progress("predict", min(finished, stop), total)
+        with contextlib.closing(predictor.part(start, stop)) as job:  # its threads end with it, cancelled or not
+            rows, pruned = yield from _reported(job, start, total)
+        if strict:
+            _require_all(rows)
         stores.write_part(folder, number, rows=rows, pruned=pruned, components=predictor.components, run=run)
         finished = stop
+        yield Progress("predict", finished, total)
+
+
+def _reported(
+    job: Generator[int, None, tuple[pd.DataFrame, stores.Pruned]], finished: int, total: int
+) -> Generator[Progress, None, tuple[pd.DataFrame, stores.Pruned]]:
+    while True:
+        try:
+            finished += next(job)
+        except StopIteration as end:
+            result: tuple[pd.DataFrame, stores.Pruned] = end.value
+            return result
         yield Progress("predict", finished, total)
 
 
@@ -239,18 +256,27 @@ def _is_whole(part: Path, number: int, images: int, components: stores.Component
     return len(found) == rows and found.components.same_as(components)
 
 
-def _check_strict(folder: Path, *, is_new_folder: bool) -> None:
-    failed = []
-    for number in stores.existing_parts(folder):
-        rows = stores.open_store(folder / f"part-{number:06d}.nc").rows
-        bad = rows[rows["status"] != "ok"]
-        failed += [f"{row.path}: {row.status}: {row.message}" for row in bad.itertuples()]
-    if failed:
-        shutil.rmtree(folder, ignore_errors=True)
-        if is_new_folder:
-            with contextlib.suppress(OSError):  # others may have written there meanwhile
-                folder.parent.rmdir()
-        raise RowsFailedError(f"{len(failed)} rows failed, and every row was required; the first is {failed[0]}")
+def _require_all(rows: pd.DataFrame) -> None:
+    """Refuse rows of which one failed, as `strict` asks."""
+    bad = rows[rows["status"] != "ok"]
+    if len(bad):
+        first = bad.iloc[0]
+        raise RowsFailedError(
+            f"{len(bad)} of {len(rows)} rows failed, and every row was required; the first is "
+            f"{first['path']}: {first['status']}: {first['message']}; mend or leave out such rows, or do without strict"
+        )
+
+
+def _leave_as_found(folder: Path, earlier: set[int], *, is_new_folder: bool) -> None:
+    """Take away the parts of this run; those that an earlier run left are of use to the next one."""
+    if earlier:
+        for number in set(stores.existing_parts(folder)) - earlier:
+            (folder / f"part-{number:06d}.nc").unlink()
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if is_new_folder:
+        with contextlib.suppress(OSError):  # others may have written there meanwhile
+            folder.parent.rmdir()
 
 
 def _run_of(bundle: Bundle, table: geopandas.GeoDataFrame, estimator: str) -> dict[str, Any]:

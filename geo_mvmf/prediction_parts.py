@@ -99,10 +99,8 @@ class Predictor:
         usable = np.flatnonzero(rows["status"] == "ok")
         pieces: list[_Piece] = []
         ahead = self.batch_size + _AHEAD * self.workers  # the next batch is read while one is in the network
-        attrs = self.table.attrs  # where images may lie is asked again when a file is opened
-        inside = [attrs["root"], *attrs.get("permitted_roots", ())] if "root" in attrs else []
         chosen = [paths[i] for i in usable]
-        stream = images.read_images(chosen, self.bundle.spec, workers=self.workers, ahead=ahead, inside=inside)
+        stream = images.read_images(chosen, self.bundle.spec, workers=self.workers, ahead=ahead, inside=self._inside)
         with contextlib.closing(stream), ThreadPoolExecutor(max(1, self.workers)) as threads:
             for batch in _batches(usable, stream, self.batch_size):
                 good = _without_failed(rows, batch)
@@ -144,6 +142,12 @@ class Predictor:
         return self.bundle.mixture(weights) if shared is None else shared.with_mixing_weights(weights)
 
     @functools.cached_property
+    def _inside(self) -> list[Path]:
+        """Where images may lie, asked again whenever a file is opened."""
+        attrs = self.table.attrs
+        return [attrs["root"], *attrs.get("permitted_roots", ())] if "root" in attrs else []
+
+    @functools.cached_property
     def _has_truth(self) -> bool:
         return bool(self.table["longitude"].notna().any())
 
@@ -172,7 +176,7 @@ class Predictor:
         offset = (features.astype(np.float64) - np.asarray(self.bundle.feature_mean)) / spread
         row_contract.fill(rows, good, summaries.summarise(mixture, places[:, 0], places[:, 1]))
         own = {
-            "captured_at": np.array([_captured_at(path) for path in paths], dtype=object),
+            "captured_at": np.array([_captured_at(path, self._inside) for path in paths], dtype=object),
             "longitude": places[:, 0],
             "latitude": places[:, 1],
             "estimator": self.estimator,
@@ -189,16 +193,20 @@ class Predictor:
 
 
 def _finite(rows: row_contract.Rows, images: IntArray, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Tell which images have mixing weights at all; a network's NaN costs its own row and no other."""
+    """Tell which images have mixing weights at all; a network's NaN or infinity costs its own row and no other."""
     finite: npt.NDArray[np.bool_] = ~np.isnan(weights).any(axis=1) & np.isfinite(weights.max(axis=1))
     for i in images[~finite]:
-        rows["status"][i], rows["message"][i] = "failed", f"{rows['path'][i]}: the network's output is not finite (NaN)"
+        rows["status"][i] = "failed"
+        rows["message"][i] = (
+            f"{rows['path'][i]}: the network's output is not finite (NaN or infinity); try another device, such as "
+            "cpu: where it stays so, the bundle does not suit this image"
+        )
     return finite
 
 
-def _captured_at(path: Path) -> str | None:
+def _captured_at(path: Path, inside: list[Path]) -> str | None:
     try:
-        return photos.read_metadata(path).captured_at
+        return photos.read_metadata(path, inside=inside).captured_at
     except ImageError:
         return None
 

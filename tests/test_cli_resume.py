@@ -87,8 +87,17 @@ def test_strict_fails_and_leaves_nothing(fifty, bundle_path, tmp_path):
     for out in (tmp_path / "a.nc", tmp_path / "b.gpkg", tmp_path / "folder"):
         result = run("predict", fifty / "table.csv", "--bundle", bundle_path, "--out", out, "--strict")
         assert result.exit_code == 3
-        assert "3 rows failed, and every row was required; the first is 07.jpg: unreadable: " in result.stderr
+        assert "1 of 50 rows failed, and every row was required; the first is 23.jpg: missing: " in result.stderr
         assert list(tmp_path.iterdir()) == []
+
+
+def test_strict_fails_of_what_only_reading_can_tell_too(fifty, bundle_path, tmp_path):
+    pd.DataFrame({"path": ["00.jpg", "07.jpg", "41.png"]}).to_csv(tmp_path / "t.csv", index=False)
+    command = ("predict", tmp_path / "t.csv", "--root", fifty, "--bundle", bundle_path, "--out", tmp_path / "a.nc")
+    result = run(*command, "--strict")
+    assert result.exit_code == 3
+    assert "2 of 3 rows failed, and every row was required; the first is 07.jpg: unreadable: " in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
 def test_strict_is_content_when_all_is_well(fifty, bundle_path, tmp_path):

@@ -141,9 +141,69 @@ def test_outputs_are_refused_before_any_image_is_read(bundle, tmp_path):
     (tmp_path / "a.nc").write_text("somebody's")
     with pytest.raises(OutputError, match="exists already"):
         geo_mvmf.predict(bundle, table, out=tmp_path / "a.nc")
-    with pytest.raises(RowsFailedError, match=r"1 rows failed.* no\.png: missing"):
+    with pytest.raises(RowsFailedError, match=r"1 of 1 rows failed.* no\.png: missing"):
         geo_mvmf.predict(bundle, table, out=tmp_path / "b.nc", strict=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a.nc"]
+
+
+def test_strict_fails_before_the_network_is_asked_where_the_table_knows_already(
+    bundle, make_album, tmp_path, monkeypatch
+):
+    names = make_album(tmp_path, 2)
+    monkeypatch.setattr(bundles.Bundle, "predict", None)
+    for paths, ids, status in (([*names, "no.png"], "abc", "missing"), (names, "aa", "duplicate_id")):
+        table = table_of(tmp_path, {"path": paths, "image_id": list(ids)})
+        with pytest.raises(RowsFailedError, match=f"^1 of {len(paths)} rows failed.*: {status}: "):
+            geo_mvmf.predict(bundle, table, out=tmp_path / "new" / "a.nc", strict=True)
+        assert not (tmp_path / "new").exists()
+
+
+def strictly(bundle, table, out):
+    """Predict with `strict`, which fails; the number of images that the network saw."""
+    seen, plain = [], bundles.Bundle.predict
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundles.Bundle, "predict", lambda self, images: seen.append(len(images)) or plain(self, images))
+        with pytest.raises(RowsFailedError, match=r"\.png: uns?[a-z]+: "):
+            geo_mvmf.predict(bundle, table, out=out, strict=True)
+    return sum(seen)
+
+
+def test_strict_stops_at_the_first_part_that_failed_and_keeps_those_of_an_earlier_run(
+    bundle, make_album, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(predicting, "PART_ROWS", 2)
+    names = make_album(tmp_path / "photos", 8)
+    (tmp_path / "photos" / names[3]).write_text("no image")
+    table, out, parts = (
+        read_image_table(tmp_path / "photos"),
+        tmp_path / "new" / "a.nc",
+        tmp_path / "new" / "a.nc.parts",
+    )
+    assert strictly(bundle, table, out) == 3  # of the first two parts
+    assert not out.parent.exists()
+    job = predicting.predict_job(bundle, table, out=out)
+    next(event for event in job if len(list(parts.glob("part-*.nc"))) == 1)
+    job.close()
+    (kept,) = parts.glob("part-*.nc")
+    before = kept.stat().st_ino, kept.read_bytes()
+    assert strictly(bundle, table, out) == 1  # of the second part
+    assert [(path.stat().st_ino, path.read_bytes()) for path in parts.glob("part-*.nc")] == [before]
+    job = predicting.predict_job(bundle, table, out=out)
+    next(event for event in job if len(list(parts.glob("part-*.nc"))) == 2)
+    job.close()
+    assert strictly(bundle, table, out) == 0  # the failure is in a part already
+    assert len(list(parts.glob("part-*.nc"))) == 2
+    assert geo_mvmf.predict(bundle, table, out=out).is_predicted.sum() == 7
+
+
+def test_cancelling_ends_the_threads_that_read(bundle, make_album, tmp_path):
+    make_album(tmp_path, 6)
+    before = threading.active_count()
+    job = predicting.predict_job(bundle, read_image_table(tmp_path), batch_size=2)
+    next(job)
+    assert threading.active_count() > before
+    job.close()
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": -1}, {"workers": -1}])
@@ -318,7 +378,7 @@ def test_row_22_a_nan_of_the_network_is_a_failed_row_that_counts(make_album, tmp
     monkeypatch.setattr(bundles.Bundle, "predict", poisoned)
     found = geo_mvmf.predict(bundle, table_of(tmp_path, places))
     assert found.rows["status"].tolist() == ["ok", "failed", "failed", "ok"]
-    assert "not finite" in found.rows["message"][1]
+    assert "not finite (NaN or infinity); try" in found.rows["message"][1]
     result = geo_mvmf.evaluate(found)
     accuracy = result.accuracy
     assert (accuracy.n, accuracy.n_nan) == (4, 2)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from geo_mvmf import prediction_parts, read_image_table
 from geo_mvmf.files import stores
+from geo_mvmf.model import bundle as bundles
 from geo_mvmf.model.untrained import untrained_bundle
 
 
@@ -63,3 +64,26 @@ def test_weights_in_the_wrong_order_are_noticed(table):
     assert right.offsets.tolist() == [0, 2, 4, 6, 6]
     np.testing.assert_allclose(np.exp(right.log_weight[::2]), [0.1, 0.3, 0.5], rtol=1e-6)
     assert not np.allclose(right.log_weight, wrong.log_weight)
+
+
+def test_a_file_that_moved_outside_meanwhile_tells_nothing(tmp_path, monkeypatch):
+    """The time of capture is read after the pixels, of a file that may be another by then."""
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2001:02:03 04:05:06"
+    for folder in (inside, outside):
+        folder.mkdir()
+        Image.new("RGB", (40, 40)).save(folder / "a.jpg", exif=exif)
+    table = read_image_table(inside)
+    assert part_of(table, 8, 1)[1]["captured_at"].tolist() == ["2001-02-03T04:05:06"]
+    plain = bundles.Bundle.predict
+
+    def swapping(self, images):
+        (inside / "a.jpg").unlink()
+        (inside / "a.jpg").symlink_to(outside / "a.jpg")
+        return plain(self, images)
+
+    monkeypatch.setattr(bundles.Bundle, "predict", swapping)
+    rows = part_of(table, 8, 1)[1]
+    assert rows["status"].tolist() == ["ok"]
+    assert rows["captured_at"].isna().all()
