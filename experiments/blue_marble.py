@@ -26,7 +26,7 @@ import shapely
 from matplotlib import colors
 from matplotlib.figure import Figure
 
-from geo_mvmf import durable, evaluation, metrics, predicting, progress, sphere, terminal
+from geo_mvmf import durable, evaluation, metrics, predicting, predictions, progress, sphere, terminal
 from geo_mvmf.inputs import chips, images, places, polygons, scenes, tables
 from geo_mvmf.inputs.images import ImageSpec
 from geo_mvmf.maps import estimates
@@ -66,8 +66,7 @@ def main() -> None:
     clock.lap("train")
     table = tables.read_image_table(options.out / "test" / "chips.csv")
     table["group"] = group_of(table["longitude"].to_numpy(), table["latitude"].to_numpy())
-    job = predicting.predict_job(bundle, table, out=options.out / "predictions.nc", overwrite=True, batch_size=128)
-    found = progress.run(job, Bar())
+    found = predict(bundle, table, options.out / "predictions.nc")
     clock.lap("predict")
     judged = judge(found)
     judged["neighbour_error_km"], judged["nearest_km"] = yardstick(options.out)
@@ -175,7 +174,13 @@ def train(options: argparse.Namespace) -> training.Bundle:
     return training.train(config_from_dict(values), report=Bar())
 
 
-def judge(found: Any) -> pd.DataFrame:
+def predict(bundle: training.Bundle, table: Any, out: Path) -> predictions.Predictions:
+    """Predict the test chips, unless that was done."""
+    found = predicting.finished(bundle, table, out)
+    return found or progress.run(predicting.predict_job(bundle, table, out=out, overwrite=True, batch_size=128), Bar())
+
+
+def judge(found: predictions.Predictions) -> pd.DataFrame:
     """One row per test image: place, month, group, errors of both estimators, NLL, searched probability."""
     rows = found.rows.reset_index(drop=True)
     judged = (
@@ -184,6 +189,7 @@ def judge(found: Any) -> pd.DataFrame:
         .join(rows[["true_longitude", "true_latitude", "season", "area_90_km2"]].rename(columns={"season": "month"}))
     )
     judged["group"] = rows["group"].to_numpy()
+    judged["month"] = [f"{int(month):02d}" for month in judged["month"]]  # a table reads them as numbers
     mode = estimates.estimate(found.mixture, "mode")
     judged["mode_error_km"] = sphere.great_circle_distance_km(
         *mode.T, judged["true_longitude"].to_numpy(), judged["true_latitude"].to_numpy()
@@ -297,9 +303,7 @@ def circumstances(options: argparse.Namespace, bundle: Any, clock: Clock) -> dic
         "machine": f"{cpu()}, {os.cpu_count()} cores, no GPU; load {os.getloadavg()[2]:.1f} (its own included)",
         "seconds": ", ".join(f"{name} {seconds:.0f}" for name, seconds in clock.laps.items()),
         "training": f"{summary['steps']} steps of {summary['batch_size']} images, seed {summary['seed']}",
-        "versions": ", ".join(
-            [f"Python {platform.python_version()}", *(f"{n} {metadata.version(n)}" for n in libraries)]
-        ),
+        "versions": ", ".join([f"Python {platform.python_version()}", *libraries]),
         "inputs": "; ".join(f"{path.name} {durable.file_sha256(path)[:16]}" for path in files) + " (SHA-256, first 16)",
     }
 
