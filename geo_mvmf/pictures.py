@@ -10,7 +10,7 @@ import functools
 import importlib.resources
 import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -74,14 +74,16 @@ def density_picture(
     """
     if tuple(density.dims) != ("latitude", "longitude"):
         raise ValueError(f"the picture needs a geographic raster (latitude, longitude), got {density.dims}")
-    longitude, latitude = np.asarray(density["longitude"]), np.asarray(density["latitude"])
-    figure, axes = _world_axes(_extent(longitude, latitude))
-    mass = _mass(density, latitude)
-    _draw_levels(axes, np.asarray(density, dtype=np.float64), mass, longitude, latitude)
+    longitude, latitude = (np.asarray(density[name], dtype=np.float64) for name in ("longitude", "latitude"))
+    x, y = _edges(longitude, latitude), _edges(latitude, longitude)
+    west, east = float(x.min()), float(x.max())
+    figure, axes = _world_axes((west, east, max(-90.0, float(y.min())), min(90.0, float(y.max()))))
+    _draw_levels(axes, np.asarray(density, dtype=np.float64), _mass(density, latitude), x, y)
     if estimate is not None:
-        axes.plot(*estimate, "o", color="white", ms=7, mec=_MARK, mew=1.2, label="estimate", zorder=6)
+        place = _turned(estimate, west, east)
+        axes.plot(*place, "o", color="white", ms=7, mec=_MARK, mew=1.2, label="estimate", zorder=6)
     if truth is not None:
-        axes.plot(*truth, "x", color=_MARK, ms=9, mew=2, label="true place", zorder=7)
+        axes.plot(*_turned(truth, west, east), "x", color=_MARK, ms=9, mew=2, label="true place", zorder=7)
     axes.set_title(title, fontsize=11, loc="left")
     axes.legend(loc="lower left", fontsize=8.5, framealpha=0.95, title="Probability inside", alignment="left")
     return _png(figure)
@@ -142,6 +144,14 @@ def accuracy_picture(evaluation: Evaluation) -> bytes:
     -------
     bytes
         A PNG file.
+
+    Examples
+    --------
+    >>> from geo_mvmf.evaluation import Evaluation
+    >>> names, error_km = np.array(["a", "b"], object), np.array([12.0, 340.0])
+    >>> evaluation = Evaluation(names, error_km, np.zeros(2), np.array([0.2, 0.7]), error_km, np.full(2, "", object))
+    >>> accuracy_picture(evaluation)[1:4]
+    b'PNG'
     """
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
@@ -189,6 +199,14 @@ def coverage_picture(evaluation: Evaluation) -> bytes:
     -------
     bytes
         A PNG file.
+
+    Examples
+    --------
+    >>> from geo_mvmf.evaluation import Evaluation
+    >>> names, error_km = np.array(["a", "b"], object), np.array([12.0, 340.0])
+    >>> evaluation = Evaluation(names, error_km, np.zeros(2), np.array([0.2, 0.7]), error_km, np.full(2, "", object))
+    >>> coverage_picture(evaluation)[1:4]
+    b'PNG'
     """
     from matplotlib.ticker import PercentFormatter
 
@@ -241,7 +259,10 @@ def _world_axes(extent: tuple[float, float, float, float]) -> tuple[Figure, Axes
     height = float(np.clip(9.0 * (north - south) / (east - west) / max(middle, 0.2), 3.0, 8.0)) + 0.4
     figure, axes = _figure(9.6, height)
     axes.set_facecolor(_SEA)
-    axes.add_collection(PolyCollection(_land(), facecolor=_LAND, edgecolor=_COAST, linewidth=0.5, zorder=1))
+    # a map across 180 has places beyond it, where the land of the other side lies
+    turns = range(int(np.floor((west + 180.0) / 360.0)), int(np.ceil((east + 180.0) / 360.0)))
+    land = [np.add(ring, [360.0 * turn, 0.0]) for turn in turns for ring in _land()]
+    axes.add_collection(PolyCollection(land, facecolor=_LAND, edgecolor=_COAST, linewidth=0.5, zorder=1))
     axes.set(xlim=(west, east), ylim=(south, north))
     axes.set_aspect(1.0 / max(middle, 0.2))
     for axis, sides, most in ((axes.xaxis, "EW", 8), (axes.yaxis, "NS", 6)):
@@ -254,6 +275,7 @@ def _world_axes(extent: tuple[float, float, float, float]) -> tuple[Figure, Axes
 
 
 def _degrees(value: float, sides: str) -> str:
+    value = (value + 180.0) % 360.0 - 180.0
     side = "" if value == 0.0 or abs(value) == 180.0 else f" {sides[0] if value > 0.0 else sides[1]}"
     return f"{abs(value):g}°{side}"
 
@@ -262,14 +284,19 @@ def _thousands(value: float) -> str:
     return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def _extent(longitude: npt.NDArray[Any], latitude: npt.NDArray[Any]) -> tuple[float, float, float, float]:
-    step_x, step_y = np.abs(np.diff(longitude)).max() / 2, np.abs(np.diff(latitude)).max() / 2
-    return (
-        float(longitude.min() - step_x),
-        float(longitude.max() + step_x),
-        max(-90.0, float(latitude.min() - step_y)),
-        min(90.0, float(latitude.max() + step_y)),
-    )
+def _edges(centres: FloatArray, others: FloatArray) -> FloatArray:
+    """Edges of raster cells (n + 1,) from their centres; one cell alone is as wide as those of the other axis."""
+    if centres.size == 1:
+        width = abs(float(others[1] - others[0])) if others.size > 1 else 1.0
+        return np.array([centres[0] - width / 2.0, centres[0] + width / 2.0])
+    middle = (centres[:-1] + centres[1:]) / 2.0
+    return np.concatenate([[2.0 * centres[0] - middle[0]], middle, [2.0 * centres[-1] - middle[-1]]])
+
+
+def _turned(place: tuple[float, float], west: float, east: float) -> tuple[float, float]:
+    """The place with whole turns added to its longitude where the map has it only so."""
+    longitude, latitude = place
+    return (longitude if west <= longitude <= east else west + (longitude - west) % 360.0), latitude
 
 
 def _mass(density: xr.DataArray, latitude: FloatArray) -> FloatArray:
@@ -281,9 +308,7 @@ def _mass(density: xr.DataArray, latitude: FloatArray) -> FloatArray:
     return np.asarray(weight / max(weight.sum(), 1e-300))
 
 
-def _draw_levels(
-    axes: Axes, density: FloatArray, mass: FloatArray, longitude: FloatArray, latitude: FloatArray
-) -> None:
+def _draw_levels(axes: Axes, density: FloatArray, mass: FloatArray, x_edges: FloatArray, y_edges: FloatArray) -> None:
     """Shade the classes of credible level: the map-maker's picture of a density."""
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
@@ -293,7 +318,7 @@ def _draw_levels(
     shown = np.ma.masked_where((level > LEVELS[-1]) | (mass <= 0.0), level)
     colours = ListedColormap([colour.hex for colour in styles.LEVEL_COLOURS])
     norm = BoundaryNorm([0.0, *LEVELS], colours.N)
-    axes.pcolormesh(longitude, latitude, shown, cmap=colours, norm=norm, alpha=0.8, zorder=2, lw=0)
+    axes.pcolormesh(x_edges, y_edges, shown, cmap=colours, norm=norm, alpha=0.8, zorder=2, lw=0)
     for value, colour in zip(LEVELS, styles.LEVEL_COLOURS, strict=True):
         axes.fill([], [], color=colour.hex, alpha=0.8, label=f"{100.0 * value:.0f} %")
 

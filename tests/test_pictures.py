@@ -63,6 +63,44 @@ def test_a_grid_that_holds_a_part_of_the_probability_does_not_claim_all_of_it():
     assert share_of(last, picture) < 2e-3 < share_of(last, twin)  # the legend
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 9), (9, 1), (1, 1)])
+def test_one_row_or_column_or_cell_is_seen_too(rows, columns):
+    coordinates = {"latitude": 60.0 - np.arange(rows), "longitude": 10.0 + np.arange(columns)}
+    values = np.zeros((rows, columns))
+    values[rows // 2, columns // 2] = 1.0
+    values[0, 0] += 0.4 * (values.size > 1)
+    picture = pictures.density_picture(xr.DataArray(values, dims=("latitude", "longitude"), coords=coordinates))
+    # a cell with all probability is of no region below it, so only the grid of one cell shows none
+    shown = max(share_of(blended(colour), picture) for colour in styles.LEVEL_COLOURS)
+    assert shown > 0.01 if values.size > 1 else shown < 0.01
+
+
+def test_a_map_across_180_has_land_and_marks_on_both_sides():
+    """West of Bering's strait and east of it; the same map, counted from the other side, is the same picture."""
+    latitude, longitude = np.arange(74.5, 50, -1.0), np.arange(150.5, 210, 1.0)
+    density = xr.DataArray(
+        np.zeros((latitude.size, longitude.size)),
+        dims=("latitude", "longitude"),
+        coords={"latitude": latitude, "longitude": longitude},
+    )
+    picture = pictures.density_picture(density, estimate=(-160.0, 60.0), truth=(170.0, 60.0))
+    other = pictures.density_picture(
+        density.assign_coords(longitude=longitude - 360.0), estimate=(-160.0, 60.0), truth=(170.0, 60.0)
+    )
+    np.testing.assert_array_equal(pixels(picture), pixels(other))
+    land = np.abs(pixels(picture) - np.array([239, 236, 228])).max(axis=2) < 4
+    width = land.shape[1]
+    assert land[:, : width // 2].mean() > 0.1
+    assert land[:, 3 * width // 4 :].mean() > 0.1  # Alaska
+    plain = pixels(pictures.density_picture(density))
+    changed = (np.abs(plain - pixels(picture)).max(axis=2) > 60)[: land.shape[0] * 2 // 3].any(axis=0)
+    assert changed[width // 4 : width // 2].any()
+    assert changed[3 * width // 4 :].any()
+    assert [pictures._degrees(value, "EW") for value in (190.0, -190.0, 180.0, -180.0, 540.0)] == [
+        "170° W", "170° E", "180°", "180°", "180°"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_a_raster_without_probability_is_an_empty_map(value):
     picture = pictures.density_picture(raster() * value)
