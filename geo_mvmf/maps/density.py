@@ -10,6 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from geo_mvmf import sphere
+from geo_mvmf.errors import BadInputError
 from geo_mvmf.maps import charts
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.geographic import GeographicRaster
@@ -135,6 +136,8 @@ def density_raster(
     ------
     ValueError
         `image_ids` has another length than the mixture, or `combine` is something else.
+    BadInputError
+        The mean of no images was asked for.
 
     Examples
     --------
@@ -231,6 +234,8 @@ def _image_names(mixture: VmfMixture | CellMixture, image_ids: Sequence[str] | N
     if image_ids is not None and len(image_ids) != len(mixture):
         raise ValueError(f"{len(image_ids)} image_ids for {len(mixture)} images")
     if combine:
+        if not len(mixture):
+            raise BadInputError(f"combine={combine!r} of 0 images: there is no density; give at least one image")
         return [combine]
     return list(image_ids) if image_ids is not None else list(range(len(mixture)))
 

@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 from geo_mvmf import s2, sphere
+from geo_mvmf.errors import BadInputError
 from geo_mvmf.maps import density, lattice, runs
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.charts import charts_of
@@ -258,6 +259,13 @@ class TestDataArray:
             density.density_raster(mixture, Grid.globe(30.0), image_ids=["a", "b"])
         with pytest.raises(ValueError, match="'sum'"):
             density.density_raster(mixture, Grid.globe(30.0), combine="sum")
+
+    def test_no_images_have_no_mean_but_an_empty_raster(self):
+        nothing = mixture_of(EDGES_OF_THE_EARTH, 9.0)[:0]
+        for empty in (nothing, mixture_of(EDGES_OF_THE_EARTH[:1], 9.0).to_cells(max_mass_error=0.1)[:0]):
+            assert density.density_raster(empty, Grid.globe(30.0)).shape == (0, 6, 12)
+            with pytest.raises(BadInputError, match="'mean' of 0 images"):
+                density.density_raster(empty, Grid.globe(30.0), combine="mean")
 
     def test_many_images_are_made_when_asked_for(self, monkeypatch):
         pytest.importorskip("dask")
