@@ -19,6 +19,11 @@ class AppendLog:
     path : path
         Made when missing. A half-written last line (of a killed process) is cut off first.
 
+    Raises
+    ------
+    OutputError
+        If the file cannot be made or opened for writing.
+
     Examples
     --------
     >>> import tempfile

@@ -132,6 +132,12 @@ def evaluate(predictions: Predictions, truth: pd.DataFrame | None = None, *, by:
     ------
     BadInputError
         If no image has a truth, an image_id is in the truth twice, or `by` is not a column.
+
+    Examples
+    --------
+    >>> import geo_mvmf
+    >>> predictions = geo_mvmf.open_predictions("album.nc")  # doctest: +SKIP
+    >>> evaluate(predictions, pd.read_csv("truth.csv")).accuracy  # doctest: +SKIP
     """
     rows = _with_truth(predictions.rows, truth)
     known = np.flatnonzero(rows["true_longitude"].notna() & rows["true_latitude"].notna())

@@ -123,6 +123,20 @@ def predict_job(
     Returns
     -------
     Predictions
+
+    Raises
+    ------
+    RowsFailedError, UsageError, OutputError, LockedError
+        As `predict`.
+
+    Examples
+    --------
+    >>> from geo_mvmf.inputs.tables import read_image_table
+    >>> from geo_mvmf.model.untrained import untrained_bundle
+    >>> table = read_image_table(pd.DataFrame({"path": ["no.jpg"]}), root="/")
+    >>> job = predict_job(untrained_bundle(), table)
+    >>> [(event.done, event.total) for event in job]
+    [(1, 1)]
     """
     if estimator not in ("component", "mode"):
         raise UsageError(f"estimator {estimator!r} is not 'component' or 'mode'")

@@ -61,6 +61,15 @@ def figures(evaluation: Evaluation) -> pd.DataFrame:
     DataFrame
         Text: Group (where there are groups), Measure, Value, 95 % interval, To compare (a uniform guess, or what a
         calibrated model has), and the number of Images. The exact numbers are in `Evaluation.table`.
+
+    Examples
+    --------
+    >>> from geo_mvmf.evaluation import Evaluation
+    >>> names, error_km = np.array(["a", "b"], object), np.array([12.0, 340.0])
+    >>> searched, group = np.array([0.2, 0.7]), np.full(2, "", object)
+    >>> table = figures(Evaluation(names, error_km, np.zeros(2), searched, error_km, group))
+    >>> table.columns.tolist()
+    ['Measure', 'Value', '95 % interval', 'To compare', 'Images']
     """
     rows = []
     exact = evaluation.table()[["group", "measure", "value", "low", "high", "n"]]

@@ -69,7 +69,9 @@ def _outputs(out: Path, levels: str | None) -> Outputs:
 @click.option("--root", type=click.Path(path_type=Path), help="Folder that relative paths begin in.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads: read images, compute densities."
+)
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, if any row fails.")
 @click.option("--overwrite", is_flag=True)
 @click.pass_obj
