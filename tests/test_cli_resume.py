@@ -124,9 +124,17 @@ def long_table(bundle_path, tmp_path_factory):
 
 
 def stopped_at(number, after, table, bundle_path, out):
-    """Start a prediction in a process of its own and send it a signal when `after` images are in parts."""
+    """Start a prediction in a process of its own and send it a signal when `after` images are in parts.
+
+    The process waits there for the signal: it would be through before a busy machine sends one.
+    """
     code = (
-        f"from geo_mvmf import predicting; predicting.PART_ROWS = {PART_ROWS}\n"
+        f"from geo_mvmf import predicting, terminal; predicting.PART_ROWS = {PART_ROWS}\n"
+        # a shell that started the tests in the background left Ctrl-C ignored
+        "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "shown = terminal.Reporter.__call__\n"
+        f"def show(self, event): shown(self, event); time.sleep(100 * (event.done == {after if number else -1}))\n"
+        "terminal.Reporter.__call__ = show\n"
         "from geo_mvmf.cli import main; main(prog_name='geo-mvmf')"
     )
     command = ["--progress", "json", "predict", table, "--bundle", bundle_path, "--out", out, *BATCHES]

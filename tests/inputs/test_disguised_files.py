@@ -169,7 +169,16 @@ NAMES = [
     f"a{suffix}"
     for suffix in (*photos.IMAGE_SUFFIXES, ".csv", ".tsv", ".gpkg", ".parquet", ".geojson", ".json", ".shp")
 ]
-READERS = (photos.read_photo, photos.read_metadata, polygons.read_polygons, tables.read_image_table)
+
+
+def read_table_and_its_images(path):
+    """A table by its kind, and whatever image it names; one image is a table of one row."""
+    table = tables.read_image_table(path)
+    for image in tables.absolute_paths(table):
+        photos.read_photo(image)
+
+
+READERS = (photos.read_photo, photos.read_metadata, polygons.read_polygons, read_table_and_its_images)
 
 
 def test_disguised_files_are_refused_and_lead_nowhere(canary, listener, tmp_path):
