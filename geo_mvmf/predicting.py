@@ -140,6 +140,8 @@ def predict_job(
     """
     if estimator not in ("component", "mode"):
         raise UsageError(f"estimator {estimator!r} is not 'component' or 'mode'")
+    if not isinstance(table, pd.DataFrame):
+        raise UsageError(f"table is {table!r:.80}: read_image_table makes a table of a file or folder")
     if batch_size < 1 or workers < 0:
         raise UsageError(f"batch_size {batch_size} must be at least 1, workers {workers} must be at least 0")
     if strict:

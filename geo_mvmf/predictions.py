@@ -30,7 +30,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Predictions:
     """Predicted densities of a table of images, on disk until asked for.
 
@@ -43,8 +43,7 @@ class Predictions:
 
     Examples
     --------
-    >>> predictions = open_predictions("album.nc")  # doctest: +SKIP
-    >>> predictions.to_geodataframe().explore("radius_90_km")  # doctest: +SKIP
+    >>> open_predictions("album.nc").to_geodataframe().explore("radius_90_km")  # doctest: +SKIP
     """
 
     store: stores.StoredPredictions
@@ -52,6 +51,9 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.store.rows)
+
+    def __repr__(self) -> str:
+        return f"Predictions({int(self.is_predicted.sum())} of {len(self)} images predicted, {self.store.path})"
 
     @property
     def rows(self) -> pd.DataFrame:

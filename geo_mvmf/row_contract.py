@@ -41,7 +41,7 @@ COMPUTED: dict[str, object] = {
     "training_density_percentile": np.nan,
     "feature_distance": np.nan,
 }
-"""Computed columns (DESIGN section 7) in their order, with the value of an image that failed."""
+"""Computed columns (docs/columns.md) in their order, with the value of an image that failed."""
 
 CLAIM = ("claimed_longitude", "claimed_latitude", "claimed_level")
 """Columns of a table whose images come with a claim."""

@@ -2,10 +2,12 @@
 
 import collections
 import math
+import re
 import subprocess
 import sys
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -442,3 +444,26 @@ def test_the_contract_s_names_are_those_of_the_module():
     assert [*NAMES, *row_contract.COMPUTED] == CONTRACT
     assert list(row_contract.TRUTH) == TRUTH
     assert list(row_contract.CLAIM) == CLAIM
+
+
+def test_every_column_is_explained():
+    text = (Path(__file__).parents[1] / "docs" / "columns.md").read_text(encoding="utf-8")
+    explained = set(
+        re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in text.splitlines() if line[:3] == "| `"))
+    )
+    columns = {"image_id", "path", "filename", "status", "message"}
+    columns |= {*row_contract.COMPUTED, *row_contract.CLAIM, *row_contract.TRUTH}
+    assert explained == columns
+
+
+def test_a_path_instead_of_a_table_is_told_apart():
+    with pytest.raises(UsageError, match=r"truth\.csv.*read_image_table"):
+        predicting.predict(untrained_bundle(), "truth.csv")
+
+
+def test_names_typed_in_a_session_fill_a_line_and_not_a_screen(tmp_path):
+    bundle = untrained_bundle()
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    found = predicting.predict(bundle, read_image_table(tmp_path))
+    assert repr(bundle) == "Bundle(chip_resnet10, 6 components, not saved)"
+    assert repr(found).startswith("Predictions(1 of 1 images predicted, ")

@@ -32,7 +32,7 @@ __all__ = ["Bundle", "Head", "choose_device", "load_bundle", "read_header", "sav
 Head = heads.MvmfHead | heads.CrossEntropyHead
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Bundle:
     """A trained model, ready to predict.
 
@@ -77,6 +77,10 @@ class Bundle:
     digest: str = ""
     path: Path | None = None
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+    def __repr__(self) -> str:
+        where = self.path or "not saved"
+        return f"Bundle({self.backbone.name}, {self.num_components} components, {where})"
 
     @property
     def training_counts(self) -> npt.NDArray[np.int64]:
