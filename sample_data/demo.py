@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 def main(out: Path) -> None:
     """Run the main job and say where everything is."""
     begun = time.monotonic()
-    say(begun, "cutting 6000 chips and training on them: 2 to 3 minutes on 2 idle cores; a second run reuses both")
+    say(begun, "cutting 6000 chips and training on them: about 2 minutes on 2 idle cores; a second run reuses both")
     bundle = train(out)
     say(begun, f"trained {out / 'run' / 'bundle.safetensors'}")
     found = predict(bundle, out)
