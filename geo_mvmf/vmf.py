@@ -20,7 +20,7 @@ from geo_mvmf import sphere
 FloatArray = npt.NDArray[np.float64]
 
 LOG_4PI = math.log(4.0 * math.pi)
-SERIES_BELOW = 1e-3  # concentration below which the series of log c is used (DESIGN 4)
+SERIES_BELOW = 1e-3  # concentration below which the series of log c is used
 _NODES = 40  # Gauss-Legendre nodes of one off-centre cap: their error is below 1e-14 (32 nodes: 1e-11)
 _HALF_WIDTH = 8.0  # in sigma: the mass beyond is exp(-32) = 1e-14
 _PAIRS_AT_ONCE = 8192  # (pairs, nodes) arrays of 4 MB stay in the cache
@@ -41,7 +41,7 @@ def log_normaliser(log_concentration: npt.ArrayLike) -> FloatArray:
 
     Notes
     -----
-    Source: DESIGN 4 (Izbicki et al. 2019, eq. 1, with the missing 1/4pi): ``log kappa - log 2pi - log(1 - exp(-2
+    Source: Izbicki et al. 2019, eq. 1, with the missing 1/4pi: ``log kappa - log 2pi - log(1 - exp(-2
     kappa))``; below 1e-3 the series ``-log 4pi + kappa - kappa^2/6 + kappa^4/180``.
 
     Examples
@@ -115,7 +115,7 @@ def cap_probability(radius: npt.ArrayLike, log_concentration: npt.ArrayLike) -> 
     Returns
     -------
     ndarray of float64, shape (...)
-        P(angle <= radius) = (1 - exp(-kappa (1 - cos r))) / (1 - exp(-2 kappa)) (DESIGN 4).
+        P(angle <= radius) = (1 - exp(-kappa (1 - cos r))) / (1 - exp(-2 kappa)).
 
     Examples
     --------
@@ -174,7 +174,7 @@ def probability_within(offset: npt.ArrayLike, radius: npt.ArrayLike, log_concent
 
     Notes
     -----
-    Source: DESIGN 4: kappa / (1 - exp(-2 kappa)) times the integral over t in 0..radius of
+    kappa / (1 - exp(-2 kappa)) times the integral over t in 0..radius of
     exp(-2 kappa sin^2((t - offset) / 2)) i0e(kappa sin t sin offset) sin t, by Gauss-Legendre quadrature where
     |t - offset| is below 8 sigma; caps that hold the whole of that range have probability 1 to 1e-14.
 

@@ -92,7 +92,7 @@ BANNED_CALLS = {"eval", "exec", "torch.load", "os.system", "os.popen"}
 
 
 def violations(tree, *, door=False):
-    """What a file must not hold (DESIGN section 10)."""
+    """What a file must not hold."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert):
             yield node.lineno, "assert"

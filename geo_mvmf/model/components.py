@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 NEGLIGIBLE = 50.0  # nats below the sum; 2^20 components there hold 2e-16 of it
-_SERIES_BELOW = 1e-3  # kappa below which log c is its series (DESIGN section 4)
+_SERIES_BELOW = 1e-3  # kappa below which log c is its series
 _UNDERFLOW = -80.0  # exp of less is 0 for a float32 sum, and through denormals ten times slower on CPUs
 _BOUND_ERROR = 2e-6  # relative to the largest kappa: three products and four sums in float32 err by less than 1e-6
 _NEAR_ELEMENTS = 1 << 17  # float64 values worked on at once: 1 MB
