@@ -1,4 +1,4 @@
-"""Density rasters hold integrals: their mass, their values against brute force, and the twin that samples."""
+"""Density rasters: mass on local grids, values by brute force, areas, levels; `test_density_mass` has the globe."""
 
 import math
 
@@ -48,13 +48,6 @@ def by_brute_force(mixture, grid, cells, splits):
     points = grid.to_directions(*np.broadcast_arrays(x, y))
     values = np.exp(mixture.log_density(points.reshape(-1, 3)))[0].reshape(areas.shape)
     return (values * areas).sum(axis=(1, 2))
-
-
-def by_sampling_the_middles(mixture, grid):
-    """The broken twin: what every other system draws."""
-    longitude, latitude = grid.longitude_latitude()
-    values = np.exp(mixture.log_density(sphere.to_directions(longitude.ravel(), latitude.ravel())))[0]
-    return values.reshape(grid.shape) * density.cell_area_km2(grid) / sphere.EARTH_RADIUS_KM**2
 
 
 class TestLocalMass:
