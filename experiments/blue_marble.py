@@ -39,7 +39,7 @@ RESULTS = HERE.parent / "docs" / "experiments"
 FloatArray = npt.NDArray[np.float64]
 
 TRAINED, UNSEEN = ("01", "04", "07", "10"), ("02", "05", "08", "11")
-GROUND_KM, SIZE, ROAM = 475.0, 64, 4  # of a chip; ROAM as in blue_marble.toml
+GROUND_KM, SIZE, ROAM = 475.0, 64, 2  # of a chip; ROAM as in blue_marble.toml
 PIXEL_KM = GROUND_KM / SIZE
 BUFFER_KM = 475.0
 NEW, BLOCK, BUFFERED, BESIDE = "new places", "test blocks", "test blocks + 475 km buffer", "in a buffer"
@@ -58,7 +58,8 @@ def main() -> None:
     )
     side = SIZE + 2 * ROAM
     trained = {month: months[month] for month in TRAINED}
-    wanted = {"count": options.places, "size": side, "ground_km": PIXEL_KM * side, "seed": 1}
+    # other places in every month: four times as many as if each were cut in all, and a month is no copy of another
+    wanted = {"count": options.places, "places": "independent", "size": side, "ground_km": PIXEL_KM * side, "seed": 1}
     cut(trained, options.out / "training", area=shapely.difference(land, kept_out()), **wanted)
     cut(months, options.out / "test", area=land, count=options.test_places, size=SIZE, ground_km=GROUND_KM, seed=2)
     clock.lap("cut chips")
@@ -80,7 +81,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of world.2004MM.3x5400x2700.jpg")
     parser.add_argument("--land", type=Path, required=True, help="Natural Earth's land polygons, 1:50 m")
     parser.add_argument("--out", type=Path, required=True, help="working folder; what is there is used again")
-    parser.add_argument("--places", type=int, default=12000, help="training places, each in four months")
+    parser.add_argument("--places", type=int, default=12000, help="training places of each of four months")
     parser.add_argument("--test-places", type=int, default=1500, help="test places, each in eight months")
     parser.add_argument("--steps", type=int, help="fewer training steps than blue_marble.toml says, to try it")
     options = parser.parse_args()
@@ -299,7 +300,7 @@ def circumstances(options: argparse.Namespace, bundle: Any, clock: Clock) -> dic
     summary = bundle.metadata["training"]
     return {
         "command": f"`python experiments/blue_marble.py --data FOLDER --land {options.land.name} --out WORK`"
-        f" ({options.places} training places, {options.test_places} test places)",
+        f" ({options.places} training places a month, {options.test_places} test places)",
         "machine": f"{cpu()}, {os.cpu_count()} cores, no GPU; load {os.getloadavg()[2]:.1f} (its own included)",
         "seconds": ", ".join(f"{name} {seconds:.0f}" for name, seconds in clock.laps.items()),
         "training": f"{summary['steps']} steps of {summary['batch_size']} images, seed {summary['seed']}",

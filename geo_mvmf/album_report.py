@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from geo_mvmf import evaluation as evaluations
-from geo_mvmf import pictures, report
+from geo_mvmf import pictures as drawing
+from geo_mvmf import report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +22,9 @@ def write_album_report(
     predictions: Predictions,
     *,
     evaluation: Evaluation | None = None,
+    title: str = "Where were these images taken?",
+    introduction: Sequence[str] = (),
+    pictures: Sequence[tuple[str, bytes]] = (),
     overwrite: bool = False,
 ) -> None:
     """Write one self-contained page about predictions.
@@ -31,6 +36,11 @@ def write_album_report(
     predictions : Predictions
     evaluation : Evaluation, optional
         Default: made where the predictions came with a truth.
+    title : str
+    introduction : sequence of str
+        Paragraphs before the one that counts the images.
+    pictures : sequence of (str, bytes)
+        Captions and PNG files, shown after the map of all predictions.
     overwrite : bool
         Whether an existing page may be replaced.
 
@@ -48,11 +58,11 @@ def write_album_report(
     if evaluation is None and _has_truth(rows):
         evaluation = evaluations.evaluate(predictions)
     points = predictions.to_geodataframe()
-    drawn = [("Predicted places, coloured by the radius that holds 90 %", pictures.points_picture(points))]
+    drawn = [("Predicted places, coloured by the radius that holds 90 %", drawing.points_picture(points)), *pictures]
     tables = []
     if evaluation is not None:
-        drawn.append(("How far the estimates are from the truth", pictures.accuracy_picture(evaluation)))
-        drawn.append(("Is the probability true? Inside the grey band it is", pictures.coverage_picture(evaluation)))
+        drawn.append(("How far the estimates are from the truth", drawing.accuracy_picture(evaluation)))
+        drawn.append(("Is the probability true? Inside the grey band it is", drawing.coverage_picture(evaluation)))
         tables.append(("Figures", report.figures(evaluation)))
     failed = rows.loc[rows["status"] != "ok", ["path", "status", "message"]]
     if len(failed):
@@ -60,8 +70,8 @@ def write_album_report(
     found = ", ".join(f"{number} {status}" for status, number in rows["status"].value_counts().items())
     report.write_page(
         path,
-        title="Where were these images taken?",
-        introduction=[f"{len(rows)} images; status: {found}."],
+        title=title,
+        introduction=[*introduction, f"{len(rows)} images; status: {found}."],
         pictures=drawn,
         tables=tables,
         run=predictions.run,

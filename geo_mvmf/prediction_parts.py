@@ -156,10 +156,10 @@ class Predictor:
         """Share of training images in cells no denser than each cell, per cent."""
         counts = self.bundle.training_counts.astype(np.float64)
         per_area = counts / s2.area_sr(self.bundle.cell_ids)
-        order = np.argsort(per_area, kind="stable")
-        percentile = np.empty(counts.size)
-        percentile[order] = 100.0 * np.cumsum(counts[order]) / max(counts.sum(), 1.0)
-        return percentile
+        order = np.argsort(per_area)
+        no_denser = np.searchsorted(per_area[order], per_area, side="right")  # cells that are equally dense count too
+        share = np.concatenate([[0.0], np.cumsum(counts[order])])[no_denser] / max(counts.sum(), 1.0)
+        return np.asarray(100.0 * share)
 
     def _fill(
         self,

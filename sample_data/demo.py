@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from geo_mvmf import evaluation, pictures, predicting, predictions, progress, report, terminal
+from geo_mvmf import album_report, evaluation, pictures, predicting, predictions, progress, terminal
 from geo_mvmf.inputs import chips, tables
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.model import training
@@ -77,31 +77,22 @@ def draw(found: predictions.Predictions, row: int, out: Path) -> tuple[str, byte
 
 
 def write_report(
-    found: predictions.Predictions,
-    result: evaluation.Evaluation,
-    drawn: list[tuple[str, bytes]],
-    out: Path,
+    found: predictions.Predictions, result: evaluation.Evaluation, drawn: list[tuple[str, bytes]], out: Path
 ) -> None:
     """The album's density, the map of all points, and the page that shows everything."""
     found.write_density(out / "album_density.tif", Grid.globe(0.5), combine="mean", overwrite=True)
     points = pictures.points_picture(found.to_geodataframe(), title="Predicted places, lines to the true ones")
     (out / "predictions.png").write_bytes(points)
-    failed = found.rows.loc[~found.is_predicted, ["path", "status", "message"]]
-    report.write_page(
+    album_report.write_album_report(
         out / "report.html",
+        found,
+        evaluation=result,
         title="geo_mvmf on its sample: a relief map of the world",
         introduction=[
             "A small network learnt from chips, 2000 km wide, of a relief map, and says where other chips of it lie.",
             "It knows this map and nothing about photos.",
         ],
-        pictures=[
-            ("All predictions", points),
-            *drawn,
-            ("How far the estimates are from the truth", pictures.accuracy_picture(result)),
-            ("Is the probability true? Inside the grey band it is", pictures.coverage_picture(result)),
-        ],
-        tables=[("Figures", report.figures(result)), ("Images without a prediction", failed)],
-        run=found.run,
+        pictures=drawn,
         overwrite=True,
     )
 

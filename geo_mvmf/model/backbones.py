@@ -125,6 +125,7 @@ def build_backbone(
     width: int = 64,
     stem_stride: int = 1,
     pool: int = 1,
+    embedding: int = 0,
 ) -> Backbone:
     """Make a backbone.
 
@@ -140,7 +141,7 @@ def build_backbone(
         for three channels, it starts from their mean over the channels, so that a grey image means the same.
     seed : int
         Seed of the random weights; torch's global generator is left as it was.
-    width, stem_stride, pool : int
+    width, stem_stride, pool, embedding : int
         See `BackboneConfig`.
 
     Returns
@@ -161,7 +162,7 @@ def build_backbone(
     >>> torch.equal(a.network[0].weight, b.network[0].weight)
     True
     """
-    config = BackboneConfig(name, channels, width, stem_stride, pool)
+    config = BackboneConfig(name, channels, width, stem_stride, pool, embedding)
     if weights is not None:
         _check_weights_name(name, weights)
     with torch.random.fork_rng(devices=[]):

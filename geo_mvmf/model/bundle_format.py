@@ -323,13 +323,16 @@ def _check_object(value: object, what: str, path: str) -> Mapping[str, Any]:
 
 def _check_backbone(value: object, path: str) -> None:
     backbone = _check_object(value, "backbone", path)
-    _check_keys(backbone, {"name", "channels", "width", "stem_stride", "pool"}, "backbone", path)
+    # files from before there were embeddings do not name one
+    backbone = {"embedding": 0, **backbone}
+    _check_keys(backbone, {"name", "channels", "width", "stem_stride", "pool", "embedding"}, "backbone", path)
     if not isinstance(backbone["name"], str) or not _NAME.fullmatch(backbone["name"]):
         raise BadBundleError(f"{path}: backbone name {backbone['name']!r:.60} is not a name of torchvision's kind")
     _check_integer(backbone, "channels", 1, MAX_CHANNELS, path)
     _check_integer(backbone, "width", 8, 256, path)
     _check_integer(backbone, "stem_stride", 1, 2, path)
     _check_integer(backbone, "pool", 1, 8, path)
+    _check_integer(backbone, "embedding", 0, 4096, path)
 
 
 def _check_head(value: object, path: str) -> None:

@@ -31,6 +31,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "backbone_width": (8, 256),
     "stem_stride": (1, 2),
     "pool": (1, 8),
+    "embedding": (0, 4096),
     "channels": (1, 64),
     "resize": (8, 4096),
     "crop": (8, 4096),
@@ -79,7 +80,7 @@ class TrainingConfig:
         after stage backbone).
     root, layer, crs, exif
         Given to `read_image_table`.
-    backbone, backbone_width, stem_stride, pool, weights
+    backbone, backbone_width, stem_stride, pool, embedding, weights
         Given to `build_backbone`. Not together with `init_bundle`.
     init_bundle : str, optional
         Bundle to start from: its backbone (stage head), or backbone and head (stage finetune).
@@ -161,6 +162,7 @@ class TrainingConfig:
     backbone_width: int = 64
     stem_stride: int = 1
     pool: int = 1
+    embedding: int = 0
     weights: str | None = None
     init_bundle: str | None = None
     resize: int | None = None

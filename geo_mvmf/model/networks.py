@@ -42,6 +42,9 @@ class BackboneConfig:
     pool : int
         1..8: a chip network's last maps are averaged over this many squares a side, and the features are all of
         them. 1 (torchvision's networks) forgets where in the chip something lies, which is what a map tells by.
+    embedding : int
+        0, or 8..4096: a chip network's last maps are first widened to so many by a 1 x 1 convolution, which gives an
+        output layer more features at little cost; 0 for torchvision's networks.
 
     Raises
     ------
@@ -59,6 +62,7 @@ class BackboneConfig:
     width: int = 64
     stem_stride: int = 1
     pool: int = 1
+    embedding: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in names():
@@ -68,16 +72,19 @@ class BackboneConfig:
             )
         if not 1 <= self.channels <= 64:
             raise UsageError(f"backbone {self.name}: channels {self.channels} is not in 1..64")
-        if self.name not in CHIP_NETWORKS and (self.width, self.stem_stride, self.pool) != (64, 1, 1):
+        chosen = (self.width, self.stem_stride, self.pool, self.embedding)
+        if self.name not in CHIP_NETWORKS and chosen != (64, 1, 1, 0):
             raise UsageError(
-                f"backbone {self.name}: width {self.width}, stem stride {self.stem_stride} and pool {self.pool} can be "
-                f"chosen for {' and '.join(CHIP_NETWORKS)} only"
+                f"backbone {self.name}: width {self.width}, stem stride {self.stem_stride}, pool {self.pool} and "
+                f"embedding {self.embedding} can be chosen for {' and '.join(CHIP_NETWORKS)} only"
             )
         if not 8 <= self.width <= 256 or self.stem_stride not in (1, 2) or not 1 <= self.pool <= 8:
             raise UsageError(
                 f"backbone {self.name}: width {self.width} must be in 8..256, stem stride {self.stem_stride} 1 or 2, "
                 f"pool {self.pool} in 1..8"
             )
+        if self.embedding and not 8 <= self.embedding <= 4096:
+            raise UsageError(f"backbone {self.name}: embedding {self.embedding} must be 0 or in 8..4096")
 
 
 def names() -> tuple[str, ...]:
@@ -134,7 +141,7 @@ def make_network(config: BackboneConfig) -> tuple[nn.Module, int]:
     2048
     """
     if config.name in CHIP_NETWORKS:
-        return _chip_network(config), 8 * config.width * config.pool**2
+        return _chip_network(config), (config.embedding or 8 * config.width) * config.pool**2
     network = whole_network(config.name)
     if config.channels != 3:
         _replace_first_convolution(network, config.channels)
@@ -174,6 +181,9 @@ def _chip_network(config: BackboneConfig) -> nn.Module:
             stride = 2 if stage > 0 and block == 0 else 1
             layers.append(_basic_block(planes, width << stage, stride))
             planes = width << stage
+    if config.embedding:
+        layers.append(nn.Conv2d(planes, config.embedding, 1, bias=False))
+        layers += [nn.BatchNorm2d(config.embedding), nn.ReLU(inplace=True)]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(config.pool), nn.Flatten(1))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

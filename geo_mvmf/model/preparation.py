@@ -210,6 +210,7 @@ def _start(
             width=config.backbone_width,
             stem_stride=config.stem_stride,
             pool=config.pool,
+            embedding=config.embedding,
         )
         return backbone, None, None, image_spec(config, backbone)
     bundle = load_bundle(config.init_bundle, device="cpu")

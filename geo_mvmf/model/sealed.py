@@ -278,7 +278,7 @@ def _read_header(file: BinaryIO, path: str) -> tuple[SealedHeader, bytes]:
     beginning = file.read(8)
     length = int.from_bytes(beginning, "little")
     if len(beginning) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-        _refuse_foreign(file, path, f"its header would be {length} bytes long, the file has {size}")
+        _refuse_foreign(file, path, f"by its first 8 bytes its header would be longer than the file ({size} bytes)")
     text = file.read(length)
     if len(text) < length or not text.startswith(b"{"):
         _refuse_foreign(file, path, "its header does not begin with a brace")

@@ -100,6 +100,14 @@ def test_pooling_averages_squares_of_the_last_maps(pixels):
     torch.testing.assert_close(quarters[:, :, 0, 1], maps[:, :, :half, half:].mean(dim=(2, 3)))
 
 
+def test_an_embedding_is_a_last_layer_of_so_many_maps(pixels):
+    plain, wide = (build_backbone("chip_resnet10", width=8, pool=2, embedding=number) for number in (0, 96))
+    assert wide(pixels).shape == (len(pixels), 96 * 4) == (len(pixels), wide.num_features)
+    convolution, *others = wide.network[len(plain.network) - 2 : -2]
+    assert convolution.weight.shape == (96, 64, 1, 1)
+    assert [type(module).__name__ for module in others] == ["BatchNorm2d", "ReLU"]
+
+
 def test_the_wide_chip_network_is_the_published_resnet_with_a_small_stem():
     """Same tensors, by shape, as torchvision's resnet18 but for the first convolution (7 x 7) and the classifier."""
     own = backbone_skeleton(BackboneConfig("chip_resnet18", width=64)).network.state_dict().values()
@@ -133,6 +141,8 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone():
         ({"name": "chip_resnet10", "stem_stride": 3}, "1 or 2"),
         ({"name": "chip_resnet10", "pool": 9}, r"1\.\.8"),
         ({"name": "resnet18", "pool": 2}, "can be chosen for"),
+        ({"name": "resnet18", "embedding": 64}, "can be chosen for"),
+        ({"name": "chip_resnet10", "embedding": 7}, r"8\.\.4096"),
         ({"name": "resnet18", "channels": 0}, r"1\.\.64"),
         ({"name": "resnet18", "weights": "IMAGENET1K_V9"}, "IMAGENET1K_V1"),
         ({"name": "chip_resnet10", "weights": "IMAGENET1K_V1"}, "none"),

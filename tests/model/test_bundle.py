@@ -189,7 +189,7 @@ def nan_like(array):
 
 
 IMAGE = {"resize": 32, "crop": 32, "bands": None, "stretch": None, "ground_km": None, "channels": 3}
-BACKBONE = {"name": "chip_resnet10", "channels": 3, "width": 8, "stem_stride": 1, "pool": 1}
+BACKBONE = {"name": "chip_resnet10", "channels": 3, "width": 8, "stem_stride": 1, "pool": 1, "embedding": 0}
 DEEP = []
 for _ in range(50):
     DEEP = [DEEP]
@@ -206,6 +206,8 @@ CONFIG_ATTACKS = {
     "other network": ({"backbone": {**BACKBONE, "name": "resnet18", "width": 64}}, "has 512"),
     "wider network": ({"backbone": {**BACKBONE, "width": 16}}, "has 128"),
     "network of 10**9 channels": ({"backbone": {**BACKBONE, "channels": 10**9}}, "channels is 1000000000"),
+    "embedding of one": ({"backbone": {**BACKBONE, "embedding": 1}}, "embedding 1 must be 0 or"),
+    "embedding of 10**9": ({"backbone": {**BACKBONE, "embedding": 10**9}}, "embedding is 1000000000"),
     "other channels": ({"backbone": {**BACKBONE, "channels": 4}}, "do not fit backbone"),
     "option of the network": ({"backbone": {**BACKBONE, "weights": "http://x"}}, "unknown entries weights"),
     "head of another kind": ({"head": {"kind": "pickle"}}, "head kind 'pickle'"),
