@@ -4,7 +4,8 @@ A density is summarised on nodes. Each component is cut into rings about its mea
 mass; a ring's mass and area are closed forms, and its nodes lie where its density equals its mean density. With f
 the mixture's density at a node, the node stands for the mass Gamma_i * ring mass and, because mass = density *
 area, for the area mass / f. So an isolated component's areas are exact at the rings' quantiles (50 and 90 % are
-among them), and overlapping components share their area as they share their density.
+among them), and overlapping components share their area as they share their density. Where thousands of components
+matter, the nodes are a stratified sample instead (`sunflowers`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from scipy.spatial import cKDTree
 from geo_mvmf import s2, sphere, vmf
 from geo_mvmf.maps import quantiles
 from geo_mvmf.maps.once import OncePerComponents
+from geo_mvmf.maps.sunflowers import Nodes, Sunflowers
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 FloatArray = npt.NDArray[np.float64]
@@ -29,10 +31,10 @@ IntArray = npt.NDArray[np.int64]
 _KM2 = sphere.EARTH_RADIUS_KM**2
 _UNIFORM_BITS = float(np.log2(4.0 * np.pi))
 _TAIL = 1e-4  # weight of the lightest components that a summary leaves out
-_FEW, _MANY = 96, 1536  # numbers of mattering components between which the rings get coarser
-_IMAGES_AT_ONCE = 16  # nodes of so many images are in memory together: 15 MB for 2^15 components
+_FEW, _MANY = 96, 1536  # mattering components up to which rings are fine, and beyond which images share their nodes
+_IMAGES_AT_ONCE = 16  # densities of so many images are computed together
 _CELL_POINTS = 1 << 14  # points that stand for the cells of one image of a CellMixture
-_SIGMAS = 8.0  # a cap's edge further from a component than this holds all or nothing of it (1e-14)
+_SIGMAS = 6.5  # a cap's edge further from a component than this holds all or nothing of it (1e-8)
 
 
 _COLUMNS = (
@@ -59,7 +61,6 @@ class _Rings:
 
 _FINE = _Rings((0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.995, 0.9999), (6,) * 13, 24.0)
 _MIDDLE = _Rings((0.0, 0.25, 0.5, 0.7, 0.9, 0.97, 0.9999), (3, 4, 4, 4, 4, 4), 18.0)
-_COARSE = _Rings((0.0, 0.5, 0.9, 0.9999), (1, 3, 3), 12.0)
 
 
 def summarise(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latitude: npt.ArrayLike) -> pd.DataFrame:
@@ -141,22 +142,11 @@ def at_truth(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latitu
     return pd.DataFrame(rows)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Nodes:
-    """One image's density on nodes: direction (n, 3), density per steradian (n,), mass (n,) summing to 1."""
-
-    direction: FloatArray
-    density: FloatArray | npt.NDArray[np.float32]
-    mass: FloatArray
-    density_max: float
-    heaviest: float
-
-
-def _summary(nodes: _Nodes, estimate: FloatArray) -> dict[str, float]:
+def _summary(nodes: Nodes, estimate: FloatArray) -> dict[str, float]:
     mass, density = nodes.mass, nodes.density
     area = quantiles.sums_above(density, mass, mass / density, (0.5, 0.9))
-    # as a product and not as a difference: 1e-16 of it are 0.1 m; then single precision is enough, and faster
-    chord = np.sqrt(np.maximum(2.0 - 2.0 * (nodes.direction @ estimate), 0.0)).astype(np.float32)
+    gap = nodes.direction - estimate.astype(nodes.direction.dtype)  # of single precision: right to half a metre
+    chord = np.sqrt(np.einsum("ij,ij->i", gap, gap, dtype=np.float32, casting="same_kind"))
     distance = 2.0 * sphere.EARTH_RADIUS_KM * np.arcsin(np.minimum(chord / 2.0, 1.0))
     entropy = -float(np.dot(mass, np.log(density)))
     return {
@@ -170,7 +160,7 @@ def _summary(nodes: _Nodes, estimate: FloatArray) -> dict[str, float]:
     }
 
 
-def _searched(nodes: _Nodes, log_density: float) -> dict[str, float]:
+def _searched(nodes: Nodes, log_density: float) -> dict[str, float]:
     """Mass and area above a density; the last node above and the first below are interpolated in log density."""
     order = np.argsort(nodes.density)[::-1]
     log_f, mass = np.log(nodes.density[order]), nodes.mass[order]
@@ -198,24 +188,30 @@ def _within(
         for i, place in enumerate(zip(longitude, latitude, strict=True)):
             result[:, i] = [mixture[i].probability_within(*place, radius)[0, 0] for radius in radii_km]
         return result
-    margin = np.minimum(_SIGMAS * np.exp(-0.5 * mixture.log_concentrations), 2.0 * np.pi)
-    # a first look by dot products (right to 1e-7 radians) leaves only the components that a cap can reach
-    reach = np.minimum(max(radii_km) / sphere.EARTH_RADIUS_KM + margin + 1e-6, np.pi)
-    least = np.cos(reach) - 1e-12
-    for i, place in enumerate(estimate):
-        near = np.flatnonzero(mixture.mean_directions @ place >= least)
-        weight = np.exp(mixture.log_mixing_weights[i, near])
-        offset = sphere.angle(mixture.mean_directions[near], place)
-        for k, radius_km in enumerate(radii_km):
-            radius = radius_km / sphere.EARTH_RADIUS_KM
-            inside, cut = offset < radius - margin[near], np.abs(offset - radius) <= margin[near]
-            cut &= weight > 0.0
-            share = vmf.probability_within(offset[cut], radius, mixture.log_concentrations[near[cut]])
-            result[k, i] = weight[inside].sum() + float(np.dot(weight[cut], share))
+    for start in range(0, len(mixture), _IMAGES_AT_ONCE):
+        some = slice(start, start + _IMAGES_AT_ONCE)
+        result[:, some] = _caps(mixture, some, estimate[some], np.array(radii_km) / sphere.EARTH_RADIUS_KM)
     return np.clip(result, 0.0, 1.0)
 
 
-def _all_nodes(mixture: VmfMixture | CellMixture) -> Iterator[_Nodes]:
+def _caps(mixture: VmfMixture, images: slice, estimate: FloatArray, radii: FloatArray) -> FloatArray:
+    """Probability of caps about the estimates of some images, (radii, images)."""
+    margin = np.minimum(_SIGMAS * np.exp(-0.5 * mixture.log_concentrations), 2.0 * np.pi)
+    # a first look by dot products (right to 1e-7 radians) leaves only the components that a cap can reach
+    least = np.cos(np.minimum(radii.max() + margin + 1e-6, np.pi)) - 1e-12
+    image, near = np.nonzero(estimate @ mixture.mean_directions.T >= least)
+    weight = np.exp(mixture.log_mixing_weights[images][image, near])
+    offset = sphere.angle(mixture.mean_directions[near], estimate[image])
+    result = np.empty((radii.size, len(estimate)))
+    for k, radius in enumerate(radii):
+        share = (offset < radius - margin[near]).astype(np.float64)
+        (cut,) = np.nonzero((np.abs(offset - radius) <= margin[near]) & (weight > 0.0))
+        share[cut] = vmf.probability_within(offset[cut], radius, mixture.log_concentrations[near[cut]])
+        result[k] = np.bincount(image, weight * share, minlength=len(estimate))
+    return result
+
+
+def _all_nodes(mixture: VmfMixture | CellMixture) -> Iterator[Nodes]:
     """Nodes of every image, in order, a few images at a time."""
     if isinstance(mixture, CellMixture):
         yield from (_cell_nodes(*mixture.of(i)) for i in range(len(mixture)))
@@ -224,7 +220,7 @@ def _all_nodes(mixture: VmfMixture | CellMixture) -> Iterator[_Nodes]:
         weights = np.exp(mixture.log_mixing_weights[start : start + _IMAGES_AT_ONCE])
         chosen = [_mattering(row) for row in weights]
         broad = [i for i, few in enumerate(chosen) if few.size > _MANY]
-        shared = iter(_shared_nodes(mixture, weights[broad]) if broad else ())
+        shared = _shared_nodes(mixture, weights[broad], [chosen[i] for i in broad]) if broad else iter(())
         for i, few in enumerate(chosen):
             yield next(shared) if few.size > _MANY else _own_nodes(mixture, few, weights[i])
 
@@ -236,18 +232,19 @@ def _mattering(weights: FloatArray) -> IntArray:
     return np.flatnonzero(weights >= ordered[min(cut, weights.size - 1)])
 
 
-def _own_nodes(mixture: VmfMixture, chosen: IntArray, weights: FloatArray) -> _Nodes:
+def _own_nodes(mixture: VmfMixture, chosen: IntArray, weights: FloatArray) -> Nodes:
     rings = _FINE if chosen.size <= _FEW else _MIDDLE
     operator = _Operator.of(mixture.mean_directions[chosen], mixture.log_concentrations[chosen], rings)
     share = weights[chosen] / weights[chosen].sum()
     return operator.nodes(share, operator.density(share[:, None])[:, 0])
 
 
-def _shared_nodes(mixture: VmfMixture, weights: FloatArray) -> Iterator[_Nodes]:
-    """Of images in which nearly all components matter: one operator for all of them."""
-    operator = _shared_operator(mixture.mean_directions, mixture.log_concentrations)
-    density = np.ascontiguousarray(operator.density(weights.T).T)
-    yield from (operator.nodes(row, density[i]) for i, row in enumerate(weights))
+def _shared_nodes(mixture: VmfMixture, weights: FloatArray, chosen: Sequence[IntArray]) -> Iterator[Nodes]:
+    """Of images in which thousands of components matter: one set of nodes for all of them."""
+    return _sunflowers(mixture.mean_directions, mixture.log_concentrations).nodes(weights, chosen)
+
+
+_sunflowers = OncePerComponents(Sunflowers.of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,10 +269,10 @@ class _Operator:
         """Densities per steradian at all nodes, (n, N), of weights (C, N)."""
         return np.asarray(self.matrix @ weights.astype(np.float32))
 
-    def nodes(self, weights: FloatArray, density: npt.NDArray[np.float32]) -> _Nodes:
+    def nodes(self, weights: FloatArray, density: npt.NDArray[np.float32]) -> Nodes:
         mass = (self.share * weights).ravel()  # (J * C,)
         floor = np.finfo(np.float32).tiny
-        return _Nodes(
+        return Nodes(
             self.direction[: mass.size],
             np.maximum(density[: mass.size], floor),
             mass / mass.sum(),
@@ -322,15 +319,7 @@ def _density_matrix(nodes: FloatArray, mu: FloatArray, log_kappa: FloatArray, re
     return sparse.csr_array(sparse.coo_array((values.astype(np.float32), (rows, columns)), shape=shape))
 
 
-def _operator_of_all(mean_directions: FloatArray, log_concentrations: FloatArray) -> _Operator:
-    rings = _COARSE if len(mean_directions) > 4 * _MANY else _MIDDLE
-    return _Operator.of(mean_directions, log_concentrations, rings)
-
-
-_shared_operator = OncePerComponents(_operator_of_all)
-
-
-def _cell_nodes(cell_ids: npt.NDArray[np.uint64], probabilities: FloatArray) -> _Nodes:
+def _cell_nodes(cell_ids: npt.NDArray[np.uint64], probabilities: FloatArray) -> Nodes:
     """Points inside the cells of one image: each cell is split until there are enough points."""
     heaviest = float(probabilities.max(initial=0.0))
     held = probabilities > 0.0
@@ -339,4 +328,4 @@ def _cell_nodes(cell_ids: npt.NDArray[np.uint64], probabilities: FloatArray) -> 
     while cell_ids.size * 4 <= _CELL_POINTS and s2.level(cell_ids).max() < s2.MAX_LEVEL:
         cell_ids, density = s2.children(cell_ids).ravel(), np.repeat(density, 4)
     mass = density * s2.area_sr(cell_ids)
-    return _Nodes(s2.centre(cell_ids), density, mass / mass.sum(), float(density.max()), heaviest)
+    return Nodes(s2.centre(cell_ids), density, mass / mass.sum(), float(density.max()), heaviest)

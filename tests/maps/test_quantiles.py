@@ -49,7 +49,7 @@ def test_equal_to_a_full_sort(kind, seed):
 
 
 def test_the_twin_that_stops_at_bins_is_caught():
-    """A bin is 0.8 per cent wide: without sorting inside it the answer would be that far off."""
+    """A bin is 1.6 per cent wide: without sorting inside it the answer would be that far off."""
     generator = np.random.default_rng(0)
     values, mass = generator.uniform(1.0, 2.0, 100_000), np.full(100_000, 1e-5)
     bins = quantiles.binned(values, mass)
