@@ -24,11 +24,13 @@ _HOMES = {
     "Predictions": "geo_mvmf.predictions",
     "VmfMixture": "geo_mvmf.mixture",
     "accuracy_at_km": "geo_mvmf.metrics",
+    "calibrate": "geo_mvmf.model.calibration",
     "cell_area_km2": "geo_mvmf.maps.density",
     "credible_regions": "geo_mvmf.maps.regions",
     "density_raster": "geo_mvmf.maps.density",
     "estimate": "geo_mvmf.maps.estimates",
     "evaluate": "geo_mvmf.evaluation",
+    "fuse": "geo_mvmf.maps.evidence",
     "great_circle_distance_km": "geo_mvmf.sphere",
     "load_bundle": "geo_mvmf.model.bundle",
     "mvmf_loss": "geo_mvmf.model.loss",
@@ -36,7 +38,9 @@ _HOMES = {
     "partition_sphere": "geo_mvmf.model.partition",
     "predict": "geo_mvmf.predicting",
     "read_image_table": "geo_mvmf.inputs.tables",
+    "restrict": "geo_mvmf.maps.evidence",
     "train": "geo_mvmf.model.training",
+    "zone_probabilities": "geo_mvmf.maps.zones",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 (a list of text, made from the table)

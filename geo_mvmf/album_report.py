@@ -1,4 +1,4 @@
-"""The report of an album: the map of all predictions, the evaluation where truth is known, the failures."""
+"""Reports of an album: the map of all predictions, the evaluation where truth is known, the failures."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ def write_album_report(
     drawn = [("Predicted places, coloured by the radius that holds 90 %", drawing.points_picture(points)), *pictures]
     tables = []
     if evaluation is not None:
-        drawn.append(("How far the estimates are from the truth", drawing.accuracy_picture(evaluation)))
-        drawn.append(("Is the probability true? Inside the grey band it is", drawing.coverage_picture(evaluation)))
+        drawn += _curves(evaluation)
         tables.append(("Figures", report.figures(evaluation)))
     failed = rows.loc[rows["status"] != "ok", ["path", "status", "message"]]
     if len(failed):
@@ -77,6 +76,48 @@ def write_album_report(
         run=predictions.run,
         overwrite=overwrite,
     )
+
+
+def write_points_report(
+    path: str | os.PathLike[str], evaluation: Evaluation, *, title: str, overwrite: bool = False
+) -> None:
+    """Write one self-contained page about point predictions, of any system.
+
+    Parameters
+    ----------
+    path : path
+        Ends in .html.
+    evaluation : Evaluation
+        Of points.
+    title : str
+    overwrite : bool
+        Whether an existing page may be replaced.
+
+    Raises
+    ------
+    OutputError
+        If the page exists or cannot be written.
+
+    Examples
+    --------
+    >>> from geo_mvmf.evaluation import evaluate
+    >>> write_points_report("report.html", evaluate(points), title="Another system")  # doctest: +SKIP
+    """
+    report.write_page(
+        path,
+        title=title,
+        introduction=[f"{evaluation.n} images with a truth; {evaluation.n_without_truth} rows have none."],
+        pictures=_curves(evaluation),
+        tables=[("Figures", report.figures(evaluation))],
+        overwrite=overwrite,
+    )
+
+
+def _curves(evaluation: Evaluation) -> list[tuple[str, bytes]]:
+    drawn = [("How far the estimates are from the truth", drawing.accuracy_picture(evaluation))]
+    if evaluation.has_density:
+        drawn.append(("Is the probability true? Inside the grey band it is", drawing.coverage_picture(evaluation)))
+    return drawn
 
 
 def _has_truth(rows: pd.DataFrame) -> bool:

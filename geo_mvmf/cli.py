@@ -26,10 +26,12 @@ COMMANDS = {
     "features": "learning",
     "partition": "learning",
     "train": "learning",
+    "calibrate": "learning",
     "predict": "prediction",
     "density": "results",
     "regions": "results",
-    "evaluate": "results",
+    "fuse": "evidence",
+    "evaluate": "evaluation",
     "info": "about",
     "env": "about",
 }

@@ -1,31 +1,34 @@
-"""Predictions against truth: errors, accuracy at distances, likelihood, searched probability.
+"""Predictions against truth: errors, accuracy at distances, likelihood, coverage, searched probability.
 
-Everything is computed per image first, so that it can be grouped by any column, and every share carries its
+Everything is computed per image first, so that it can be grouped by any column, and every figure carries its
 interval. An image without a prediction counts as wrong: nothing is dropped silently.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from geo_mvmf import metrics, sphere
-from geo_mvmf.errors import BadInputError
-from geo_mvmf.maps import summaries
+from geo_mvmf import baselines, measures, metrics, s2, sphere
+from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.inputs import point_predictions
+from geo_mvmf.maps import estimates, ranks
+from geo_mvmf.measures import COVERAGE_LEVELS
 
 if TYPE_CHECKING:
     from geo_mvmf.predictions import Predictions
 
+__all__ = ["COVERAGE_LEVELS", "Evaluation", "evaluate"]
+
 FloatArray = npt.NDArray[np.float64]
 
-COVERAGE_LEVELS = (0.5, 0.9)
-"""Credible levels whose coverage is in the table: of a calibrated model the share is the level."""
-
 _BLOCK = 256  # images whose mixtures are evaluated together
+_PLACES = ("longitude", "latitude", "true_longitude", "true_latitude")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +44,33 @@ class Evaluation:
     nll : ndarray of float64, (N,)
         Negative log-likelihood of the truth in nats per unit-sphere area; uniform is log 4 pi = 2.531.
     searched_probability : ndarray of float64, (N,)
-        Mass of everything denser than the truth: uniform on 0..1 if the model is calibrated.
+        Mass of everything denser than the truth, a random rank among what is equally dense: uniform on 0..1 if the
+        model is calibrated.
     searched_area_km2 : ndarray of float64, (N,)
         Area of everything denser than the truth.
     groups : ndarray of str, (N,)
         The group of each image; empty text where no grouping was asked for.
     thresholds_km : tuple of float
         Distances of the accuracy ("<=", on a sphere of 6371.0088 km).
+    expected_error_km : ndarray of float64, (N,), optional
+        What the densities say the error is.
+    nll_training : ndarray of float64, (N,), optional
+        Negative log-likelihood of the truth under the density of the training images.
+    estimator : str
+        Whose the errors are.
+    other_errors_km : mapping of str to ndarray of float64, (N,)
+        Errors of further estimators.
+    clusters : ndarray, (N,), optional
+        Which images belong together: then intervals count clusters.
+    n_without_truth : int
+        Images that are not compared.
+
+    Examples
+    --------
+    >>> names, error_km = np.array(["a", "b"], object), np.array([12.0, np.nan])
+    >>> evaluation = Evaluation(names, error_km, error_km, error_km, error_km, np.full(2, "", object))
+    >>> evaluation.accuracy.value.tolist()
+    [0.0, 0.5, 0.5, 0.5, 0.5]
     """
 
     image_id: npt.NDArray[np.object_]
@@ -57,6 +80,14 @@ class Evaluation:
     searched_area_km2: FloatArray
     groups: npt.NDArray[np.object_]
     thresholds_km: tuple[float, ...] = metrics.THRESHOLDS_KM
+    expected_error_km: FloatArray | None = None
+    nll_training: FloatArray | None = None
+    estimator: str = ""
+    other_errors_km: Mapping[str, FloatArray] = dataclasses.field(default_factory=dict)
+    clusters: npt.NDArray[Any] | None = None
+    n_without_truth: int = 0
+    has_density: bool = True
+    """Whether there are densities to judge, and not points alone."""
 
     @property
     def n(self) -> int:
@@ -67,6 +98,11 @@ class Evaluation:
     def accuracy(self) -> metrics.Accuracy:
         """Share of images within each threshold, with 95 % Wilson intervals."""
         return metrics.accuracy_at_km(self.error_km, self.thresholds_km)
+
+    @property
+    def errors_by_estimator(self) -> dict[str, FloatArray]:
+        """Errors in km of every estimator, the predictions' own first."""
+        return {self.estimator: self.error_km, **self.other_errors_km}
 
     def chance(self, radius_km: npt.ArrayLike) -> FloatArray:
         """Share that a uniformly random guess would have within a distance.
@@ -89,17 +125,30 @@ class Evaluation:
         Returns
         -------
         DataFrame
-            Columns group, measure, value, low, high (95 %), n, n_nan; accuracies are shares 0..1 of all images,
-            coverages shares of those that have a prediction.
+            Columns group, measure, estimator, value, low, high (95 %), n, n_nan; accuracies are shares 0..1 of all
+            images, coverages shares of those that have a prediction. docs/evaluation.md defines every measure.
         """
-        rows = _figures(self, np.ones(self.n, dtype=bool), "all")
-        for group in sorted(set(self.groups) - {""}):
-            rows += _figures(self, self.groups == group, str(group))
-        return pd.DataFrame(rows, columns=["group", "measure", "value", "low", "high", "n", "n_nan"])
+        return measures.tidy(self)
+
+    def curve(self, levels: npt.ArrayLike | None = None) -> pd.DataFrame:
+        """Give how many truths lie inside the region of each level: the P-P curve.
+
+        Parameters
+        ----------
+        levels : array_like of float, optional
+            Probabilities of regions; default 0, 0.01, ... 1.
+
+        Returns
+        -------
+        DataFrame
+            level, share of truths inside, and low, high: where a calibrated model has 95 % of its shares.
+        """
+        wanted = np.linspace(0.0, 1.0, 101) if levels is None else np.asarray(levels, dtype=np.float64)
+        return measures.curve(self.searched_probability, wanted)
 
     def images(self) -> pd.DataFrame:
-        """One row per image: image_id, group, error_km, nll, searched_probability, searched_area_km2."""
-        return pd.DataFrame(
+        """One row per image: image_id, group, error_km, nll, searched_probability, searched_area_km2, ..."""
+        frame = pd.DataFrame(
             {
                 "image_id": self.image_id,
                 "group": self.groups,
@@ -109,19 +158,43 @@ class Evaluation:
                 "searched_area_km2": self.searched_area_km2,
             }
         )
+        for name in ("expected_error_km", "nll_training"):
+            if getattr(self, name) is not None:
+                frame[name] = getattr(self, name)
+        return frame.assign(**{f"error_km_{name}": error for name, error in self.other_errors_km.items()})
 
 
-def evaluate(predictions: Predictions, truth: pd.DataFrame | None = None, *, by: str | None = None) -> Evaluation:
+def evaluate(
+    predictions: Predictions | pd.DataFrame,
+    truth: pd.DataFrame | None = None,
+    *,
+    by: str | None = None,
+    estimators: Sequence[str] = (),
+    cluster_by: str | None = None,
+    block_level: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
     """Compare predictions with the truth.
 
     Parameters
     ----------
-    predictions : Predictions
+    predictions : Predictions or DataFrame
+        A DataFrame holds points of any system: longitude, latitude, true_longitude, true_latitude in degrees, NaN
+        where it made no prediction. Then there are figures of points only.
     truth : DataFrame, optional
         Columns image_id, longitude, latitude (degrees). Without it the truth that came with the images is used
         (columns true_longitude, true_latitude).
     by : str, optional
         Column of the predictions, or of `truth`, to group by.
+    estimators : sequence of str
+        Further estimators, computed from the densities, whose accuracy is wanted beside that of the predictions' own:
+        as `estimate` names them; one with a radius is written as best_within@200.
+    cluster_by : str, optional
+        Column whose values name images that belong together; intervals then count these clusters.
+    block_level : int, optional
+        Clusters are the S2 cells of this level, 0..30, that the true places lie in.
+    seed : int
+        Of the random ranks among equally dense places.
 
     Returns
     -------
@@ -131,28 +204,117 @@ def evaluate(predictions: Predictions, truth: pd.DataFrame | None = None, *, by:
     Raises
     ------
     BadInputError
-        If no image has a truth, an image_id is in the truth twice, or `by` is not a column.
+        If no image has a truth, an image_id is in the truth twice, a column is missing, or a point is no place.
+    UsageError
+        If options contradict each other.
 
     Examples
     --------
-    >>> import geo_mvmf
-    >>> predictions = geo_mvmf.open_predictions("album.nc")  # doctest: +SKIP
-    >>> evaluate(predictions, pd.read_csv("truth.csv")).accuracy  # doctest: +SKIP
+    >>> points = pd.DataFrame({"longitude": [7.0], "latitude": [50.0], "true_longitude": 7.0, "true_latitude": 51.0})
+    >>> evaluate(points).error_km.round(1).tolist()
+    [111.2]
     """
-    rows = _with_truth(predictions.rows, truth)
+    if cluster_by is not None and block_level is not None:
+        raise UsageError(f"cluster_by {cluster_by!r} and block_level {block_level}: choose one")
+    if block_level is not None and not 0 <= block_level <= s2.MAX_LEVEL:
+        raise UsageError(f"block_level {block_level} is not in 0..{s2.MAX_LEVEL}")
+    if isinstance(predictions, pd.DataFrame):
+        if estimators:
+            raise UsageError(f"estimators {', '.join(estimators)} need densities, and points have none")
+        table = point_predictions.read_point_predictions(predictions, needs_truth=truth is None)
+        rows, judged = _with_truth(table, truth), None
+    else:
+        rows = _with_truth(predictions.rows, truth)
+        judged = _Judged.of(predictions, rows, estimators, seed)
     known = np.flatnonzero(rows["true_longitude"].notna() & rows["true_latitude"].notna())
     if not known.size:
         raise BadInputError(_no_truth(rows, truth))
-    if by is not None and by not in rows:
-        raise BadInputError(f"cannot group by {by!r}: the columns are {', '.join(map(str, rows.columns))}")
-    at_truth = _at_truth(predictions, rows)
-    rows = rows.iloc[known]
-    groups = rows[by].astype(str).to_numpy(object) if by else np.full(known.size, "", dtype=object)
-    error = sphere.great_circle_distance_km(
-        *(rows[c].to_numpy(float) for c in ("longitude", "latitude", "true_longitude", "true_latitude"))
-    )
-    nll, searched, area = at_truth[known].T
-    return Evaluation(rows["image_id"].to_numpy(object), error, nll, searched, area, groups)
+    shared: dict[str, Any] = {
+        "image_id": rows["image_id"].to_numpy(object)[known],
+        "error_km": _distance(rows, rows[["longitude", "latitude"]].to_numpy(float))[known],
+        "groups": _named(rows, by)[known] if by is not None else np.full(known.size, "", dtype=object),
+        "clusters": _clusters(rows.iloc[known], cluster_by, block_level),
+        "n_without_truth": len(rows) - known.size,
+    }
+    if judged is None:
+        nothing = np.full(known.size, np.nan)
+        densities = {"nll": nothing, "searched_probability": nothing, "searched_area_km2": nothing}
+        return Evaluation(**shared, **densities, has_density=False)
+    return Evaluation(**shared, **judged.of_rows(known), estimator=_own_estimator(rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+    """What the densities say of every row; NaN where there is no prediction or no truth."""
+
+    columns: Mapping[str, FloatArray]
+    errors: Mapping[str, FloatArray]
+
+    @classmethod
+    def of(cls, predictions: Predictions, rows: pd.DataFrame, estimators: Sequence[str], seed: int) -> _Judged:
+        place = rows[list(_PLACES[2:])].to_numpy(float)
+        # one number per row of the predictions, whatever has a truth and in whatever order
+        uniform = np.random.default_rng(seed).random(len(rows))
+        names = ("log_density", "searched_probability", "searched_area_km2")
+        found = {name: np.full(len(rows), np.nan) for name in names}
+        points = {name: np.full((len(rows), 2), np.nan) for name in estimators}
+        wanted = np.flatnonzero(predictions.is_predicted & np.isfinite(place).all(axis=1))
+        for start in range(0, wanted.size, _BLOCK):
+            block = wanted[start : start + _BLOCK]
+            mixture = predictions.mixture_of(block)
+            ranked = ranks.ranks(mixture, place[block, 0], place[block, 1], uniform[block])
+            for name in names:
+                found[name][block] = ranked[name]
+            for name in estimators:
+                points[name][block] = _estimated(mixture, name)
+        components = predictions.store.components
+        columns = {
+            "nll": -found["log_density"],
+            "searched_probability": found["searched_probability"],
+            "searched_area_km2": found["searched_area_km2"],
+            "nll_training": baselines.training_nll(components.cell_ids, components.training_counts, *place.T),
+        }
+        if "expected_error_km" in rows:
+            columns["expected_error_km"] = rows["expected_error_km"].to_numpy(float)
+        return cls(columns, {name: _distance(rows, estimate) for name, estimate in points.items()})
+
+    def of_rows(self, known: npt.NDArray[np.int64]) -> dict[str, Any]:
+        columns: dict[str, Any] = {name: values[known] for name, values in self.columns.items()}
+        if np.isnan(columns["nll_training"]).all():  # the store does not know the training images
+            columns["nll_training"] = None
+        return columns | {"other_errors_km": {name: error[known] for name, error in self.errors.items()}}
+
+
+def _estimated(mixture: Any, name: str) -> FloatArray:
+    estimator, _, radius = name.partition("@")
+    try:
+        return estimates.estimate(mixture, estimator, float(radius) if radius else None)
+    except ValueError as error:
+        raise UsageError(f"estimator {name!r}: {error}") from error
+
+
+def _distance(rows: pd.DataFrame, estimate: FloatArray) -> FloatArray:
+    truth = (rows[name].to_numpy(float) for name in _PLACES[2:])
+    return np.asarray(sphere.great_circle_distance_km(estimate[:, 0], estimate[:, 1], *truth))
+
+
+def _own_estimator(rows: pd.DataFrame) -> str:
+    names = rows["estimator"].dropna().unique() if "estimator" in rows else []
+    return str(names[0]) if len(names) == 1 else ""
+
+
+def _named(rows: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:
+    """Values of a column as text; what is missing has a name, too."""
+    if column not in rows:
+        raise BadInputError(f"cannot group by {column!r}: the columns are {', '.join(map(str, rows.columns))}")
+    values = rows[column]
+    return values.astype(str).where(values.notna() & (values.astype(str) != ""), "unknown").to_numpy(object)
+
+
+def _clusters(rows: pd.DataFrame, cluster_by: str | None, block_level: int | None) -> npt.NDArray[Any] | None:
+    if block_level is not None:
+        return s2.cell_ids(sphere.to_directions(*(rows[name].to_numpy(float) for name in _PLACES[2:])), block_level)
+    return None if cluster_by is None else _named(rows, cluster_by)
 
 
 def _no_truth(rows: pd.DataFrame, truth: pd.DataFrame | None) -> str:
@@ -178,43 +340,3 @@ def _with_truth(rows: pd.DataFrame, truth: pd.DataFrame | None) -> pd.DataFrame:
     rows = rows.drop(columns=["true_longitude", "true_latitude"], errors="ignore")
     extra = [c for c in truth if c not in rows or c == "image_id"]
     return rows.merge(truth[extra], on="image_id", how="left", validate="many_to_one")
-
-
-def _at_truth(predictions: Predictions, rows: pd.DataFrame) -> FloatArray:
-    """NLL, searched probability and searched area, NaN where there is no prediction or no truth; (n, 3)."""
-    result = np.full((len(rows), 3), np.nan)
-    place = rows[["true_longitude", "true_latitude"]].to_numpy(float)
-    wanted = np.flatnonzero(predictions.is_predicted & np.isfinite(place).all(axis=1))
-    for start in range(0, wanted.size, _BLOCK):
-        block = wanted[start : start + _BLOCK]
-        found = summaries.at_truth(predictions.mixture_of(block), place[block, 0], place[block, 1])
-        result[block, 0] = -np.asarray(found["log_density"])
-        result[block, 1] = found["searched_probability"]
-        result[block, 2] = found["searched_area_km2"]
-    return result
-
-
-def _figures(evaluation: Evaluation, chosen: npt.NDArray[np.bool_], group: str) -> list[tuple[object, ...]]:
-    error = evaluation.error_km[chosen]
-    accuracy = metrics.accuracy_at_km(error, evaluation.thresholds_km)
-    rows: list[tuple[object, ...]] = [
-        (group, f"accuracy_at_{km:g}_km", value, low, high, accuracy.n, accuracy.n_nan)
-        for km, value, low, high in zip(evaluation.thresholds_km, *accuracy[:3], strict=True)
-    ]
-    rows += [
-        (group, f"coverage_of_{level:g}_region", *_coverage(evaluation.searched_probability[chosen], level))
-        for level in COVERAGE_LEVELS
-    ]
-    rows.append((group, "median_error_km", *metrics.median_error_km(error)))
-    rows.append((group, "geo_score", *metrics.mean_with_interval(metrics.geo_score(error))))
-    rows.append((group, "nll_nats", *metrics.mean_with_interval(evaluation.nll[chosen])))
-    return rows
-
-
-def _coverage(searched: FloatArray, level: float) -> tuple[float, float, float, int, int]:
-    """Share of truths inside the region of a level, its interval, and how many images have no region to be inside."""
-    known = searched[np.isfinite(searched)]
-    hits = int((known <= level).sum())
-    low, high = metrics.wilson_interval(hits, known.size)
-    value = hits / known.size if known.size else np.nan
-    return value, float(low), float(high), int(searched.size), int(searched.size - known.size)

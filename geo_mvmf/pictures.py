@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from geo_mvmf import measures
 from geo_mvmf.files import styles
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 _LAND, _SEA, _COAST = "#efece4", "#f7fafc", "#b5ada0"
 _CURVE, _MARK, _GREY = "#7a0177", "#222222", "#777777"
+_CURVE_STYLES = ("-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
 def density_picture(
@@ -156,10 +158,12 @@ def accuracy_picture(evaluation: Evaluation) -> bytes:
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
     figure, axes = _figure(8.0, 4.0)
-    error = np.sort(evaluation.error_km[np.isfinite(evaluation.error_km)])
-    ends = np.concatenate([[0.5], np.clip(error, 0.5, 20100.0), [20100.0]])  # a step function over the whole axis
-    share = np.concatenate([[0], np.arange(1, error.size + 1), [error.size]]) / max(evaluation.n, 1)
-    axes.step(ends, share, where="post", color=_CURVE, lw=1.8, label="these predictions")
+    for (name, errors), style in zip(evaluation.errors_by_estimator.items(), _CURVE_STYLES, strict=False):
+        error = np.sort(errors[np.isfinite(errors)])
+        ends = np.concatenate([[0.5], np.clip(error, 0.5, 20100.0), [20100.0]])  # steps over the whole axis
+        share = np.concatenate([[0], np.arange(1, error.size + 1), [error.size]]) / max(evaluation.n, 1)
+        label = f"these predictions: {name}" if evaluation.other_errors_km else "these predictions"
+        axes.step(ends, share, where="post", color=_CURVE, lw=1.8, ls=style, label=label)
     radius = np.geomspace(0.5, 20100.0, 200)
     axes.plot(radius, evaluation.chance(radius), "--", color=_GREY, label="chance (uniform on the sphere)")
     accuracy = evaluation.accuracy
@@ -188,12 +192,16 @@ def accuracy_picture(evaluation: Evaluation) -> bytes:
     return _png(figure)
 
 
-def coverage_picture(evaluation: Evaluation) -> bytes:
-    """Draw how often the truth lies inside the p-region against p (P-P plot of the searched probability).
+def coverage_picture(evaluation: Evaluation, *, title: str = "") -> bytes:
+    """Draw how often the truth lies inside the p-region against p: the P-P curve of the searched probability.
+
+    The grey band is where a calibrated model has its curve, level by level; the marks are the levels people read.
 
     Parameters
     ----------
     evaluation : Evaluation
+    title : str
+        Heading.
 
     Returns
     -------
@@ -210,20 +218,23 @@ def coverage_picture(evaluation: Evaluation) -> bytes:
     """
     from matplotlib.ticker import PercentFormatter
 
-    figure, axes = _figure(5.2, 4.6)
-    level = np.linspace(0.0, 1.0, 101)
-    searched = evaluation.searched_probability[np.isfinite(evaluation.searched_probability)]
-    inside = (searched[:, None] <= level).mean(axis=0) if searched.size else np.full(level.size, np.nan)
-    band = 1.96 * np.sqrt(level * (1.0 - level) / max(searched.size, 1))
-    low, high = np.maximum(level - band, 0.0), np.minimum(level + band, 1.0)
-    axes.fill_between(level, low, high, color="#dddddd", label="calibrated (95 % band)")
-    axes.plot(level, inside, color=_CURVE, lw=1.8, label="these predictions")
+    figure, axes = _figure(5.6, 5.0)
+    curve = evaluation.curve(np.linspace(0.0, 1.0, 401))
+    axes.fill_between(curve["level"], curve["low"], curve["high"], color="#dddddd", label="calibrated (95 % band)")
+    axes.plot([0, 1], [0, 1], color="#aaaaaa", lw=0.8)
+    axes.plot(curve["level"], curve["share"], color=_CURVE, lw=1.8, label="these predictions")
+    found = measures.coverage(evaluation)
+    levels, value = found["level"], found["value"]
+    spread = np.maximum(np.stack([value - found["low"], found["high"] - value]), 0.0)
+    label = "50, 80, 90, 95 % (95 % intervals)"
+    axes.errorbar(levels, value, yerr=spread, fmt="o", color=_MARK, ms=4, capsize=3, clip_on=False, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the region", ylabel="truths inside the region")
-    axes.text(0.03, 0.76, "regions too large", color=_GREY, fontsize=9)
+    axes.text(0.03, 0.66, "regions too large", color=_GREY, fontsize=9)
     axes.text(0.97, 0.10, "regions too small", color=_GREY, fontsize=9, ha="right")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_aspect("equal")
+    axes.set_title(title, fontsize=11, loc="left")
     axes.legend(fontsize=9, loc="upper left")
     return _png(figure)
 
@@ -328,7 +339,8 @@ def _draw_points(figure: Figure, axes: Axes, points: geopandas.GeoDataFrame) -> 
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    size = points["radius_90_km"].astype(float).to_numpy()
+    outside = _is_outside(points)
+    size = np.where(outside, np.nan, points["radius_90_km"].astype(float))
     known = size[np.isfinite(size)]
     least, most = (float(known.min()), float(known.max())) if known.size else (1.0, 10.0)
     norm = LogNorm(max(1e-3, least), max(1.1 * least, most, 2e-3))
@@ -346,10 +358,19 @@ def _draw_points(figure: Figure, axes: Axes, points: geopandas.GeoDataFrame) -> 
         zorder=5,
         label="estimate",
     )
+    if outside.any():
+        axes.plot([], [], "o", color="#a0a0a0", ms=6, mec="white", label="outside what the model knows")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.7, pad=0.015, label="radius that holds 90 % (km)")
     bar.ax.yaxis.set_major_locator(FixedLocator(_round_numbers(*map(float, (norm.vmin or 1.0, norm.vmax or 1.0)))))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1 else _thousands(value)))
     bar.ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _is_outside(points: geopandas.GeoDataFrame) -> npt.NDArray[np.bool_]:
+    """Tell which rows QGIS greys, too: see `styles.outside_expression`."""
+    columns = points.reindex(columns=["in_training_area", "feature_distance"])
+    elsewhere = columns["in_training_area"].astype(str).str.lower().isin(["no", "false", "0"])
+    return np.asarray(elsewhere | (columns["feature_distance"].astype(float) > styles.UNLIKE_ANY), dtype=np.bool_)
 
 
 def _round_numbers(low: float, high: float) -> list[float]:

@@ -43,9 +43,15 @@ td:last-child{overflow-wrap:anywhere}
 _WIDE_PIXELS = 1000  # pictures from this width on are maps, which a phone shows in parts
 _SHARE = re.compile(r"(accuracy_at|coverage_of)_([0-9.]+)_(km|region)")
 _MEASURES = {
-    "median_error_km": ("Median error", ",.0f", "km"),
-    "geo_score": ("GeoScore (0 to 5000)", ",.0f", ""),
-    "nll_nats": ("Negative log-likelihood", ".2f", "nats"),
+    "median_error_km": ("Median error", ",.0f", "km", ""),
+    "mean_error_km": ("Mean error", ",.0f", "km", ""),
+    "geo_score": ("GeoScore (0 to 5000)", ",.0f", "", ""),
+    "mean_searched_probability": ("Probability searched before the truth, mean", "%", "%", "calibrated: 50 %"),
+    "median_searched_area_km2": ("Area searched before the truth, median", ",.0f", "km²", ""),
+    "mean_expected_error_km": ("Error the densities expect, mean", ",.0f", "km", "calibrated: the mean error"),
+    "nll_nats": ("Negative log-likelihood", ".2f", "nats", f"uniform: {np.log(4.0 * np.pi):.2f} nats"),
+    "nll_of_training_density_nats": ("The same of the training images' density", ".2f", "nats", ""),
+    "gain_over_training_density_nats": ("Gain over the training images' density", ".2f", "nats", "no use: 0 nats"),
 }
 
 
@@ -60,7 +66,8 @@ def figures(evaluation: Evaluation) -> pd.DataFrame:
     -------
     DataFrame
         Text: Group (where there are groups), Measure, Value, 95 % interval, To compare (a uniform guess, or what a
-        calibrated model has), and the number of Images. The exact numbers are in `Evaluation.table`.
+        calibrated model has), the number of Images, and how many of them are Without a prediction (where any is). The
+        exact numbers are in `Evaluation.table`.
 
     Examples
     --------
@@ -71,16 +78,17 @@ def figures(evaluation: Evaluation) -> pd.DataFrame:
     >>> table.columns.tolist()
     ['Measure', 'Value', '95 % interval', 'To compare', 'Images']
     """
+    several = bool(evaluation.other_errors_km)
     rows = []
-    exact = evaluation.table()[["group", "measure", "value", "low", "high", "n"]]
-    for group, measure, value, low, high, n in exact.to_numpy(object).tolist():
+    for group, measure, estimator, value, low, high, n, n_nan in evaluation.table().to_numpy(object).tolist():
         name, form, unit, compare = _in_words(measure, evaluation)
-        interval = (
-            _with_unit(f"{_number(form, low)} to {_number(form, high)}", unit) if np.isfinite([low, high]).all() else ""
-        )
-        rows.append((group, name, _with_unit(_number(form, value), unit), interval, compare, n))
-    table = pd.DataFrame(rows, columns=["Group", "Measure", "Value", "95 % interval", "To compare", "Images"])
-    return table if table["Group"].nunique() > 1 else table.drop(columns="Group")
+        name = f"{name}, {estimator}" if several and estimator else name
+        shown = _with_unit(_number(form, value), unit)
+        rows.append((group, name, shown, _interval(form, low, high, unit), compare, n, n_nan))
+    names = ["Group", "Measure", "Value", "95 % interval", "To compare", "Images", "Without a prediction"]
+    table = pd.DataFrame(rows, columns=names)
+    unused = {"Group": table["Group"].nunique() < 2, names[-1]: (table[names[-1]] == 0).all()}
+    return table.drop(columns=[name for name, is_unused in unused.items() if is_unused])
 
 
 def write_page(
@@ -149,9 +157,13 @@ def _in_words(measure: str, evaluation: Evaluation) -> tuple[str, str, str, str]
     if share:
         level = f"{100.0 * float(share[2]):g} %"
         return f"Truth inside the {level} region", "%", "%", f"calibrated: {level}"
-    name, form, unit = _MEASURES.get(measure, (measure.replace("_", " "), ".4g", ""))
-    compare = f"uniform: {np.log(4.0 * np.pi):.2f} nats" if measure == "nll_nats" else ""
-    return name, form, unit, compare
+    return _MEASURES.get(measure, (measure.replace("_", " "), ".4g", "", ""))
+
+
+def _interval(form: str, low: float, high: float, unit: str) -> str:
+    if not np.isfinite([low, high]).all():
+        return ""
+    return _with_unit(f"{_number(form, low)} to {_number(form, high)}", unit)
 
 
 def _number(form: str, value: float) -> str:

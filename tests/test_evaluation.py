@@ -1,5 +1,6 @@
 """Evaluation: every image with a truth counts, and the figures are those of the densities."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,10 +8,11 @@ import pandas as pd
 import pytest
 
 import geo_mvmf
-from geo_mvmf import evaluation, metrics
-from geo_mvmf.errors import BadInputError
+from geo_mvmf import baselines, evaluation, metrics, s2
+from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.inputs.tables import read_truth
+from geo_mvmf.maps import summaries
 from geo_mvmf.predictions import open_predictions
 from geo_mvmf.sphere import great_circle_distance_km, to_directions, to_longitude_latitude
 
@@ -30,6 +32,7 @@ def simulated(tmp_path_factory):
     places = geo_mvmf.estimate(mixture)
     status = np.where(np.arange(N) % 8 == 3, "failed", "ok")
     bad = status == "failed"
+    expected = summaries.summarise(mixture, *places.T)["expected_error_km"].where(~bad)
     logs[bad], places[bad] = np.nan, np.nan
     rows = pd.DataFrame(
         {
@@ -38,12 +41,15 @@ def simulated(tmp_path_factory):
             "message": "",
             "longitude": places[:, 0],
             "latitude": places[:, 1],
+            "estimator": np.where(bad, None, "component"),
+            "expected_error_km": expected,
             "true_longitude": truth[:, 0],
             "true_latitude": truth[:, 1],
             "land": np.where(np.arange(N) < 10, "A", "B"),
         }
     )
-    shared = stores.Components("vmf", means, concentrations, np.ones(12, int), np.zeros(12, np.uint64))
+    cells = np.sort(np.concatenate([s2.face_cells()[:4], s2.children(s2.face_cells()[4:]).ravel()]))  # twelve
+    shared = stores.Components("vmf", means, concentrations, np.arange(12), cells)
     path = tmp_path_factory.mktemp("simulated") / "a.nc"
     stores.write_store(path, rows=rows, pruned=stores.prune(logs, tail=0.0), components=shared, run={})
     return open_predictions(path), mixture, truth
@@ -76,7 +82,7 @@ def test_images_without_a_prediction_count_as_wrong(simulated):
     assert dropped.value[0] == 1.0
     table = result.table().set_index("measure")
     assert (table["n"] == N).all()
-    assert (table["n_nan"] == bad)[~table.index.isin(["geo_score"])].all()
+    assert (table["n_nan"] == bad)[table.index != "nll_of_training_density_nats"].all()
 
 
 def test_truths_drawn_from_the_densities_are_covered(simulated):
@@ -116,12 +122,112 @@ def test_groups_add_up(simulated):
 
 def test_the_table_is_tidy_and_its_intervals_hold_their_values(simulated):
     table = geo_mvmf.evaluate(simulated[0]).table()
-    assert table.columns.tolist() == ["group", "measure", "value", "low", "high", "n", "n_nan"]
+    assert table.columns.tolist() == ["group", "measure", "estimator", "value", "low", "high", "n", "n_nan"]
     assert table["measure"].tolist() == [
-        *(f"accuracy_at_{km}_km" for km in (1, 25, 200, 750, 2500)),
-        "coverage_of_0.5_region", "coverage_of_0.9_region", "median_error_km", "geo_score", "nll_nats",
+        *(f"accuracy_at_{km}_km" for km in (1, 25, 200, 750, 2500)), "median_error_km", "mean_error_km", "geo_score",
+        *(f"coverage_of_{level}_region" for level in (0.5, 0.8, 0.9, 0.95)), "mean_searched_probability",
+        "median_searched_area_km2", "mean_expected_error_km", "nll_nats", "nll_of_training_density_nats",
+        "gain_over_training_density_nats",
     ]  # fmt: skip
     assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
+
+
+def test_baselines_and_expectations_stand_beside_the_figures(simulated):
+    found, _, truth = simulated
+    result = geo_mvmf.evaluate(found)
+    table = result.table().set_index("measure")["value"]
+    components = found.store.components
+    baseline = baselines.training_nll(components.cell_ids, components.training_counts, *truth.T)
+    assert table["nll_of_training_density_nats"] == pytest.approx(baseline.mean())
+    good = found.is_predicted
+    assert table["gain_over_training_density_nats"] == pytest.approx((baseline - result.nll)[good].mean())
+    assert table["gain_over_training_density_nats"] > 0.5  # these densities know where their truths are
+    assert table["mean_error_km"] == pytest.approx(np.nanmean(result.error_km))
+    # truths are drawn from the densities: the error they expect is the error they have
+    assert table["mean_expected_error_km"] == pytest.approx(table["mean_error_km"], rel=0.35)
+    assert table["median_searched_area_km2"] == pytest.approx(
+        np.median(np.nan_to_num(result.searched_area_km2, nan=np.inf))
+    )
+
+
+def test_every_estimator_asked_for_has_its_accuracy(simulated):
+    found, mixture, truth = simulated
+    result = geo_mvmf.evaluate(found, estimators=["mode"])
+    assert list(result.errors_by_estimator) == ["component", "mode"]
+    places = geo_mvmf.estimate(mixture, "mode")
+    expected = great_circle_distance_km(*places.T, *truth.T)
+    good = found.is_predicted
+    np.testing.assert_allclose(result.other_errors_km["mode"][good], expected[good], atol=1e-3)
+    assert np.isnan(result.other_errors_km["mode"][~good]).all()
+    table = result.table()
+    assert set(table.loc[table["measure"] == "accuracy_at_750_km", "estimator"]) == {"component", "mode"}
+    assert set(table.loc[table["measure"] == "nll_nats", "estimator"]) == {""}
+    assert "error_km_mode" in result.images()
+    with pytest.raises(UsageError, match="estimator 'best'"):
+        geo_mvmf.evaluate(found, estimators=["best"])
+
+
+def test_the_curve_of_simulated_truths_is_in_its_band_and_a_sharper_model_s_is_not(simulated):
+    """The P-P curve; the broken twin says its regions hold more than they do."""
+    found, mixture, truth = simulated
+    result = geo_mvmf.evaluate(found)
+    curve = result.curve(np.linspace(0.05, 0.95, 19))
+    assert ((curve["low"] <= curve["share"]) & (curve["share"] <= curve["high"])).mean() > 0.8
+    sharp = geo_mvmf.VmfMixture(mixture.mean_directions, mixture.log_concentrations + 3.0, mixture.log_mixing_weights)
+    searched = summaries.at_truth(sharp, *truth.T)["searched_probability"].to_numpy()
+    twin = dataclasses.replace(result, searched_probability=searched).curve(np.linspace(0.05, 0.95, 19))
+    assert ((twin["low"] <= twin["share"]) & (twin["share"] <= twin["high"])).mean() < 0.5
+    whole = result.curve()
+    assert whole["level"].iloc[[0, -1]].tolist() == [0.0, 1.0]
+    assert whole["share"].iloc[-1] == 1.0
+
+
+def test_clusters_widen_intervals_and_change_no_value(simulated):
+    found, _, truth = simulated
+    ids = found.rows["image_id"]
+    table = pd.DataFrame(
+        {"image_id": ids, "longitude": truth[:, 0], "latitude": truth[:, 1], "walk": np.arange(N) // 8}
+    )
+    alone = geo_mvmf.evaluate(found, table).table()
+    together = geo_mvmf.evaluate(found, table, cluster_by="walk").table()
+    pd.testing.assert_frame_equal(alone.drop(columns=["low", "high"]), together.drop(columns=["low", "high"]))
+    assert ((together["low"] <= together["value"]) & (together["value"] <= together["high"])).all()
+    blocks = geo_mvmf.evaluate(found, table, block_level=2)
+    assert len(np.unique(blocks.clusters)) < N
+    with pytest.raises(UsageError, match="choose one"):
+        geo_mvmf.evaluate(found, table, cluster_by="walk", block_level=2)
+    with pytest.raises(UsageError, match=r"block_level 31 is not in 0\.\.30"):
+        geo_mvmf.evaluate(found, block_level=31)
+
+
+def test_points_of_another_system_have_the_same_figures(simulated):
+    """Without densities there are figures of points only; a point that is missing counts as wrong."""
+    found, _, truth = simulated
+    rows = found.rows[["image_id", "longitude", "latitude", "true_longitude", "true_latitude", "land"]]
+    points = geo_mvmf.evaluate(rows, by="land")
+    ours = geo_mvmf.evaluate(found, by="land")
+    np.testing.assert_allclose(points.error_km, ours.error_km)
+    table = points.table()
+    assert not table["measure"].str.contains("coverage|nll|searched").any()
+    own = ours.table()
+    own = own[own["estimator"] == "component"].drop(columns="estimator").reset_index(drop=True)
+    pd.testing.assert_frame_equal(table.drop(columns="estimator"), own)
+    separate = pd.DataFrame({"image_id": rows["image_id"], "lon": truth[:, 0], "lat": truth[:, 1]}).iloc[::-1]
+    bare = rows[["image_id", "longitude", "latitude"]]
+    np.testing.assert_allclose(geo_mvmf.evaluate(bare, read_truth(separate)).error_km, ours.error_km)
+    with pytest.raises(UsageError, match="estimators mode need densities"):
+        geo_mvmf.evaluate(rows, estimators=["mode"])
+    with pytest.raises(BadInputError, match="row 3: latitude"):
+        geo_mvmf.evaluate(rows.assign(latitude=rows["latitude"].where(rows.index != 2, 95.0)))
+
+
+def test_images_without_a_truth_or_a_group_are_told(simulated):
+    found, _, truth = simulated
+    lands = pd.Series(["A", None, ""] + ["B"] * 7)
+    table = pd.DataFrame({"image_id": found.rows["image_id"].iloc[:10], "longitude": truth[:10, 0], "latitude": 0.0})
+    result = geo_mvmf.evaluate(found, table.assign(region=lands), by="region")
+    assert result.n_without_truth == N - 10
+    assert result.table().groupby("group")["n"].first().to_dict() == {"A": 1, "B": 7, "all": 10, "unknown": 2}
 
 
 def test_chance_is_the_share_of_the_sphere(simulated):

@@ -1,5 +1,6 @@
 """Pictures: what must be seen is there, and degenerate albums have pictures too."""
 
+import dataclasses
 import io
 
 import geopandas
@@ -137,6 +138,13 @@ def test_any_radii_have_a_picture(radius):
     assert pixels(pictures.points_picture(album(radius=radius), title="a")).std() > 1
 
 
+def test_points_outside_what_the_model_knows_are_grey():
+    known = album().assign(in_training_area=["yes", "yes"], feature_distance=[1.0, 1.2])
+    plain = share_of((160, 160, 160), pictures.points_picture(known), 6)
+    for outside in (known.assign(in_training_area=["no", None]), known.assign(feature_distance=[1.0, 2.5])):
+        assert share_of((160, 160, 160), pictures.points_picture(outside), 6) > plain
+
+
 def test_an_album_of_failures_alone_is_an_empty_map():
     assert pixels(pictures.points_picture(album().assign(longitude=np.nan))).std() > 1
 
@@ -151,6 +159,13 @@ def test_regions_are_drawn_below_the_points():
 def test_evaluations_have_curves(error):
     for draw in (pictures.accuracy_picture, pictures.coverage_picture):
         assert share_of((122, 1, 119), draw(evaluated(error)), 60) > 1e-4
+
+
+def test_each_estimator_has_its_curve_of_accuracy():
+    alone = evaluated(np.geomspace(1.0, 15000.0, 40))
+    both = dataclasses.replace(alone, estimator="component", other_errors_km={"mode": alone.error_km / 3})
+    counts = [share_of((122, 1, 119), pictures.accuracy_picture(each), 60) for each in (alone, both)]
+    assert counts[1] > 1.2 * counts[0]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""Commands that make models: partition, features, train."""
+"""Commands that make models: partition, features, train, calibrate."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -107,3 +107,76 @@ def train(report: Reporter, *, config: Path, overwrite: bool) -> None:
     from geo_mvmf.model import training
 
     click.echo(f"wrote {report.run(training.train_job(config, overwrite=overwrite))}")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New bundle (.safetensors).")
+@click.option("--group-by", help="Column of images that belong together. Default: by place, see --block-level.")
+@click.option("--block-level", type=click.IntRange(0, 12), default=4, show_default=True, help="Of the S2 cells.")
+@click.option("--exif", is_flag=True, help="Take positions from EXIF.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder that relative paths begin in.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images.")
+@click.option("--half", is_flag=True, help="Store weights as float16.")
+@click.option("--overwrite", is_flag=True)
+@click.pass_obj
+def calibrate(
+    report: Reporter,
+    *,
+    bundle: Path,
+    source: Path,
+    out: Path,
+    group_by: str | None,
+    block_level: int,
+    exif: bool,
+    root: Path | None,
+    device: str,
+    batch_size: int,
+    workers: int,
+    half: bool,
+    overwrite: bool,
+) -> None:
+    """Make a bundle's probabilities true, by images of known place (SOURCE) that it was never trained on.
+
+    One temperature and one shift of all concentrations are fitted and folded into the new bundle.
+    """
+    options.check_suffix(out, (".safetensors",))
+    options.check_new(out, overwrite=overwrite)
+
+    from geo_mvmf.inputs import tables
+    from geo_mvmf.model import calibration
+    from geo_mvmf.model.bundle import load_bundle, save_bundle
+
+    frame = tables.read_image_table(source, exif=exif, root=root)
+    options.check_images(source, len(frame))
+    job = calibration.calibrate_job(
+        load_bundle(bundle, device),
+        frame,
+        group_by=group_by,
+        block_level=block_level,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    found = report.run(job)
+    save_bundle(found, out, half=half, overwrite=overwrite)
+    for line in _calibration_lines(found.metadata["training"]["calibration"]):
+        click.echo(line)
+    click.echo(f"wrote {out}")
+
+
+def _calibration_lines(about: dict[str, Any]) -> list[str]:
+    def with_interval(name: str) -> str:
+        low, high = about[f"{name}_interval"]
+        return f"{about[name]:.3f} ({low:.3f} to {high:.3f})"
+
+    failed = f"; {about['num_failed']} could not be read" if about["num_failed"] else ""
+    losses = f"{about['nll_before']:.3f} before, {about['nll_after']:.3f} after"
+    return [
+        f"{about['num_images']} images in {about['num_groups']} groups ({about['grouped_by']}){failed}",
+        f"temperature of the logits: {with_interval('temperature')}",
+        f"shift of the log concentrations: {with_interval('log_concentration_shift')}",
+        f"negative log-likelihood of left-out groups: {losses}; change {with_interval('nll_change')} nats",
+    ]

@@ -1,4 +1,4 @@
-"""Commands that make something of predictions, without torch: density, regions, evaluate."""
+"""Commands that make something of predictions, without torch: density, regions."""
 
 from __future__ import annotations
 
@@ -61,32 +61,3 @@ def regions(*, predictions: Path, out: Path, levels: str, image_ids: tuple[str, 
     layer = open_predictions(predictions).credible_regions(wanted, image_ids=image_ids or None)
     vector.write_layers(out, {"regions": layer}, overwrite=overwrite)
     click.echo(f"wrote {len(layer)} regions to {out}")
-
-
-@click.command()
-@click.argument("predictions", type=click.Path(path_type=Path))
-@click.argument("truth", required=False, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Report page (.html) or table (.csv).")
-@click.option("--by", help="Column to group by, such as continent.")
-@click.option("--overwrite", is_flag=True)
-def evaluate(*, predictions: Path, truth: Path | None, out: Path | None, by: str | None, overwrite: bool) -> None:
-    """Compare predictions with the truth: accuracy at distances, likelihood, coverage."""
-    from geo_mvmf import album_report, durable, evaluation
-    from geo_mvmf.inputs import tables
-    from geo_mvmf.predictions import open_predictions
-
-    if out is not None:
-        options.check_suffix(out, (".html", ".csv"))
-        options.check_new(out, overwrite=overwrite)
-    found = open_predictions(predictions)
-    places = None if truth is None else tables.read_truth(truth)
-    result = evaluation.evaluate(found, places, by=by)
-    figures = result.table()
-    click.echo(figures.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    if out is None:
-        return
-    if out.suffix.lower() == ".csv":
-        durable.write_text(out, figures.to_csv(index=False), overwrite=overwrite)
-    else:
-        album_report.write_album_report(out, found, evaluation=result, overwrite=overwrite)
-    click.echo(f"wrote {out}")

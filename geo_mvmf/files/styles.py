@@ -1,7 +1,8 @@
 """How QGIS draws the layers: made from the data, with legends in words and colour-blind-safe colours.
 
 Points: the size tells the radius that holds 90 % of the probability, the colour (cividis) the area it covers. Both
-matter: a photo that could be from one of two towns has a large radius and a small area.
+matter: a photo that could be from one of two towns has a large radius and a small area. Grey is an image outside what
+the model knows: its density is a number without ground.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ _SIZES_MM = (2.2, 2.7, 3.3, 4.0, 4.8, 5.6)
 _LOG_AREAS = (0, 8)  # of the colours where no areas are known: 1 to 10^8 km2 (the Earth has 5.1 * 10^8)
 _OUTLINE = Colour(255, 255, 255)  # parts the points from each other and from the regions below them
 _OUTSIDE = Colour(255, 255, 255, 0)
+_GREY = Colour(160, 160, 160)
+
+UNLIKE_ANY = 2.0
+"""feature_distance (usually about 1) from which on an image is unlike those that the model was trained on."""
 
 
 def points_style(columns: Iterable[str], *, root: str = "", areas_km2: Iterable[float] = ()) -> str:
@@ -180,6 +185,33 @@ def level_style(levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> str:
     return _raster_style(bands, minimum=0.0, maximum=1.0)
 
 
+def outside_expression(columns: Iterable[str]) -> str:
+    """Make the QGIS expression that is true for rows outside what the model knows.
+
+    Parameters
+    ----------
+    columns : iterable of str
+        Names in their order.
+
+    Returns
+    -------
+    str
+        Empty where no column says so. An image is outside if its estimate lies in no S2 cell with training images, or
+        its features are unlike theirs.
+
+    Examples
+    --------
+    >>> outside_expression(["feature_distance"])
+    'coalesce("feature_distance" > 2, FALSE)'
+    """
+    names = set(columns)
+    # text in our files, a truth value where somebody made one of it
+    area = """coalesce(lower(to_string("in_training_area")) IN ('no', 'false', '0'), FALSE)"""
+    distance = f'coalesce("feature_distance" > {UNLIKE_ANY:g}, FALSE)'
+    parts = [area] * ("in_training_area" in names) + [distance] * ("feature_distance" in names)
+    return " OR ".join(parts)
+
+
 def just_below(value: float) -> float:
     """Largest number a class may end at so that a float32 raster value of `value` is in the next class.
 
@@ -207,6 +239,8 @@ def _log_range(areas_km2: Iterable[float]) -> tuple[int, int]:
 
 def _radius_rules(names: Sequence[str], logs: tuple[int, int]) -> list[Rule]:
     colour = _area_expression(logs) if "area_90_km2" in names else ""
+    if outside := outside_expression(names):
+        colour = f"CASE WHEN {outside} THEN '{_GREY.hex}'{f' ELSE {colour}' if colour else ''} END"
     if "radius_90_km" not in names:
         return [Rule("Estimate", "", qml.marker(CIVIDIS[3], _SIZES_MM[1], outline=_OUTLINE, fill_expression=colour))]
     edges = (0.0, *_RADII_KM, math.inf)
@@ -217,15 +251,17 @@ def _radius_rules(names: Sequence[str], logs: tuple[int, int]) -> list[Rule]:
         label = f"within {high:g} km" if math.isfinite(high) else f"farther than {low:g} km"
         fill = _cividis(1.0 - index / (len(_SIZES_MM) - 1))
         rules.append(Rule(label, " AND ".join(parts), qml.marker(fill, size, outline=_OUTLINE, fill_expression=colour)))
-    grey = qml.marker(Colour(160, 160, 160), _SIZES_MM[1], outline=_OUTLINE)
+    grey = qml.marker(_GREY, _SIZES_MM[1], outline=_OUTLINE)
     unknown = Rule("not known", '"radius_90_km" IS NULL', grey)
     return [Rule("Size: 90 % of the probability is", children=(*rules, unknown))]
 
 
 def _area_rules(names: Sequence[str], logs: tuple[int, int]) -> list[Rule]:
     # These rules match nothing: they are there to be read in the legend.
+    grey = Rule("outside what the model knows", "FALSE", qml.marker(_GREY, 3.0, outline=_OUTLINE))
+    outside = (grey,) if outside_expression(names) else ()
     if "area_90_km2" not in names:
-        return []
+        return list(outside)
     low, high = logs
     powers = [10.0**power for power in range(low, high + 1, math.ceil((high - low) / 4))]
     areas = [powers[0], 3.0 * powers[0], powers[1]] if high == low + 1 else powers
@@ -237,7 +273,7 @@ def _area_rules(names: Sequence[str], logs: tuple[int, int]) -> list[Rule]:
         )
         for area in areas
     ]
-    return [Rule("Colour: 90 % of the probability is", children=tuple(rules))]
+    return [Rule("Colour: 90 % of the probability is", children=(*rules, *outside))]
 
 
 def _area_colour(area_km2: float, logs: tuple[int, int]) -> Colour:
@@ -288,6 +324,8 @@ def _map_tip(names: Sequence[str], root: str) -> str:
         lines.append('90 % of the probability within [% format_number("radius_90_km", 1) %] km')
     if "area_90_km2" in names:
         lines.append('on [% format_number("area_90_km2", 0) %] km²')
+    if outside := outside_expression(names):
+        lines.append(f"[% if({outside}, 'outside what the model knows', '') %]")
     if "error_km" in names:
         lines.append("[% coalesce('error ' || format_number(\"error_km\", 1) || ' km', '') %]")
     picture = f'<img src="[% {_address(root)} %]" width="320"><br>' if "path" in names else ""

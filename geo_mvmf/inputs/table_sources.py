@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,9 @@ from geo_mvmf.inputs.table_columns import (
     parse_numbers,
 )
 
-_CSV_SUFFIXES = (".csv", ".tsv", ".txt")
+CSV_SUFFIXES = (".csv", ".tsv", ".txt")
+"""Of tables that are text."""
+
 _SEPARATORS = ",;\t|"
 _SAME_PLACE_DEGREES = 1e-6
 
@@ -139,10 +142,11 @@ def read_raw_table(
         return _read_image(source, root, permitted)
     if isinstance(source, pd.DataFrame) and not isinstance(source, gpd.GeoDataFrame):
         found = Layer(source.reset_index(drop=True), None, {}, None, "the DataFrame")
-    elif isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in _CSV_SUFFIXES:
+    elif isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in CSV_SUFFIXES:
         if layer is not None:
             raise UsageError(f"a CSV has no layers; leave out layer={layer!r}")
-        found = _read_csv(source, image_id_suffices=image_id_suffices)
+        keys = functools.partial(_keys, image_id_suffices=image_id_suffices)
+        found = Layer(read_csv(source, keys), None, {}, None, str(check_regular_file(source)))
     else:
         found = read_layer(source, layer=layer)
     found = found._replace(frame=found.frame.rename(columns=str))
@@ -187,7 +191,33 @@ def _without_columns(name: str, resolver: PathResolver, found: list[ResolvedPath
     return RawTable(name, frame, None, resolver, found, Coordinates(nowhere, nowhere.copy(), {}))
 
 
-def _read_csv(source: str | os.PathLike[str], *, image_id_suffices: bool) -> Layer:
+def read_csv(source: str | os.PathLike[str], keys: Callable[[list[str], str], Iterable[str]]) -> pd.DataFrame:
+    r"""Read a CSV whatever its separator, and nothing that only has the name of one.
+
+    Parameters
+    ----------
+    source : path
+    keys : callable
+        Given the names of the columns and the file, gives those whose cells stay text (identifiers and positions).
+
+    Returns
+    -------
+    DataFrame
+        RangeIndex.
+
+    Raises
+    ------
+    BadInputError
+        If it cannot be read as a CSV in UTF-8.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.csv"
+    >>> _ = path.write_text("code;n\n007;7")
+    >>> read_csv(path, lambda names, where: ["code"]).to_numpy().tolist()
+    [['007', 7]]
+    """
     path = check_regular_file(source)
     kind = sniff(path)
     if kind not in ("text", "unknown"):  # unknown: a NUL byte, which is the trouble of a row
@@ -195,31 +225,34 @@ def _read_csv(source: str | os.PathLike[str], *, image_id_suffices: bool) -> Lay
     with open_regular_file(path) as file:
         text = _decoded(file.read(), path)
     if not text.strip():
-        raise BadInputError(f"{path} is empty: a table has a header with a column 'path'")
+        raise BadInputError(f"{path} is empty: a table begins with the names of its columns")
     try:
-        frame = _parse_csv(text, path, image_id_suffices=image_id_suffices)
+        frame = _parse_csv(text, path, keys)
     except (pd.errors.ParserError, csv.Error, ValueError, OverflowError) as error:
         raise BadInputError(f"{path} cannot be read as a CSV: {' '.join(str(error).split())}") from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus fields in front for row labels
         raise BadInputError(f"{path}: rows have more fields than the header; is a comma not quoted?")
-    return Layer(frame, None, {}, None, str(path))
+    return frame
 
 
-def _parse_csv(text: str, path: Path, *, image_id_suffices: bool) -> pd.DataFrame:
+def _keys(names: list[str], where: str, *, image_id_suffices: bool) -> list[str]:
+    """Names of the columns of an image table whose cells stay text: "007" is no 7, and "NA" is Namibia."""
+    return [name for name in find_columns(names, where, image_id_suffices=image_id_suffices) if name is not None]
+
+
+def _parse_csv(text: str, path: Path, keys: Callable[[list[str], str], Iterable[str]]) -> pd.DataFrame:
     separator = max(_SEPARATORS, key=text.lstrip("\r\n").split("\n", 1)[0].count)
     header = next(filter(None, csv.reader(io.StringIO(text), delimiter=separator)), [])
     names = [name.strip() or f"column_{number + 1}" for number, name in enumerate(header)]
-    # identifiers and positions stay text: "007" is no 7, and "NA" is Namibia
-    columns = find_columns(names, str(path), image_id_suffices=image_id_suffices)
-    keys = {name for name in columns if name is not None}
+    texts = set(keys(names, str(path)))
     return pd.read_csv(
         io.StringIO(text),
         sep=separator,
         header=0,
         names=names,
-        dtype=dict.fromkeys(keys, "str"),
+        dtype=dict.fromkeys(texts, "str"),
         keep_default_na=False,
-        na_values={name: [""] if name in keys else ["", "nan", "NaN"] for name in names},
+        na_values={name: [""] if name in texts else ["", "nan", "NaN"] for name in names},
         low_memory=False,
     )
 

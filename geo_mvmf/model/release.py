@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from geo_mvmf.errors import TrainingError
-from geo_mvmf.model import sealed
+from geo_mvmf.model import overlap, sealed
 from geo_mvmf.model.bundle import Bundle, save_bundle
 from geo_mvmf.model.bundle_format import RESPONSIBLE_USE
 from geo_mvmf.model.configuration import TrainingConfig
@@ -96,6 +96,7 @@ def _feature_statistics(
 
 def _summary(config: TrainingConfig, prepared: Prepared, learner: Learner) -> dict[str, Any]:
     """Tell about the making of a bundle; no time, so that the same run gives the same bytes."""
+    rows = prepared.image_set.training
     return {
         "stage": config.stage,
         "num_training": len(prepared.image_set.training),
@@ -108,6 +109,7 @@ def _summary(config: TrainingConfig, prepared: Prepared, learner: Learner) -> di
         "balance": config.balance,
         "device": learner.device.type,
         "data_sha256": prepared.image_set.digest(),
+        "places_sketch": overlap.sketch(prepared.image_set.longitude[rows], prepared.image_set.latitude[rows]),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},

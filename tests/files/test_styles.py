@@ -69,6 +69,23 @@ def test_every_radius_belongs_to_one_class(radius):
     assert sum(held) == 1
 
 
+def test_rows_outside_what_the_model_knows_are_grey():
+    columns = ["image_id", "radius_90_km", "area_90_km2", "in_training_area", "feature_distance"]
+    root = parse(styles.points_style(columns))
+    expressions = {o.get("value") for o in root.iter("Option") if o.get("name") == "expression"}
+    assert len(expressions) == 1
+    expression = expressions.pop()
+    area = """coalesce(lower(to_string("in_training_area")) IN ('no', 'false', '0'), FALSE)"""
+    assert expression.startswith(f"CASE WHEN {area}")
+    assert """coalesce("feature_distance" > 2, FALSE) THEN '#a0a0a0' ELSE ramp_color""" in expression
+    assert "outside what the model knows" in labels(root, "rule")
+    assert "outside what the model knows" in root.find("mapTip").text
+    plain = parse(styles.points_style(columns[:3]))  # a layer that does not say so greys nothing
+    assert "outside what the model knows" not in labels(plain, "rule")
+    bare = {o.get("value") for o in parse(styles.points_style(["feature_distance"])).iter("Option")}
+    assert "CASE WHEN coalesce(\"feature_distance\" > 2, FALSE) THEN '#a0a0a0' END" in bare
+
+
 def test_regions_are_more_opaque_the_smaller_and_only_the_smallest_has_an_outline():
     root = parse(styles.regions_style(["image_id", "level", "area_km2"], [0.9, 0.5, 0.8, 0.9]))
     assert labels(root, "rule") == ["50 % of the probability", "80 % of the probability", "90 % of the probability"]

@@ -1,0 +1,74 @@
+"""The command that compares predictions, ours or another system's points, with the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from geo_mvmf.commands import options
+
+
+@click.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.argument("truth", required=False, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Report page (.html) or table (.csv).")
+@click.option("--by", help="Column to group by, such as continent.")
+@click.option("--estimators", help="Others beside the predictions' own, such as mode,best_within@200.")
+@click.option("--cluster-by", help="Column of images that belong together: intervals count these.")
+@click.option("--block-level", type=click.IntRange(0, 30), help="Or: images in one S2 cell of this level do.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of ranks among equal densities.")
+@click.option("--overwrite", is_flag=True)
+def evaluate(
+    *,
+    predictions: Path,
+    truth: Path | None,
+    out: Path | None,
+    by: str | None,
+    estimators: str | None,
+    cluster_by: str | None,
+    block_level: int | None,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """Compare predictions with the truth: accuracy at distances, likelihood, coverage.
+
+    PREDICTIONS is a predictions file (.nc), or a table of any system's points (.csv ...) with the columns longitude,
+    latitude, true_longitude, true_latitude; of points there is accuracy only. TRUTH is a table with image_id (or
+    path), longitude, latitude; without it the truth that came with the images is used.
+    """
+    if out is not None:
+        options.check_suffix(out, (".html", ".csv"))
+        options.check_new(out, overwrite=overwrite)
+
+    from geo_mvmf import album_report, durable
+    from geo_mvmf import evaluation as module
+    from geo_mvmf.inputs import point_predictions, tables
+    from geo_mvmf.predictions import open_predictions
+
+    is_store = predictions.suffix.lower() == ".nc"
+    places = None if truth is None else tables.read_truth(truth)
+    if is_store:
+        found = open_predictions(predictions)
+    else:
+        points = point_predictions.read_point_predictions(predictions, needs_truth=truth is None)
+    result = module.evaluate(
+        found if is_store else points,
+        places,
+        by=by,
+        estimators=tuple(filter(None, (estimators or "").split(","))),
+        cluster_by=cluster_by,
+        block_level=block_level,
+        seed=seed,
+    )
+    figures = result.table()
+    click.echo(figures.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    if out is None:
+        return
+    if out.suffix.lower() == ".csv":
+        durable.write_text(out, figures.to_csv(index=False), overwrite=overwrite)
+    elif is_store:
+        album_report.write_album_report(out, found, evaluation=result, overwrite=overwrite)
+    else:
+        album_report.write_points_report(out, result, title=f"How good is {predictions.name}?", overwrite=overwrite)
+    click.echo(f"wrote {out}")

@@ -1,0 +1,102 @@
+"""Point predictions of any system, with the true places beside them: a table of four numbers a row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geo_mvmf.errors import BadInputError
+from geo_mvmf.inputs import table_columns, table_sources
+from geo_mvmf.inputs.coordinate_systems import CRS84, parse_crs
+from geo_mvmf.inputs.layers import read_layer
+
+PREDICTED = ("longitude", "latitude")
+TRUE = ("true_longitude", "true_latitude")
+
+
+def read_point_predictions(source: str | os.PathLike[str] | pd.DataFrame, *, needs_truth: bool = True) -> pd.DataFrame:
+    """Read point predictions of any system.
+
+    Parameters
+    ----------
+    source : path or DataFrame
+        CSV (or .gpkg, .parquet, .geojson) with the columns longitude, latitude, true_longitude, true_latitude in
+        degrees of OGC:CRS84; image_id and any others. An empty prediction is an image without one.
+    needs_truth : bool
+        Whether the true places must be in this table.
+
+    Returns
+    -------
+    DataFrame
+        image_id (text; the row's number where the table has none), the four columns as float64, NaN where empty, and
+        all others.
+
+    Raises
+    ------
+    BadInputError
+        If a column is missing, or a place is not one: such rows would change the figures whether they are dropped
+        or counted.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"longitude": [7.0, None], "latitude": [50.0, None], "true_longitude": 8.0,
+    ...                       "true_latitude": 51.0})
+    >>> read_point_predictions(frame)["image_id"].tolist()
+    ['1', '2']
+    >>> read_point_predictions(frame.iloc[:1].assign(longitude=200.0))
+    Traceback (most recent call last):
+    geo_mvmf.errors.BadInputError: the DataFrame: row 1: longitude 200.0 is not in -180..180; subtract 360; mend
+    longitude, latitude, or leave both empty: an image without a prediction counts as wrong
+    """
+    wanted = (*PREDICTED, *TRUE) if needs_truth else PREDICTED
+    frame, name = _frame(source, wanted)
+    found: dict[str, str] = {}
+    for column in frame.columns:
+        if (lower := column.strip().lower()) in found and lower in wanted:
+            raise BadInputError(f"{name}: the columns {found[lower]!r} and {column!r} mean the same; rename one")
+        found[lower] = column
+    missing = [column for column in wanted if column not in found]
+    if missing:
+        shown = ", ".join(map(repr, frame.columns[:20])) or "none"
+        raise BadInputError(f"{name} has no column {missing[0]!r}; its columns are {shown}")
+    frame = frame.rename(columns={found[column]: column for column in (*PREDICTED, *TRUE) if column in found})
+    for pair in (PREDICTED, TRUE) if TRUE[0] in frame and TRUE[1] in frame else (PREDICTED,):
+        frame[pair[0]], frame[pair[1]] = _places(frame, pair, name)
+    ids = table_columns.as_text(frame[found["image_id"]]) if "image_id" in found else [None] * len(frame)
+    frame["image_id"] = [str(row + 1) if text is None else text for row, text in enumerate(ids)]
+    return frame
+
+
+def _frame(source: str | os.PathLike[str] | pd.DataFrame, wanted: Iterable[str]) -> tuple[pd.DataFrame, str]:
+    if isinstance(source, pd.DataFrame):
+        plain = pd.DataFrame(source).drop(columns="geometry", errors="ignore")
+        return plain.rename(columns=str).reset_index(drop=True), "the DataFrame"
+    if Path(source).suffix.lower() in table_sources.CSV_SUFFIXES:
+        keys = {*wanted, "image_id"}
+        frame = table_sources.read_csv(
+            source, lambda names, _: [name for name in names if name.strip().lower() in keys]
+        )
+        return frame, str(source)
+    layer = read_layer(source)
+    return layer.frame.rename(columns=str).reset_index(drop=True), layer.name
+
+
+def _places(frame: pd.DataFrame, pair: tuple[str, str], name: str) -> tuple[Any, Any]:
+    """Check a pair of columns; the first row that is wrong is told."""
+    x, problems = table_columns.parse_numbers(frame[pair[0]])
+    y, more = table_columns.parse_numbers(frame[pair[1]])
+    checked = table_columns.check_coordinates(x, y, parse_crs(CRS84))
+    problems = {**checked.problems, **more, **problems}
+    if problems:
+        row = min(problems)
+        others = f" (and {len(problems) - 1} more such row{'s' * (len(problems) > 2)})" if len(problems) > 1 else ""
+        raise BadInputError(
+            f"{name}: row {row + 1}: {problems[row]}{others}; mend {pair[0]}, {pair[1]}, or leave both empty: an "
+            f"image without {'a prediction counts as wrong' if pair == PREDICTED else 'a truth is not compared'}"
+        )
+    return np.asarray(checked.longitude), np.asarray(checked.latitude)

@@ -1,0 +1,116 @@
+"""Intervals of figures over images that belong together: whole clusters are drawn again, never single images.
+
+Ten photos of one walk, or all chips of one block of land, are right or wrong together; an interval that takes them for
+independent is too narrow. Without clusters every image is its own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from geo_mvmf.metrics import LEVEL, Estimate
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+RESAMPLES = 2000
+_DRAWN_AT_ONCE = 1 << 21
+
+
+def mean_of_clusters(values: npt.ArrayLike, clusters: npt.ArrayLike, *, seed: int = 0) -> Estimate:
+    """Give a mean over images with an interval over clusters.
+
+    Parameters
+    ----------
+    values : array_like of float, shape (n,)
+        One number per image, also 0 and 1 for a share. NaN is left out and counted in `n_nan`.
+    clusters : array_like, shape (n,)
+        Which images belong together: any values that can be sorted.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+        The mean with the percentile interval of 2000 resamples of whole clusters.
+
+    Examples
+    --------
+    >>> mean_of_clusters([0.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"]).high
+    1.0
+    """
+    given, place, n_nan = _usable(values, clusters)
+    if not given.size:
+        return Estimate(math.nan, math.nan, math.nan, n_nan, n_nan)
+    sums, counts = np.bincount(place, given), np.bincount(place).astype(np.float64)
+    drawn = [weights @ sums / (weights @ counts) for weights in _weights(counts.size, seed)]
+    return _estimate(float(given.mean()), np.concatenate(drawn), given.size + n_nan, n_nan)
+
+
+def median_of_clusters(values: npt.ArrayLike, clusters: npt.ArrayLike, *, seed: int = 0) -> Estimate:
+    """Give a median over images with an interval over clusters.
+
+    Parameters
+    ----------
+    values : array_like of float, shape (n,)
+        Distances or areas; NaN, an image without a prediction, counts as infinite and in `n_nan`.
+    clusters : array_like, shape (n,)
+        As `mean_of_clusters`.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+        The median with the percentile interval of 2000 resamples of whole clusters.
+
+    Examples
+    --------
+    >>> median_of_clusters([1.0, 2.0, 6.0], [0, 1, 2]).value
+    2.0
+    """
+    numbers = np.asarray(values, dtype=np.float64).ravel()
+    n_nan = int(np.isnan(numbers).sum())
+    given, place, _ = _usable(np.where(np.isnan(numbers), np.inf, numbers), clusters)
+    if not given.size:
+        return Estimate(math.nan, math.nan, math.nan, 0, n_nan)
+    order = np.argsort(given, kind="stable")
+    ordered, owner = given[order], place[order]
+    drawn = [_weighted_medians(ordered, weights[:, owner]) for weights in _weights(int(place.max()) + 1, seed)]
+    middle = ordered[[(given.size - 1) // 2, given.size // 2]]
+    return _estimate(float(middle.mean()), np.concatenate(drawn), given.size, n_nan)
+
+
+def _usable(values: npt.ArrayLike, clusters: npt.ArrayLike) -> tuple[FloatArray, IntArray, int]:
+    """Values that are numbers, the numbered cluster of each, and how many were none."""
+    numbers = np.asarray(values, dtype=np.float64).ravel()
+    kept = ~np.isnan(numbers)
+    _, place = np.unique(np.asarray(clusters)[kept], return_inverse=True)
+    return numbers[kept], place.astype(np.int64).ravel(), int((~kept).sum())
+
+
+def _weights(clusters: int, seed: int) -> list[FloatArray]:
+    """How often each cluster is drawn in each resample, in blocks of (k, clusters)."""
+    generator = np.random.default_rng(seed)
+    step = max(1, _DRAWN_AT_ONCE // clusters)
+    even = np.full(clusters, 1.0 / clusters)
+    return [
+        generator.multinomial(clusters, even, min(step, RESAMPLES - done)).astype(np.float64)
+        for done in range(0, RESAMPLES, step)
+    ]
+
+
+def _weighted_medians(ordered: FloatArray, weights: FloatArray) -> FloatArray:
+    """Lower median of each resample; `weights` (k, n) in the order of the values."""
+    total = np.cumsum(weights, axis=1)
+    return np.asarray(ordered[np.argmax(total >= total[:, -1:] / 2.0, axis=1)])
+
+
+def _estimate(value: float, drawn: FloatArray, n: int, n_nan: int) -> Estimate:
+    tail = (1.0 - LEVEL) / 2.0
+    # the inverse of the empirical distribution: infinity has no neighbours to be interpolated with
+    low, high = np.quantile(drawn, [tail, 1.0 - tail], method="inverted_cdf")
+    return Estimate(value, min(float(low), value), max(float(high), value), n, n_nan)

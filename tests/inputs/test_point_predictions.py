@@ -1,0 +1,63 @@
+"""Points of any system: what is missing is counted, what is wrong is refused with its row."""
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pytest
+
+from geo_mvmf.errors import BadInputError
+from geo_mvmf.inputs.point_predictions import read_point_predictions
+
+HEADER = "Longitude,latitude,true_longitude,true_latitude,image_id,continent\n"
+
+
+def write(tmp_path, *rows, header=HEADER):
+    path = tmp_path / "points.csv"
+    path.write_text(header + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_table_is_read_as_it_is(tmp_path):
+    path = write(tmp_path, "7.5,50,8,51,007,NA", ",,8,51,b,Europe", "7,50,,,c,")
+    found = read_point_predictions(path)
+    assert found["image_id"].tolist() == ["007", "b", "c"]
+    assert found["longitude"].isna().tolist() == [False, True, False]
+    assert found["true_latitude"].isna().tolist() == [False, False, True]
+    assert found["continent"].iloc[0] == "NA"
+    layer = geopandas.GeoDataFrame(found, geometry=geopandas.points_from_xy(found["longitude"], found["latitude"]))
+    pd.testing.assert_frame_equal(read_point_predictions(layer), found)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("7.5,95,8,51,a,x", r"row 2: latitude 95\.0 is not in -90\.\.90; longitude and latitude look swapped"),
+        ("7.5,50,8,-91,a,x", r"row 2: latitude -91\.0 .* without a truth is not compared"),
+        ("7.5,,8,51,a,x", r"row 2: only one of the two coordinates"),
+        ("7.5,north,8,51,a,x", r"row 2: 'north' is not a number; mend longitude, latitude"),
+        ('"7,5",50,8,51,a,x', r"decimal comma; write 7\.5"),
+        ("inf,50,8,51,a,x", r"row 2: "),
+    ],
+)
+def test_what_is_no_place_is_refused_with_its_row(tmp_path, row, message):
+    with pytest.raises(BadInputError, match=message):
+        read_point_predictions(write(tmp_path, "7,50,8,51,z,x", row))
+
+
+def test_columns_are_named_that_are_missing_or_there_twice(tmp_path):
+    path = write(tmp_path, "7,50", header="lon,lat\n")
+    with pytest.raises(BadInputError, match="has no column 'longitude'; its columns are 'lon', 'lat'"):
+        read_point_predictions(path)
+    frame = pd.DataFrame({"longitude": [1.0], "Longitude": [2.0], "latitude": [3.0]})
+    with pytest.raises(BadInputError, match="mean the same"):
+        read_point_predictions(frame, needs_truth=False)
+    with pytest.raises(BadInputError, match="no column 'true_longitude'"):
+        read_point_predictions(frame[["longitude", "latitude"]])
+    assert np.isfinite(read_point_predictions(frame[["longitude", "latitude"]], needs_truth=False)["latitude"]).all()
+
+
+def test_a_disguised_table_is_refused(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_bytes(b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x01a\x94K\x01s.")
+    with pytest.raises(BadInputError):
+        read_point_predictions(path)

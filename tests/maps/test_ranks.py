@@ -1,0 +1,62 @@
+"""Ranks of simulated truths are uniform, also on plateaus, where the middle rank is not."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from geo_mvmf import s2, sphere
+from geo_mvmf.maps import ranks, summaries
+from geo_mvmf.mixture import CellMixture, VmfMixture
+
+
+def cells(n, generator):
+    """Images whose probability lies on the six faces of the S2 cube: large plateaus, some of them equally dense."""
+    probability = generator.dirichlet(np.ones(6), n)
+    probability[:, 1] = probability[:, 0]  # cells of one shape: a tie of two cells
+    probability /= probability.sum(axis=1, keepdims=True)
+    faces = np.sort(s2.face_cells())
+    return CellMixture(np.tile(faces, n), probability.ravel(), 6 * np.arange(n + 1))
+
+
+def test_ranks_of_simulated_truths_are_uniform_on_plateaus():
+    """The broken twin gives every place of a plateau its middle rank."""
+    generator = np.random.default_rng(0)
+    mixture = cells(600, generator)
+    truth = sphere.to_longitude_latitude(mixture.sample(1, seed=1).reshape(-1, 3))
+    found = ranks.ranks(mixture, *truth, generator.random(600))
+    assert stats.kstest(found["searched_probability"], "uniform").pvalue > 0.01
+    twin = ranks.ranks(mixture, *truth, np.full(600, 0.5))
+    assert stats.kstest(twin["searched_probability"], "uniform").pvalue < 1e-4
+
+
+def test_a_plateau_s_ranks_span_it():
+    generator = np.random.default_rng(2)
+    image = cells(1, generator)
+    place = sphere.to_longitude_latitude(s2.centre(image.cell_ids[:1]))
+    low, high = (ranks.ranks(image, *place, [u]).iloc[0] for u in (0.0, 1.0))
+    tied = image.probabilities[0] + image.probabilities[1]
+    assert high["searched_probability"] - low["searched_probability"] == pytest.approx(tied)
+    area = s2.area_sr(image.cell_ids[:2]).sum() * sphere.EARTH_RADIUS_KM**2
+    assert high["searched_area_km2"] - low["searched_area_km2"] == pytest.approx(area)
+    assert low["log_density"] == pytest.approx(np.log(image.probabilities[0] / s2.area_sr(image.cell_ids[:1])[0]))
+
+
+def test_a_place_without_density_is_searched_last():
+    faces = np.sort(s2.face_cells())
+    image = CellMixture(faces[:2], np.array([0.3, 0.7]), [0, 2])
+    place = sphere.to_longitude_latitude(s2.centre(faces[5:6]))
+    found = ranks.ranks(image, *place, [0.5]).iloc[0]
+    assert found["searched_probability"] == 1.0
+    assert found["log_density"] == -np.inf
+    assert found["searched_area_km2"] == pytest.approx(4 * np.pi * sphere.EARTH_RADIUS_KM**2 * (1 / 3 + 1 / 3))
+
+
+def test_mixtures_of_components_have_no_plateaus():
+    mixture = VmfMixture(np.eye(3), [3.0, 4.0, 5.0], np.log([[0.2, 0.3, 0.5]]))
+    found = ranks.ranks(mixture, [10.0], [20.0], [0.9])
+    np.testing.assert_array_equal(found, summaries.at_truth(mixture, [10.0], [20.0]))
+
+
+def test_one_number_per_image_is_needed():
+    with pytest.raises(ValueError, match="1 images need as many places and numbers"):
+        ranks.ranks(cells(1, np.random.default_rng(0)), [1.0], [2.0], [0.1, 0.2])

@@ -1,0 +1,57 @@
+"""The command `evaluate` on points of any system: figures, page, and what it refuses."""
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from geo_mvmf import cli
+
+
+@pytest.fixture
+def points(tmp_path):
+    path = tmp_path / "points.csv"
+    rows = ["7.5,50,8,51,Europe,a", "-70,-30,-71,-33,South America,a", ",,2,3,Africa,b", "5,6,,,Africa,b"]
+    path.write_text("longitude,latitude,true_longitude,true_latitude,continent,user\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.main, ["evaluate", *map(str, arguments)])
+
+
+def test_points_have_figures_and_a_page(points, tmp_path):
+    out = tmp_path / "figures.csv"
+    result = run(points, "--by", "continent", "--cluster-by", "user", "--out", out)
+    assert result.exit_code == 0, result.output
+    figures = pd.read_csv(out).set_index(["group", "measure"])
+    assert figures.loc[("all", "accuracy_at_2500_km"), ["value", "n", "n_nan"]].tolist() == [pytest.approx(2 / 3), 3, 1]
+    assert figures.loc[("Africa", "accuracy_at_2500_km"), "value"] == 0.0  # a missing point is wrong, not absent
+    assert not figures.index.get_level_values("measure").str.contains("coverage").any()
+    page = tmp_path / "page.html"
+    assert run(points, "--out", page).exit_code == 0
+    text = page.read_text()
+    assert text.count("data:image/png") == 1
+    assert "3 images with a truth; 1 rows have none." in text
+    assert "Without a prediction" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--estimators", "mode"], 2, "need densities"),
+        (["--by", "nope"], 3, "cannot group by 'nope'"),
+        (["--cluster-by", "user", "--block-level", "3"], 2, "choose one"),
+        (["--out", "y.pdf"], 2, "the suffix '.pdf'"),
+    ],
+)
+def test_mistakes_are_said(points, options, code, message):
+    result = run(points, *options)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_a_point_that_is_no_place_is_refused_with_its_row(points):
+    points.write_text(points.read_text().replace("-70,-30", "-70,-130"))
+    result = run(points)
+    assert result.exit_code == 3
+    assert "points.csv: row 2: latitude -130.0" in result.stderr
