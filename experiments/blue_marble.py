@@ -10,6 +10,7 @@ test blocks; around a fifth of these it also keeps 475 km away. Writes docs/expe
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -46,12 +47,14 @@ NEW, BLOCK, BUFFERED, BESIDE = "new places", "test blocks", "test blocks + 475 k
 KM_PER_DEGREE = np.pi / 180.0 * sphere.EARTH_RADIUS_KM
 THRESHOLDS_KM = (25.0, 200.0, 750.0, 2500.0)
 RESAMPLES = 1000
+PARTS = ("cut chips", "train", "predict", "evaluate")
 
 
 def main() -> None:
     """Run what is not done yet, and write the results."""
     options = read_options()
-    clock = Clock()
+    options.out.mkdir(parents=True, exist_ok=True)
+    clock = Clock(options.out / "seconds.json")
     months = georeference(options.data, options.out / "months")
     land = shapely.intersection(
         polygons.union_area(polygons.read_polygons(options.land)), shapely.box(-180.0, -60.0, 180.0, 70.0)
@@ -72,7 +75,7 @@ def main() -> None:
     judged = judge(found)
     judged["neighbour_error_km"], judged["nearest_km"] = yardstick(options.out)
     clock.lap("evaluate")
-    write_results(options, bundle, judged, clock)
+    write_results(options, bundle, judged, land, clock)
 
 
 def read_options() -> argparse.Namespace:
@@ -92,17 +95,19 @@ def read_options() -> argparse.Namespace:
 
 
 class Clock:
-    """Seconds of every part."""
+    """Seconds of every part, kept in a file: what a later run uses again was paid for in an earlier one."""
 
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
+    def __init__(self, kept: Path) -> None:
+        self.kept = kept
+        self.laps: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
         self.last = time.monotonic()
 
     def lap(self, name: str) -> None:
-        """Note how long a part took."""
+        """Note how long a part took; an interrupted one counts from where it went on."""
         now = time.monotonic()
-        self.laps[name], self.last = now - self.last, now
-        print(f"[{sum(self.laps.values()):6.0f} s] {name}: {self.laps[name]:.0f} s", flush=True)
+        print(f"{name}: {now - self.last:.0f} s", flush=True)
+        self.laps[name], self.last = max(now - self.last, self.laps.get(name, 0.0)), now
+        durable.write_json(self.kept, self.laps, overwrite=True)
 
 
 class Bar(terminal.Reporter):
@@ -273,12 +278,14 @@ def chance(chosen: pd.DataFrame) -> float:
     return float(np.median(sphere.great_circle_distance_km(longitude, latitude, longitude[order], latitude[order])))
 
 
-def write_results(options: argparse.Namespace, bundle: Any, judged: pd.DataFrame, clock: Clock) -> None:
+def write_results(
+    options: argparse.Namespace, bundle: Any, judged: pd.DataFrame, land: shapely.Geometry, clock: Clock
+) -> None:
     """Write the page, the table and the picture."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     table = summarise(judged)
     durable.write_text(RESULTS / "blue_marble.csv", table.round(4).to_csv(index=False), overwrite=True)
-    durable.write_bytes(RESULTS / "blue_marble.png", picture(judged), overwrite=True)
+    durable.write_bytes(RESULTS / "blue_marble.png", picture(judged, land), overwrite=True)
     facts = circumstances(options, bundle, clock)
     durable.write_text(RESULTS / "blue_marble.md", page(table, by_latitude(judged), facts), overwrite=True)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
@@ -302,7 +309,7 @@ def circumstances(options: argparse.Namespace, bundle: Any, clock: Clock) -> dic
         "command": f"`python experiments/blue_marble.py --data FOLDER --land {options.land.name} --out WORK`"
         f" ({options.places} training places a month, {options.test_places} test places)",
         "machine": f"{cpu()}, {os.cpu_count()} cores, no GPU; load {os.getloadavg()[2]:.1f} (its own included)",
-        "seconds": ", ".join(f"{name} {seconds:.0f}" for name, seconds in clock.laps.items()),
+        "seconds": ", ".join(f"{name} {clock.laps[name]:.0f}" for name in PARTS if name in clock.laps),
         "training": f"{summary['steps']} steps of {summary['batch_size']} images, seed {summary['seed']}",
         "versions": ", ".join([f"Python {platform.python_version()}", *libraries]),
         "inputs": "; ".join(f"{path.name} {durable.file_sha256(path)[:16]}" for path in files) + " (SHA-256, first 16)",
@@ -340,18 +347,20 @@ def page(table: pd.DataFrame, latitudes: pd.DataFrame, facts: dict[str, str]) ->
     )
 
 
-def picture(judged: pd.DataFrame) -> bytes:
-    """Draw the errors on a map, unseen months only, with the test blocks."""
+def picture(judged: pd.DataFrame, land: shapely.Geometry) -> bytes:
+    """Draw the errors on a map, unseen months only, with the test blocks and the coasts."""
     import io
 
     figure = Figure(figsize=(11.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
     for polygon in shapely.get_parts(kept_out()):
         axes.fill(*polygon.exterior.xy, color="#e8e4d8", zorder=0)
+    for polygon in shapely.get_parts(land):
+        axes.plot(*polygon.exterior.xy, color="#8a8a8a", linewidth=0.4, zorder=1)
     chosen = judged[judged["month"].isin(UNSEEN)].groupby(["true_longitude", "true_latitude"])["error_km"].median()
     longitude, latitude = np.array(chosen.index.to_list()).T
     norm = colors.LogNorm(20.0, 10_000.0)
-    dots = axes.scatter(longitude, latitude, c=chosen, s=12, cmap="cividis_r", norm=norm, linewidths=0)
+    dots = axes.scatter(longitude, latitude, c=chosen, s=12, cmap="cividis_r", norm=norm, linewidths=0, zorder=2)
     figure.colorbar(dots, label="error, km (median of the unseen months)", shrink=0.8)
     axes.set(xlim=(-180, 180), ylim=(-60, 72), aspect="equal", xlabel="longitude", ylabel="latitude")
     axes.set_title("Blue Marble chips: error in months never trained on; shaded: no training chip is centred here")
