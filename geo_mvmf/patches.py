@@ -9,7 +9,6 @@ cell follows by interpolation, good to about 1e-6 of the peak.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,14 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from geo_mvmf import s2, s2_curve, vmf
+from geo_mvmf.patch_nodes import NODES, nodes_of
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-
-NODES = 8
-"""Gauss-Legendre nodes along each side of a patch."""
 
 PATCH_SIGMAS = 1.5
 """Longest edge of a patch in units of the narrowest sigma."""
@@ -299,7 +296,7 @@ class NodeValues:
         if kept is not None:
             return kept
         cells = self.patches.cell_ids[block]
-        face, local, middle, element = _nodes(cells)
+        face, local, middle, element = nodes_of(cells)
         density = np.empty((cells.size, NODES**2))
         for part in self._parts(block):
             here = slice(part.start - block.start, part.stop - block.start)
@@ -353,40 +350,3 @@ class NodeValues:
         terms[..., 4] = half_kappa * np.einsum("mki,mki->mk", apart, apart) + self._log_peaks[member]
         terms[..., 4][~present] = -np.inf
         return terms
-
-
-@functools.cache
-def rule() -> tuple[FloatArray, FloatArray]:
-    """Give the nodes along a side of a patch.
-
-    Returns
-    -------
-    nodes : ndarray of float64, shape (NODES,)
-        Gauss-Legendre nodes on 0..1.
-    coefficients : ndarray of float64, shape (NODES, NODES)
-        Turns values at the nodes into Legendre coefficients.
-
-    Examples
-    --------
-    >>> nodes, coefficients = rule()
-    >>> bool(abs((coefficients @ nodes)[:2] - 0.5).max() < 1e-12)
-    True
-    """
-    x, _ = np.polynomial.legendre.leggauss(NODES)
-    inverse = np.linalg.inv(np.polynomial.legendre.legvander(x, NODES - 1))
-    return (x + 1.0) / 2.0, np.asarray(inverse, dtype=np.float64)
-
-
-def _nodes(cells: IdArray) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
-    """Face (m,); nodes (m, 3, NODES^2) and centre (m, 3) in its own frame; d(area) / ds dt (m, NODES, NODES)."""
-    face, s_bounds, t_bounds = s2.st_rectangle(cells)
-    x, _ = rule()
-    s = s_bounds[:, :1] + np.diff(s_bounds) * x
-    t = t_bounds[:, :1] + np.diff(t_bounds) * x
-    u, v = s2_curve.st_to_uv(s)[:, :, None], s2_curve.st_to_uv(t)[:, None, :]
-    scale = 1.0 / np.sqrt(1.0 + u * u + v * v)
-    local = np.stack([scale, scale * u, scale * v], axis=1).reshape(face.size, 3, -1)
-    element = s2_curve.st_slope(s)[:, :, None] * s2_curve.st_slope(t)[:, None, :] * scale**3
-    centre_uv = (s2_curve.st_to_uv(bounds.mean(axis=1)) for bounds in (s_bounds, t_bounds))
-    middle = np.stack([np.ones(face.size), *centre_uv], axis=1)
-    return face, local, middle / np.linalg.norm(middle, axis=1, keepdims=True), element

@@ -12,8 +12,6 @@ import json
 import os
 import shutil
 import stat
-import tempfile
-import weakref
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +26,7 @@ from geo_mvmf.inputs import tables
 from geo_mvmf.prediction_parts import Predictor
 from geo_mvmf.predictions import Predictions, open_predictions
 from geo_mvmf.progress import Progress
+from geo_mvmf.temporary_folder import TemporaryFolder
 
 if TYPE_CHECKING:
     from geo_mvmf.model.bundle import Bundle
@@ -148,7 +147,7 @@ def predict_job(
         _require_all(table)  # a missing file, a name that is there twice: no image need be read for these
     with contextlib.ExitStack() as stack:
         if out is None:
-            holder = _TemporaryFolder()
+            holder = TemporaryFolder()
             final = holder.path / "predictions.nc"
         else:
             holder, final = None, Path(out)
@@ -331,11 +330,3 @@ def _stamp(image: Path) -> str:
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return "none"
     return f"{found.st_size} {found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else "none"
-
-
-class _TemporaryFolder:
-    """A folder that goes away, silently, with the last predictions that need it."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="geo-mvmf-"))
-        self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)

@@ -185,7 +185,15 @@ class Predictor:
             "feature_distance": np.sqrt((offset * offset).mean(axis=1)),
         }
         row_contract.fill(rows, good, own)
+        if self.table.attrs.get("claimed_from") == "raster":
+            row_contract.fill(rows, good, self._claims_of(paths))
         row_contract.judge(rows, good, mixture)
+
+    def _claims_of(self, paths: list[Path]) -> dict[str, FloatArray]:
+        """Where georeferenced rasters say they lie; read only now, when everything has been predicted."""
+        spec, nowhere = self.bundle.spec, (np.nan, np.nan)
+        found = [images.claimed_position(path, spec, inside=self._inside) or nowhere for path in paths]
+        return dict(zip(row_contract.CLAIM[:2], np.array(found, dtype=np.float64).T, strict=True))
 
     def _cell_of(self, places: FloatArray) -> IntArray:
         leaves = s2.leaf_ids(sphere.to_directions(places[:, 0], places[:, 1]))

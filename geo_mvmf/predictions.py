@@ -15,11 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from geo_mvmf import durable, sphere
+from geo_mvmf import durable, fusing, progress, sphere
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import geotiff, stores, vector
 from geo_mvmf.maps import density, regions
 from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.point_layer import with_points, with_regions
+from geo_mvmf.stored_mixtures import mixture_of_rows, rows_named, training_prior
+from geo_mvmf.temporary_folder import TemporaryFolder
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -93,9 +96,62 @@ class Predictions:
         BadInputError
             If an image has no prediction.
         """
-        return mixture_of_components(
-            self.store.components, self.store.log_mixing_weights(np.atleast_1d(np.asarray(rows)))
-        )
+        return mixture_of_rows(self.store, rows)
+
+    @property
+    def training_prior(self) -> VmfMixture | CellMixture:
+        """Density of an image that says nothing, one image: what `geo_mvmf.fuse` takes as prior."""
+        return training_prior(self.store)
+
+    def fuse(
+        self,
+        by: str = "all",
+        *,
+        area: Any = None,
+        prior: str | os.PathLike[str] | None = None,
+        prior_mode: str = "replace",
+        independence: float = 1.0,
+        max_mass_error: float = fusing.MASS_ERROR,
+        out: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+    ) -> Predictions:
+        """Fuse images known to be of one place; areas and prior rasters are further evidence (docs/evidence.md).
+
+        Parameters
+        ----------
+        by, area, prior, prior_mode, independence, max_mass_error
+            As `fusing.Options`.
+        out : path, optional
+            Predictions file to write; by default one that goes away with the result.
+        overwrite : bool
+            Whether an existing file may be replaced.
+
+        Returns
+        -------
+        Predictions
+            One row per place, its density on S2 cells.
+
+        Raises
+        ------
+        UsageError, BadInputError, OutputError
+            As `fusing.fuse_job`.
+        """
+        options = fusing.Options(by, area, prior, prior_mode, independence, max_mass_error)
+        holder = TemporaryFolder() if out is None else None
+        path = holder.path / "fused.nc" if holder else Path(out or "")
+        return Predictions(progress.run(fusing.fuse_job(self.store, path, options, overwrite=overwrite)), holder)
+
+    def restrict(self, area: Any, *, out: str | os.PathLike[str] | None = None, overwrite: bool = False) -> Predictions:
+        """Restrict every image to an area of interest: `fuse` with every image for itself.
+
+        Parameters
+        ----------
+        area : path or GeoDataFrame
+            Polygons in any CRS, or a raster mask.
+        out, overwrite
+            As `fuse`; an image with less than 1e-9 of its probability in the area has status "failed", which says so.
+        """
+        return self.fuse("image_id", area=area, out=out, overwrite=overwrite)
 
     def to_geodataframe(self) -> geopandas.GeoDataFrame:
         """Points of the row contract.
@@ -105,7 +161,7 @@ class Predictions:
         GeoDataFrame
             EPSG:4326; an image without prediction has no geometry, and says why in status and message.
         """
-        return _with_points(self.rows)
+        return with_points(self.rows)
 
     def credible_regions(
         self, levels: Sequence[float] = (0.5, 0.9), *, image_ids: Sequence[str] | None = None
@@ -303,21 +359,11 @@ class Predictions:
         points, layers = self.to_geodataframe(), {}
         if levels:
             found = self.credible_regions(levels)
-            points, layers["regions"] = _with_regions(points, found), found
+            points, layers["regions"] = with_regions(points, found), found
         vector.write_layers(path, {"points": points, **layers}, run=_flat(self.run), overwrite=overwrite)
 
     def _rows_of(self, image_ids: Sequence[str] | None) -> IntArray:
-        if image_ids is None:
-            return np.flatnonzero(self.is_predicted)
-        known = {str(name): row for row, name in reversed(list(enumerate(self.rows["image_id"])))}
-        unknown = [name for name in image_ids if name not in known]
-        if unknown:
-            raise BadInputError(f"no image {unknown[0]!r} in {self.store.path}; it holds {len(known)} images")
-        chosen = np.array([known[name] for name in image_ids], dtype=np.int64)
-        for row in chosen[~self.is_predicted[chosen]]:
-            status, message = self.rows.loc[row, ["status", "message"]]
-            raise BadInputError(f"image {self.rows.loc[row, 'image_id']!r} has no prediction: {status}: {message}")
-        return chosen
+        return rows_named(self.store, image_ids)
 
 
 def open_predictions(path: str | os.PathLike[str]) -> Predictions:
@@ -346,54 +392,6 @@ def open_predictions(path: str | os.PathLike[str]) -> Predictions:
 
 def _flat(run: dict[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in run.items()}
-
-
-def mixture_of_components(components: stores.Components, log_mixing_weights: FloatArray) -> VmfMixture | CellMixture:
-    """Make the densities of images that share their components.
-
-    Parameters
-    ----------
-    components : Components
-    log_mixing_weights : ndarray of float64, (N, C)
-        Natural logarithms; rows are normalised.
-
-    Returns
-    -------
-    VmfMixture or CellMixture
-
-    Examples
-    --------
-    >>> faces = stores.Components("vmf", np.eye(3), np.zeros(3), np.ones(3, int), np.zeros(3, np.uint64))
-    >>> len(mixture_of_components(faces, np.zeros((2, 3))))
-    2
-    """
-    if components.kind == "vmf":
-        logs = log_mixing_weights - np.logaddexp.reduce(log_mixing_weights, axis=1, keepdims=True)
-        return VmfMixture(components.mean_directions, components.log_concentrations, logs)
-    n, c = log_mixing_weights.shape
-    probabilities = np.exp(log_mixing_weights)
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return CellMixture(np.tile(components.cell_ids, n), probabilities.ravel(), np.arange(n + 1, dtype=np.int64) * c)
-
-
-def _with_points(rows: pd.DataFrame) -> geopandas.GeoDataFrame:
-    points = geopandas.points_from_xy(rows["longitude"].astype(float), rows["latitude"].astype(float))
-    geometry = geopandas.GeoSeries(points, index=rows.index, crs="EPSG:4326")
-    geometry[rows["longitude"].isna()] = None
-    return geopandas.GeoDataFrame(rows.copy(), geometry=geometry)
-
-
-def _with_regions(points: geopandas.GeoDataFrame, found: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
-    """Areas and parts of the polygons, where they were made, instead of those of the summary."""
-    points = points.copy()
-    first = ~points["image_id"].duplicated()
-    for level, area in ((0.5, "area_50_km2"), (0.9, "area_90_km2")):
-        chosen = found[np.isclose(found["level"], level)].drop_duplicates("image_id").set_index("image_id")
-        exact = points["image_id"].map(chosen["area_km2"]).where(first)
-        points[area] = exact.astype(float).fillna(points[area])
-        if level == 0.9:
-            points["n_parts_90"] = points["image_id"].map(chosen["n_parts"]).where(first).astype(float)
-    return points
 
 
 def _blocks(rows: IntArray) -> list[IntArray]:

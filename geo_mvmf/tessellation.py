@@ -15,13 +15,14 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from geo_mvmf import patches, s2, s2_curve
 from geo_mvmf.cell_mixture import CellMixture
+from geo_mvmf.patch_nodes import NODES, rule
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
@@ -68,10 +69,28 @@ class Tessellation(NamedTuple):
     mass_error: float
 
 
-class _Pieces(NamedTuple):
+class Pieces(NamedTuple):
+    """Cells with their probabilities and their areas in steradians, each of shape (k,).
+
+    Examples
+    --------
+    >>> Pieces(s2.face_cells(), np.full(6, 1 / 6), s2.area_sr(s2.face_cells())).cell_ids.size
+    6
+    """
+
     cell_ids: IdArray
     masses: FloatArray
     areas: FloatArray
+
+
+class Nodes(Protocol):
+    """Density and area element at the nodes of patches, a block at a time; see `patches.NodeValues`."""
+
+    def blocks(self) -> Iterator[slice]:
+        """Give ranges of patches whose values fit into one temporary array."""
+
+    def of(self, block: slice) -> patches.Block:
+        """Give the values of one of `blocks`."""
 
 
 def tessellate(
@@ -119,7 +138,35 @@ def tessellate(
         raise ValueError(f"max_cells is {max_cells}; it must be positive")
     chosen = patches.choose_components(mean_directions, log_concentrations, weights, cut=_CUT * max_mass_error)
     nodes = patches.NodeValues(patches.find_patches(chosen), chosen)
-    budget = (1.0 - _CUT) * max_mass_error
+    pieces, error = refine(nodes, (1.0 - _CUT) * max_mass_error, max_cells)
+    return _spread([*pieces, _without_mass(nodes.patches.empty)], error, max_mass_error)
+
+
+def refine(nodes: Nodes, budget: float, max_cells: int) -> tuple[list[Pieces], float]:
+    """Split patches into the fewest cells whose uniform densities err by no more than allowed.
+
+    Parameters
+    ----------
+    nodes : Nodes
+        Density at the nodes of patches, whose integral over all patches is about 1.
+    budget : float
+        Allowed half integral of |density - mean|, over all cells.
+    max_cells : int
+        About how many cells there may be.
+
+    Returns
+    -------
+    pieces : list of Pieces
+        Cells that tile the patches.
+    error : float
+        What was reached; exceeds the budget only where `max_cells` was too few.
+
+    Examples
+    --------
+    >>> wide = patches.choose_components(np.eye(3)[:1], np.full(1, -3.0), np.ones(1), cut=1e-6)
+    >>> refine(patches.NodeValues(patches.find_patches(wide), wide), 0.01, 10_000)[1] <= 0.01
+    True
+    """
     threshold, enough = _threshold(nodes, _AIM * budget, max_cells)
     pieces, error = _refine(nodes, threshold)
     for _ in range(_ATTEMPTS if enough else 0):
@@ -127,7 +174,7 @@ def tessellate(
             break
         threshold *= 0.9 * (_AIM * budget / error) ** 3
         pieces, error = _refine(nodes, threshold)
-    return _spread([*pieces, _without_mass(nodes.patches.empty)], error, max_mass_error)
+    return pieces, error
 
 
 def assemble(pieces: Sequence[Tessellation], max_mass_error: float) -> CellMixture:
@@ -167,7 +214,7 @@ def assemble(pieces: Sequence[Tessellation], max_mass_error: float) -> CellMixtu
     )
 
 
-def _threshold(nodes: patches.NodeValues, target: float, max_cells: int) -> tuple[float, bool]:
+def _threshold(nodes: Nodes, target: float, max_cells: int) -> tuple[float, bool]:
     """Give the error per cell for which all errors sum to the target; larger where that needs too many cells.
 
     The errors of cells two levels below the patches are sorted into bins a fraction of a level wide. An error falls
@@ -205,9 +252,9 @@ def _lowest(holds: Callable[[float], bool], levels: FloatArray) -> float:
     return -_highest(lambda chosen: holds(-chosen), -levels[::-1])
 
 
-def _refine(nodes: patches.NodeValues, threshold: float) -> tuple[list[_Pieces], float]:
+def _refine(nodes: Nodes, threshold: float) -> tuple[list[Pieces], float]:
     """Split every patch until each cell errs by less than the threshold; the cells, and the sum of their errors."""
-    pieces: list[_Pieces] = []
+    pieces: list[Pieces] = []
     total = 0.0
     for block in nodes.blocks():
         values = nodes.of(block)
@@ -233,7 +280,7 @@ def _deeper(rows: IntArray, open_: BoolArray, depth: int) -> Iterator[tuple[int,
         yield depth, rows[start : start + step], open_[start : start + step]
 
 
-def _leaves(values: patches.Block, leaf: BoolArray, depth: int) -> _Pieces:
+def _leaves(values: patches.Block, leaf: BoolArray, depth: int) -> Pieces:
     """Give ids, masses and areas of the chosen cells of one depth."""
     patch, column, row = np.nonzero(leaf)
     mean, _, _ = _operators(depth)
@@ -245,7 +292,7 @@ def _leaves(values: patches.Block, leaf: BoolArray, depth: int) -> _Pieces:
     size = np.int64(1) << (s2.MAX_LEVEL - levels)  # leaf squares along a chosen cell
     low = ~((size << depth) - 1)
     i, j = (i & low)[patch] + column * size[patch], (j & low)[patch] + row * size[patch]
-    return _Pieces(s2.parent(s2_curve.encode(face[patch], i, j), levels[patch]), masses, areas)
+    return Pieces(s2.parent(s2_curve.encode(face[patch], i, j), levels[patch]), masses, areas)
 
 
 def _errors(values: patches.Block, depth: int) -> FloatArray:
@@ -271,11 +318,11 @@ def _operators(depth: int) -> tuple[FloatArray, FloatArray, FloatArray]:
 
     The differences are the mean derivatives times the part's length, and times its square.
     """
-    _, coefficients = patches.rule()
+    _, coefficients = rule()
     edges = np.linspace(-1.0, 1.0, (1 << depth) + 1)
     width = edges[1] - edges[0]
     legendre = np.polynomial.legendre
-    basis = np.eye(patches.NODES)
+    basis = np.eye(NODES)
     integral = np.array([legendre.legval(edges, legendre.legint(row)) for row in basis])
     value = np.array([legendre.legval(edges, row) for row in basis])
     slope = np.array([legendre.legval(edges, legendre.legder(row)) for row in basis])
@@ -283,11 +330,11 @@ def _operators(depth: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     return mean / width, first, second * width
 
 
-def _without_mass(cells: IdArray) -> _Pieces:
-    return _Pieces(cells, np.zeros(cells.size), s2.area_sr(cells))
+def _without_mass(cells: IdArray) -> Pieces:
+    return Pieces(cells, np.zeros(cells.size), s2.area_sr(cells))
 
 
-def _spread(pieces: Sequence[_Pieces], error: float, max_mass_error: float) -> Tessellation:
+def _spread(pieces: Sequence[Pieces], error: float, max_mass_error: float) -> Tessellation:
     """Join the cells, and spread the mass that was dropped or cut evenly over the sphere."""
     ids, masses, areas = (np.concatenate(part) for part in zip(*pieces, strict=True))
     order = np.argsort(ids)

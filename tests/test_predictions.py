@@ -14,8 +14,8 @@ import geo_mvmf
 from geo_mvmf.errors import BadInputError, OutputError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.inputs.tables import read_image_table
-from geo_mvmf.predictions import mixture_of_components
 from geo_mvmf.sphere import to_directions
+from geo_mvmf.stored_mixtures import mixture_of_components
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def _outputs(out: Path, levels: str | None) -> Outputs:
 )
 @click.option("--estimator", type=click.Choice(["component", "mode"]), default="component", show_default=True)
 @click.option("--levels", default=None, help="Also write credible regions, such as 0.5,0.9 (folders: always).")
-@click.option("--claims", type=click.Choice(["none", "columns", "exif"]), default="none", show_default=True)
+@click.option("--claims", type=click.Choice(["none", "columns", "exif", "raster"]), default="none", show_default=True)
 @click.option("--root", type=click.Path(path_type=Path), help="Folder that relative paths begin in.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)

@@ -229,7 +229,9 @@ def read_image(
     return pixels if spec.channels == 3 else _grey(pixels)
 
 
-def claimed_position(path: ImagePath, spec: ImageSpec) -> tuple[float, float] | None:
+def claimed_position(
+    path: ImagePath, spec: ImageSpec, *, inside: Iterable[ImagePath] = ()
+) -> tuple[float, float] | None:
     """Tell where a georeferenced raster says that it lies; judged after predicting, never an input.
 
     Parameters
@@ -237,6 +239,8 @@ def claimed_position(path: ImagePath, spec: ImageSpec) -> tuple[float, float] | 
     path : path
     spec : ImageSpec
         Only models of satellite chips take georeferenced rasters.
+    inside : iterable of path
+        As `read_image`.
 
     Returns
     -------
@@ -251,7 +255,7 @@ def claimed_position(path: ImagePath, spec: ImageSpec) -> tuple[float, float] | 
     if spec.ground_km is None:
         return None
     try:
-        if not is_georeferenced(path):
+        if not is_georeferenced(path, inside=inside):
             return None
         with scenes.open_scene(Path(path)) as scene:
             return scene.centre

@@ -172,6 +172,8 @@ def _to_crs84(geometry: BaseGeometry | None, crs: pyproj.CRS, where: str) -> Bas
     if geometry is None or geometry.is_empty:
         return shapely.Polygon()
     flat = _polygonal(shapely.make_valid(shapely.force_2d(geometry)))
+    if flat.is_empty:  # a polygon without any width
+        return shapely.Polygon()
     longest = _LONGEST_EDGE_DEGREES
     if not crs.is_geographic:
         longest *= _METRES_PER_DEGREE / _metres_per_unit(crs)

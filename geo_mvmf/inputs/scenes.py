@@ -34,6 +34,7 @@ _MOST_GROUND_KM = 20_000.0  # the projection of a chip must not fold over the an
 _MOST_SAMPLES_AT_ONCE = 1 << 18
 _SAMPLE_WINDOW = 256  # raster cells a side
 _SAMPLE_WINDOWS = 48
+_MOST_WHOLE_CELLS = 40_000_000  # 320 MB; the Earth in 0.05 degrees has 26 million
 
 
 def open_scene(source: Source, *, bounds: Bounds | None = None, crs: str | pyproj.CRS | None = None) -> Scene:
@@ -256,6 +257,30 @@ class Scene:
             strips.append(self._sample(numbers, *points, footprint))
         pixels = np.concatenate([strip[0] for strip in strips])  # (size, size, B)
         return self._to_own_type(pixels.transpose(2, 0, 1)), np.concatenate([strip[1] for strip in strips])
+
+    def only_band(self) -> FloatArray:
+        """Read a raster of one band whole, as a prior or a mask is read.
+
+        Returns
+        -------
+        ndarray of float64, shape (height, width)
+            NaN where there is no data.
+
+        Raises
+        ------
+        BadInputError
+            If it has several bands, is too large for memory, or the file is damaged.
+        """
+        if len(self.colour_bands) != 1:
+            raise BadInputError(f"{self.paths[0]}: has {len(self.colour_bands)} bands; a prior or a mask has one")
+        if self.height * self.width > _MOST_WHOLE_CELLS:
+            raise BadInputError(
+                f"{self.paths[0]}: {self.height} x {self.width} raster cells are more than the {_MOST_WHOLE_CELLS:.0g}"
+                " that are read at once; cut out the region, or resample to larger cells"
+            )
+        pixels, valid = self._reader.window(self.colour_bands, 0, 0, self.height, self.width)
+        values = pixels[..., 0].astype(np.float64)
+        return values if valid is None else np.where(valid, values, np.nan)
 
     def check_bands(self, bands: Sequence[int] | None) -> tuple[int, ...]:
         """Give the bands to read.

@@ -44,7 +44,7 @@ STATUSES = (
 
 _OWN_COLUMNS = ("image_id", "path", "longitude", "latitude", "weight", "status", "message", "geometry")
 _CLAIMS = ("claimed_longitude", "claimed_latitude")
-_CLAIM_SOURCES = ("none", "columns", "exif")
+_CLAIM_SOURCES = ("none", "columns", "exif", "raster")
 _NEAR_ZERO_DEGREES = 0.002  # metres labelled as degrees, and "no position" written as 0, fall within 200 m of (0, 0)
 _EXIF_THREADS = 4
 
@@ -76,9 +76,10 @@ def read_image_table(
         "EPSG:n" or "OGC:CRS84" where the source does not state it (x and y columns, a GeoPackage without SRS).
     exif : bool
         Take the coordinates of rows without any from their EXIF (for training).
-    claimed_from : {"none", "columns", "exif"}
+    claimed_from : {"none", "columns", "exif", "raster"}
         Where a position to be judged after predicting comes from: "columns" moves the coordinates of the table to
-        claimed_longitude and claimed_latitude, "exif" fills those from EXIF.
+        claimed_longitude and claimed_latitude, "exif" fills those from EXIF; "raster" leaves them to the prediction,
+        which takes the middle of each georeferenced raster.
     permitted_roots : iterable of path
         Further folders that absolute paths and symbolic links may lead into.
     recursive : bool
@@ -90,7 +91,7 @@ def read_image_table(
         RangeIndex in the order of the source, OGC:CRS84. Columns image_id, path (posix, relative to the root when
         inside), longitude, latitude (degrees, NaN for none), weight (1.0 by default), status, message, the claim
         where asked for, then all other columns of the source (one whose name is taken gets ``in_`` in front), and
-        geometry (Point or None). ``attrs`` holds root, source and permitted_roots.
+        geometry (Point or None). ``attrs`` holds root, source, permitted_roots and claimed_from.
 
     Raises
     ------
@@ -119,10 +120,14 @@ def read_image_table(
     _mark(status, message, weight_problems, "ok", raw.name)
     table["status"], table["message"] = _texts(status), _texts(message)
     _add_exif(table, raw.resolver, exif=exif, claim=claimed_from == "exif")
+    if claimed_from == "raster":
+        table[list(_CLAIMS)] = np.nan
     if claims:
         table[_CLAIMS[0]], table[_CLAIMS[1]] = table["longitude"], table["latitude"]
         table["longitude"], table["latitude"] = np.nan, np.nan
-    return _assembled(table, raw)
+    result = _assembled(table, raw)
+    result.attrs["claimed_from"] = claimed_from
+    return result
 
 
 def read_truth(source: str | os.PathLike[str] | pd.DataFrame, *, layer: str | None = None) -> pd.DataFrame:

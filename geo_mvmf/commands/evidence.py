@@ -1,0 +1,71 @@
+"""The command that adds evidence to predictions, without torch: fuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from geo_mvmf.commands import options
+from geo_mvmf.terminal import Reporter
+
+
+@click.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Predictions file, .nc, one row per place.")
+@click.option(
+    "--by",
+    default="all",
+    show_default=True,
+    help="Column whose equal values are one place; image_id: every image for itself; all: all are of one place.",
+)
+@click.option(
+    "--area", type=click.Path(path_type=Path), help="Only there: polygons in any CRS, or a raster mask (.tif)."
+)
+@click.option("--prior", type=click.Path(path_type=Path), help="Raster of a density per area, in any CRS.")
+@click.option(
+    "--prior-mode",
+    type=click.Choice(["replace", "multiply"]),
+    default="replace",
+    show_default=True,
+    help="Whether it takes the place of the training prior, or multiplies it.",
+)
+@click.option("--independence", default=1.0, show_default=True, help="Of the images, 0..1; 0: copies, worth one image.")
+@click.option(
+    "--max-mass-error", default=0.005, show_default=True, help="Of any region's probability; a half costs 4 times."
+)
+@click.option("--overwrite", is_flag=True)
+@click.pass_obj
+def fuse(
+    report: Reporter,
+    *,
+    predictions: Path,
+    out: Path,
+    by: str,
+    area: Path | None,
+    prior: Path | None,
+    prior_mode: str,
+    independence: float,
+    max_mass_error: float,
+    overwrite: bool,
+) -> None:
+    """Fuse images known to be of one place; restrict them to an area; give them another prior.
+
+    The training prior is counted once, however many images there are. The result is a predictions file: density,
+    regions and evaluate take it as they take any other.
+    """
+    from geo_mvmf import fusing
+    from geo_mvmf.predictions import open_predictions
+
+    options.check_suffix(out, (".nc",))
+    options.check_new(out, overwrite=overwrite)
+    wanted = fusing.Options(by, area, prior, prior_mode, independence, max_mass_error)
+    store = report.run(fusing.fuse_job(open_predictions(predictions).store, out, wanted, overwrite=overwrite))
+    click.echo(f"status: {options.counts(store.rows['status'])}")
+    good = store.rows[store.rows["status"] == "ok"]
+    click.echo(
+        f"information: {good['information_bits'].median():.1f} bits, {good['gained_bits'].median():+.1f} against the"
+        f" most informative image; 90 % region: {good['area_90_km2'].median():.4g} km2,"
+        f" {good['saved_area_90_km2'].median():.4g} km2 saved (medians of {len(good)})"
+    )
+    click.echo(f"wrote {out}")
