@@ -145,8 +145,8 @@ def at_truth(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latitu
 def _summary(nodes: Nodes, estimate: FloatArray) -> dict[str, float]:
     mass, density = nodes.mass, nodes.density
     area = quantiles.sums_above(density, mass, mass / density, (0.5, 0.9))
-    gap = nodes.direction - estimate.astype(nodes.direction.dtype)  # of single precision: right to half a metre
-    chord = np.sqrt(np.einsum("ij,ij->i", gap, gap, dtype=np.float32, casting="same_kind"))
+    gap = [(mine - its).astype(np.float32, copy=False) for mine, its in zip(nodes.direction, estimate, strict=True)]
+    chord = np.sqrt(gap[0] * gap[0] + gap[1] * gap[1] + gap[2] * gap[2])
     distance = 2.0 * sphere.EARTH_RADIUS_KM * np.arcsin(np.minimum(chord / 2.0, 1.0))
     entropy = -float(np.dot(mass, np.log(density)))
     return {
@@ -227,8 +227,9 @@ def _all_nodes(mixture: VmfMixture | CellMixture) -> Iterator[Nodes]:
 
 def _mattering(weights: FloatArray) -> IntArray:
     """Components that hold all but `_TAIL` of the weight."""
+    weights = weights.astype(np.float32)  # which sorts in half the time
     ordered = np.sort(weights)
-    cut = int(np.searchsorted(np.cumsum(ordered), _TAIL, side="right"))
+    cut = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), _TAIL, side="right"))
     return np.flatnonzero(weights >= ordered[min(cut, weights.size - 1)])
 
 
@@ -273,7 +274,7 @@ class _Operator:
         mass = (self.share * weights).ravel()  # (J * C,)
         floor = np.finfo(np.float32).tiny
         return Nodes(
-            self.direction[: mass.size],
+            self.direction[: mass.size].T,
             np.maximum(density[: mass.size], floor),
             mass / mass.sum(),
             float(density.max()),
@@ -328,4 +329,4 @@ def _cell_nodes(cell_ids: npt.NDArray[np.uint64], probabilities: FloatArray) -> 
     while cell_ids.size * 4 <= _CELL_POINTS and s2.level(cell_ids).max() < s2.MAX_LEVEL:
         cell_ids, density = s2.children(cell_ids).ravel(), np.repeat(density, 4)
     mass = density * s2.area_sr(cell_ids)
-    return Nodes(s2.centre(cell_ids), density, mass / mass.sum(), float(density.max()), heaviest)
+    return Nodes(s2.centre(cell_ids).T, density, mass / mass.sum(), float(density.max()), heaviest)

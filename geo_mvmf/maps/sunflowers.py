@@ -22,8 +22,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Singles = npt.NDArray[np.float32]
 
-_SEVERAL, _MANY = 6, 32  # nodes of a component that is not light, and of a heavy one
-_HEAVIER = (1.0 / 8192.0, 1.0 / 256.0)  # mixing weights from which a component has several nodes, and many
+_SEVERAL, _MANY = 4, 32  # nodes of a component that is not light, and of a heavy one
+_HEAVIER = (1.0 / 4096.0, 1.0 / 128.0)  # mixing weights from which a component has several nodes, and many
 _HELD = 0.9999  # of a component's mass lies where its nodes may be
 _REACH = 10.0  # nats below its peak at which a component is no longer felt
 _FAINT = 1e-6  # of a heavy component's peak: what adds less than this at its own peak is left out
@@ -39,8 +39,8 @@ class Nodes:
 
     Parameters
     ----------
-    direction : ndarray of float64 or float32, shape (n, 3)
-        Unit vectors.
+    direction : ndarray of float64 or float32, shape (3, n)
+        Unit vectors, each coordinate in one piece.
     density : ndarray of float64 or float32, shape (n,)
         Per steradian, positive.
     mass : ndarray of float64, shape (n,)
@@ -70,12 +70,12 @@ class Sunflowers:
         Natural logarithms of kappa.
     densest : ndarray of float64, shape (C,)
         Density of each component at its mean direction, per steradian.
-    direction : ndarray of float32, shape (7 C, 3)
-        One node of each component, then six of each; rounded to half a metre.
+    direction : ndarray of float32, shape (3, 5 C)
+        One node of each component, then four of each; rounded to half a metre.
     single : csr_array of float32, shape (2 C, C)
         Density of each component at the one node of each, and at its mean direction.
-    several : csr_array of float32, shape (6 C, C)
-        Density of each component at the six nodes of each.
+    several : csr_array of float32, shape (4 C, C)
+        Density of each component at the four nodes of each.
     starts, felt : ndarray of int64 (C + 1,) and of int32 (P,)
         Where component i has its nodes, components felt[starts[i]:starts[i + 1]] may be felt.
 
@@ -84,7 +84,7 @@ class Sunflowers:
     >>> flowers = Sunflowers.of(np.eye(3), np.full(3, 9.0))
     >>> nodes = next(flowers.nodes(np.array([[0.5, 0.3, 0.2]]), [np.arange(3)]))
     >>> nodes.direction.shape, round(float(nodes.mass.sum()), 6)
-    ((96, 3), 1.0)
+    ((3, 96), 1.0)
     """
 
     mean_directions: FloatArray
@@ -110,15 +110,15 @@ class Sunflowers:
         See `Sunflowers`.
         """
         starts, felt = _felt(mean_directions, log_concentrations)
-        one, six = (_flowers(mean_directions, log_concentrations, number) for number in (1, _SEVERAL))
+        one, four = (_flowers(mean_directions, log_concentrations, number) for number in (1, _SEVERAL))
         owner = np.repeat(np.arange(len(mean_directions)), np.diff(starts))
 
         def densities(points: Sequence[FloatArray]) -> sparse.csr_array:
             blocks = [_block(each, mean_directions, log_concentrations, starts, felt, owner) for each in points]
             return sparse.csr_array(sparse.vstack(blocks, format="csr"))
 
-        direction = np.concatenate([one.reshape(-1, 3), six.reshape(-1, 3)]).astype(np.float32)
-        single, several = densities([one[0], mean_directions]), densities(list(six))
+        direction = np.concatenate([_coordinates(one), _coordinates(four)], axis=1)
+        single, several = densities([one[0], mean_directions]), densities(list(four))
         densest = np.exp(vmf.log_normaliser(log_concentrations))
         return cls(mean_directions, log_concentrations, densest, direction, single, several, starts, felt)
 
@@ -146,14 +146,14 @@ class Sunflowers:
             yield self._of_image(weights[i], components, density[:, i], float(peak[i]))
 
     def _of_image(self, weights: FloatArray, chosen: IntArray, single: Singles, peak: float) -> Nodes:
-        rank = np.searchsorted(_HEAVIER, weights[chosen], side="right")
-        light = chosen[rank == 0]
+        own = weights[chosen]
+        light = chosen[own < _HEAVIER[0]]
         parts = [
-            (self.direction[light], single[light], weights[light]),
-            self._of_several(weights, chosen[rank == 1]),
-            *self._of_many(weights, chosen[rank == 2]),
+            (self.direction.take(light, axis=1), single[light], weights[light]),
+            self._of_several(weights, chosen[(own >= _HEAVIER[0]) & (own < _HEAVIER[1])]),
+            *self._of_many(weights, chosen[own >= _HEAVIER[1]]),
         ]
-        direction, density, mass = (np.concatenate(each) for each in zip(*parts, strict=True))
+        direction, density, mass = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
         density = np.maximum(density, np.finfo(np.float32).tiny)
         return Nodes(direction, density, mass / mass.sum(), max(peak, float(density.max())), float(weights.max()))
 
@@ -161,7 +161,7 @@ class Sunflowers:
         size = weights.size
         rows = (size * np.arange(_SEVERAL)[:, None] + chosen).ravel()
         density = self.several[rows] @ weights.astype(np.float32)
-        return self.direction[size + rows], density, np.tile(weights[chosen] / _SEVERAL, _SEVERAL)
+        return self.direction.take(size + rows, axis=1), density, np.tile(weights[chosen] / _SEVERAL, _SEVERAL)
 
     def _of_many(self, weights: FloatArray, chosen: IntArray) -> Iterator[tuple[Singles, Singles, FloatArray]]:
         """Nodes of heavy components, their densities summed over what is felt there, a few components at a time."""
@@ -171,7 +171,7 @@ class Sunflowers:
                 points = _flowers(self.mean_directions[some], self.log_concentrations[some], _MANY, shifted=False)
                 density = self._density(weights, some, points)  # (32, some)
                 mass = np.tile(weights[some] / _MANY, _MANY)
-                yield points.reshape(-1, 3).astype(np.float32), density.ravel().astype(np.float32), mass
+                yield _coordinates(points), density.ravel().astype(np.float32), mass
 
     def _density(self, weights: FloatArray, chosen: IntArray, points: FloatArray) -> FloatArray:
         """Densities, (J, H), at points of heavy components, (J, H, 3)."""
@@ -201,6 +201,11 @@ def _flowers(mu: FloatArray, log_kappa: FloatArray, number: int, *, shifted: boo
     basis = sphere.tangent_basis(mu)  # (C, 2, 3)
     sideways = np.cos(turn)[..., None] * basis[:, 0] + np.sin(turn)[..., None] * basis[:, 1]
     return np.asarray(np.cos(radius)[..., None] * mu + np.sin(radius)[..., None] * sideways)
+
+
+def _coordinates(points: FloatArray) -> Singles:
+    """Points (..., 3) in single precision as three rows, (3, n)."""
+    return np.ascontiguousarray(points.reshape(-1, 3).T, dtype=np.float32)
 
 
 def _felt(mu: FloatArray, log_kappa: FloatArray) -> tuple[IntArray, npt.NDArray[np.int32]]:

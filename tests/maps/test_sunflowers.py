@@ -59,7 +59,7 @@ def test_densities_at_the_nodes_are_those_of_the_mixture():
     mixture = overlapping(900, 2.5)
     found = nodes_of(mixture)
     some = np.random.default_rng(1).choice(found.mass.size, 600, replace=False)
-    direction = found.direction[some].astype(np.float64)
+    direction = found.direction[:, some].T.astype(np.float64)
     expected = mixture.log_density(direction / np.linalg.norm(direction, axis=1, keepdims=True))[0]
     # what is not felt any more is 10 nats below a peak, which only nodes of hardly any mass notice
     assert np.average(np.abs(np.log(found.density[some]) - expected), weights=found.mass[some]) < 2e-4
@@ -67,7 +67,7 @@ def test_densities_at_the_nodes_are_those_of_the_mixture():
     assert found.mass.sum() == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("weight", "nodes"), [(1.0 / 9000.0, 1), (1.0 / 8000.0, 6), (1.0 / 200.0, 32)])
+@pytest.mark.parametrize(("weight", "nodes"), [(1.0 / 5000.0, 1), (1.0 / 4000.0, 4), (1.0 / 120.0, 32)])
 def test_the_heavier_a_component_the_more_nodes_it_has(weight, nodes):
     weights = np.array([[1.0 - 5.0 * weight, *[weight] * 5]])
     flowers = Sunflowers.of(sphere.random_directions(6, np.random.default_rng(0)), np.full(6, 9.0))
@@ -78,7 +78,7 @@ def test_the_heavier_a_component_the_more_nodes_it_has(weight, nodes):
     assert only.mass.tolist() == pytest.approx([1.0 / nodes] * nodes)
 
 
-@pytest.mark.parametrize("number", [1, 6])
+@pytest.mark.parametrize("number", [1, 4])
 def test_nodes_of_many_components_are_a_sample_without_bias(number):
     """The height above the mean direction is exponential with mean 1 / kappa, the turn about it uniform."""
     c, log_kappa = 2000, 10.0
