@@ -163,7 +163,7 @@ def write_head(file: Any, components: Components, images: int, entries: int, *, 
     images, entries : int
         Number of images and of stored weights.
     compressed : bool
-        Whether components and weights are deflated.
+        Whether components, and which of them the weights belong to, are deflated.
 
     Examples
     --------
@@ -185,7 +185,8 @@ def write_head(file: Any, components: Components, images: int, entries: int, *, 
         dimensions = ("component", "xyz") if values.ndim == 2 else ("component",)
         netcdf.add_array(file, name, dimensions, values, compressed=compressed)
     netcdf.add_array(file, "entry_component", ("entry",), dtype=np.uint32, compressed=compressed)
-    netcdf.add_array(file, "entry_log_weight", ("entry",), dtype=np.float32, compressed=compressed)
+    # digits of weights are noise: to deflate them takes longer than all else here, and saves a seventh of their bytes
+    netcdf.add_array(file, "entry_log_weight", ("entry",), dtype=np.float32, compressed=False)
     netcdf.add_array(file, "image_offset", ("image_bound",), dtype=np.int64)
     netcdf.add_array(file, "residual", ("image",), dtype=np.float64)
     file["image_offset"][0:1] = np.zeros(1, dtype=np.int64)
