@@ -23,13 +23,14 @@ import record
 import torch
 from PIL import Image
 
-from geo_mvmf import predict, read_image_table
+from geo_mvmf import predict, prediction_parts, read_image_table
 from geo_mvmf.files import stores
 from geo_mvmf.inputs import images, tables
 from geo_mvmf.model import bundle_format, heads, partition
 from geo_mvmf.model.backbones import build_backbone
 from geo_mvmf.model.bundle import Bundle
 
+WORKERS = 2  # threads that read images, with and without `predict`
 HEAVY = 300  # components of a peaked image
 FLAT = 0.95  # share of the components that a flat image needs
 
@@ -124,10 +125,12 @@ def _scaled(bundle: Bundle, table: pd.DataFrame, kind: str) -> Bundle:
 
 
 def _bare(bundle: Bundle, paths: list[Path], batch_size: int) -> None:
-    """Decode with our own reader and run the backbone, and nothing else."""
+    """Decode with our own reader, as far ahead as `predict` does, and run the backbone, and nothing else."""
     batch = []
+    ahead = batch_size + prediction_parts.AHEAD * WORKERS
     with torch.inference_mode():
-        for i, pixels in enumerate(images.read_images(paths, bundle.spec), start=1):
+        stream = images.read_images(paths, bundle.spec, workers=WORKERS, ahead=ahead)
+        for i, pixels in enumerate(stream, start=1):
             batch.append(pixels)
             if len(batch) == batch_size or i == len(paths):
                 bundle.backbone(torch.from_numpy(np.stack(batch)))
@@ -140,7 +143,8 @@ def _measure(
     paths = tables.absolute_paths(table)
 
     def predicted(kind: str) -> None:
-        predict(bundles[kind], table, out=folder / f"{kind}.nc", batch_size=options.batch_size, overwrite=True)
+        out = folder / f"{kind}.nc"
+        predict(bundles[kind], table, out=out, batch_size=options.batch_size, workers=WORKERS, overwrite=True)
 
     works = {"bare": lambda: _bare(bundles["flat"], paths, options.batch_size)}
     works |= {kind: (lambda kind=kind: predicted(kind)) for kind in bundles}

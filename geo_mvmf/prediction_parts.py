@@ -32,7 +32,8 @@ Pixels = npt.NDArray[np.uint8]
 Image = Pixels | ImageError
 _Piece = tuple[IntArray, stores.Pruned]  # numbers of some images within their part, and their mixing weights
 
-_AHEAD = 4  # images read ahead per thread, beyond the next batch
+AHEAD = 4
+"""Images read ahead per thread, beyond the next batch."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -98,7 +99,7 @@ class Predictor:
         rows, paths = row_contract.empty_rows(frame, has_truth=self._has_truth), tables.absolute_paths(frame)
         usable = np.flatnonzero(rows["status"] == "ok")
         pieces: list[_Piece] = []
-        ahead = self.batch_size + _AHEAD * self.workers  # the next batch is read while one is in the network
+        ahead = self.batch_size + AHEAD * self.workers  # the next batch is read while one is in the network
         chosen = [paths[i] for i in usable]
         stream = images.read_images(chosen, self.bundle.spec, workers=self.workers, ahead=ahead, inside=self._inside)
         with contextlib.closing(stream), ThreadPoolExecutor(max(1, self.workers)) as threads:
