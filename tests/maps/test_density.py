@@ -9,30 +9,15 @@ import xarray as xr
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.errors import BadInputError
-from geo_mvmf.maps import density, lattice, runs
+from geo_mvmf.maps import density, lattice, runs, stacks
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.charts import charts_of
 from geo_mvmf.maps.geographic import GeographicRaster
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
-EDGES_OF_THE_EARTH = sphere.to_directions(
-    [0.0, 77.0, 180.0, -180.0, 179.9999, -179.95, 10.0, 20.0, 0.0, 120.0],
-    [90.0, -90.0, 0.0, 50.0, -30.0, 89.97, 89.5, -89.99, 0.0, 60.0],
-)
 MERCATOR = 20037508.342789244
 CYLINDER = (17367530.4451615, 7342230.1364987)  # half width and height of EPSG:6933 down to the poles
-
-
-def mixture_of(directions, log_concentrations, seed=0):
-    directions = np.atleast_2d(directions)
-    weights = np.random.default_rng(seed).dirichlet(np.ones(len(directions)))
-    kappas = np.broadcast_to(np.asarray(log_concentrations, float), len(directions))
-    return VmfMixture(directions, kappas, np.log(weights)[None])
-
-
-def mass_of(raster):
-    return float((raster * raster.cell_area_km2).sum())
 
 
 def by_brute_force(mixture, grid, cells, splits):
@@ -63,7 +48,9 @@ class TestLocalMass:
             (3832, (1.3e6, -2e6, 5.3e6, 2e6), 5e4, (180.0, 0.0)),  # Mercator about 150 E: 180 lies at 3.3e6
         ],
     )
-    def test_one_where_a_local_grid_holds_it_all(self, crs, bounds, resolution, place, log_concentration):
+    def test_one_where_a_local_grid_holds_it_all(
+        self, mass_of, mixture_of, crs, bounds, resolution, place, log_concentration
+    ):
         grid = Grid.from_bounds(*bounds, resolution, crs=crs)
         directions = sphere.to_directions(*place)
         mixture = mixture_of(directions, log_concentration)
@@ -92,7 +79,7 @@ class TestValues:
         ],
         ids=["across 180", "pole", "upside down", "rotated", "polar", "utm"],
     )
-    def test_against_brute_force(self, grid, log_concentration):
+    def test_against_brute_force(self, mixture_of, grid, log_concentration):
         generator = np.random.default_rng(3)
         longitude, latitude = (part.ravel() for part in grid.longitude_latitude())
         chosen = generator.choice(longitude.size, 6)
@@ -104,21 +91,21 @@ class TestValues:
         expected = by_brute_force(mixture, grid, cells, 200)
         assert found[cells] == pytest.approx(expected, rel=1e-3, abs=3e-5 * expected.max())
 
-    def test_rows_and_lattice_agree(self):
+    def test_rows_and_lattice_agree(self, edges_of_the_earth):
         """Two ways to the same numbers: runs of raster cells, and nodes of a lattice."""
         grid = Grid.globe(2.0)
-        everything = np.arange(len(EDGES_OF_THE_EARTH))
+        everything = np.arange(len(edges_of_the_earth))
         kappas = np.full(everything.size, 5.5)
         weights = np.full(everything.size, 1.0 / everything.size)
-        by_rows = runs.make_runs(EDGES_OF_THE_EARTH, kappas, everything, grid).apply(weights).reshape(grid.shape)
+        by_rows = runs.make_runs(edges_of_the_earth, kappas, everything, grid).apply(weights).reshape(grid.shape)
         nodes = lattice.covering(int(lattice.divisions_for(kappas)[0]), -math.pi / 2, math.pi / 2, -math.pi, math.pi)
-        samples = lattice.sample_components(EDGES_OF_THE_EARTH, kappas, everything, nodes)
+        samples = lattice.sample_components(edges_of_the_earth, kappas, everything, nodes)
         field = samples.apply(weights).reshape(nodes.rows, nodes.columns)
         by_lattice = lattice.steps_to_grid(nodes, grid).apply(field)
         assert np.abs(by_rows - by_lattice).sum() < 2e-5
 
-    def test_a_local_grid_is_a_cut_out_of_the_globe(self):
-        mixture = mixture_of(EDGES_OF_THE_EARTH, np.linspace(1.0, 18.0, 10))
+    def test_a_local_grid_is_a_cut_out_of_the_globe(self, edges_of_the_earth, mixture_of):
+        mixture = mixture_of(edges_of_the_earth, np.linspace(1.0, 18.0, 10))
         globe = Grid.globe(1.0)
         whole = density.density_raster(mixture, globe)
         for rows, columns in ((slice(0, 30), slice(350, 360)), (slice(60, 120), slice(0, 7))):
@@ -126,13 +113,13 @@ class TestValues:
             expected = whole[:, rows, columns].to_numpy()
             assert part.to_numpy() == pytest.approx(expected, rel=1e-5, abs=1e-8 * float(whole.max()))
 
-    def test_longitudes_from_0_to_360_are_the_same_map(self):
-        mixture = mixture_of(EDGES_OF_THE_EARTH, 7.0)
+    def test_longitudes_from_0_to_360_are_the_same_map(self, edges_of_the_earth, mixture_of):
+        mixture = mixture_of(edges_of_the_earth, 7.0)
         a = density.density_raster(mixture, Grid.globe(2.0))[0].to_numpy()
         b = density.density_raster(mixture, Grid.from_bounds(0.0, -90.0, 360.0, 90.0, 2.0))[0].to_numpy()
         assert np.roll(a, 90, axis=1) == pytest.approx(b, rel=1e-6, abs=1e-9)
 
-    def test_mass_inside_a_local_grid_agrees_with_samples(self):
+    def test_mass_inside_a_local_grid_agrees_with_samples(self, mixture_of):
         generator = np.random.default_rng(11)
         directions = sphere.to_directions(generator.uniform(0, 10, 8), generator.uniform(40, 50, 8))
         mixture = mixture_of(directions, generator.uniform(5.0, 9.0, 8))
@@ -142,10 +129,10 @@ class TestValues:
         error = math.sqrt(inside * (1.0 - inside) / 200_000)
         assert float(raster.probability_sum[0]) == pytest.approx(inside, abs=4.0 * error)
 
-    def test_reuse_gives_each_image_its_own_weights(self):
+    def test_reuse_gives_each_image_its_own_weights(self, edges_of_the_earth):
         grid = Grid.globe(3.0)
         kappas = np.linspace(2.0, 16.0, 10)
-        rasteriser = density.Rasteriser(EDGES_OF_THE_EARTH, kappas, grid)
+        rasteriser = density.Rasteriser(edges_of_the_earth, kappas, grid)
         parts = [rasteriser.probabilities(np.eye(10)[i]) for i in range(10)]
         weights = np.random.default_rng(0).dirichlet(np.ones(10))
         together = rasteriser.probabilities(weights)
@@ -200,12 +187,12 @@ class TestAreas:
             expected = by_brute_force(uniform, grid, cells, 40) * sphere.EARTH_AREA_KM2
             assert density.cell_area_km2(grid).ravel()[cells] == pytest.approx(expected, rel=1e-4)
 
-    def test_outside_the_domain_is_nan_and_what_is_inside_counts(self):
+    def test_outside_the_domain_is_nan_and_what_is_inside_counts(self, edges_of_the_earth, mass_of, mixture_of):
         grid = Grid.from_bounds(-18.1e6, -9.1e6, 18.1e6, 9.1e6, 1e6, crs="ESRI:54009")
         areas = density.cell_area_km2(grid)
         assert np.isnan(areas[0, 0])
         assert np.nansum(areas) == pytest.approx(sphere.EARTH_AREA_KM2, rel=3e-6)
-        raster = density.density_raster(mixture_of(EDGES_OF_THE_EARTH, 3.0), grid)
+        raster = density.density_raster(mixture_of(edges_of_the_earth, 3.0), grid)
         assert np.array_equal(np.isnan(raster[0]), np.isnan(areas))
         assert mass_of(raster) == pytest.approx(1.0, abs=3e-6)
 
@@ -215,8 +202,8 @@ class TestAreas:
 
 
 class TestDataArray:
-    def test_dimensions_attributes_and_coordinates(self):
-        mixture = mixture_of(EDGES_OF_THE_EARTH, 9.0)
+    def test_dimensions_attributes_and_coordinates(self, edges_of_the_earth, mixture_of):
+        mixture = mixture_of(edges_of_the_earth, 9.0)
         raster = density.density_raster(mixture, Grid.globe(10.0), image_ids=["IMG_1.jpg"])
         assert raster.name == "density_per_km2"
         assert raster.dims == ("image", "latitude", "longitude")
@@ -228,43 +215,43 @@ class TestDataArray:
         assert "crs_wkt" in raster.spatial_ref.attrs
         assert Grid.like(raster) == Grid.globe(10.0)
 
-    def test_projected_dimensions_and_back_to_the_grid(self):
+    def test_projected_dimensions_and_back_to_the_grid(self, edges_of_the_earth, mixture_of):
         grid = Grid.from_bounds(-5e5, -5e5, 5e5, 5e5, 1e5, crs=3995)
-        raster = density.density_raster(mixture_of(EDGES_OF_THE_EARTH[:1], 9.0), grid)
+        raster = density.density_raster(mixture_of(edges_of_the_earth[:1], 9.0), grid)
         assert raster.dims == ("image", "y", "x")
         assert raster.y.attrs["standard_name"] == "projection_y_coordinate"
         assert Grid.like(raster) == grid
         rotated = Grid((5, 5), (1e4, 1e3, 0, 1e3, -1e4, 0), 3995)
-        assert "x" not in density.density_raster(mixture_of(EDGES_OF_THE_EARTH[:1], 9.0), rotated).coords
+        assert "x" not in density.density_raster(mixture_of(edges_of_the_earth[:1], 9.0), rotated).coords
 
-    def test_the_mean_of_an_album(self):
+    def test_the_mean_of_an_album(self, edges_of_the_earth):
         weights = np.random.default_rng(0).dirichlet(np.ones(10), size=3)
-        album = VmfMixture(EDGES_OF_THE_EARTH, np.linspace(3, 12, 10), np.log(weights))
+        album = VmfMixture(edges_of_the_earth, np.linspace(3, 12, 10), np.log(weights))
         grid = Grid.globe(5.0)
         each = density.density_raster(album, grid)
         mean = density.density_raster(album, grid, combine="mean")
         assert mean.image.to_numpy().tolist() == ["mean"]
         assert mean[0].to_numpy() == pytest.approx(each.mean("image").to_numpy(), rel=1e-5, abs=1e-15)
 
-    def test_refusals(self):
-        mixture = mixture_of(EDGES_OF_THE_EARTH, 9.0)
+    def test_refusals(self, edges_of_the_earth, mixture_of):
+        mixture = mixture_of(edges_of_the_earth, 9.0)
         with pytest.raises(ValueError, match="2 image_ids for 1"):
             density.density_raster(mixture, Grid.globe(30.0), image_ids=["a", "b"])
         with pytest.raises(ValueError, match="'sum'"):
             density.density_raster(mixture, Grid.globe(30.0), combine="sum")
 
-    def test_no_images_have_no_mean_but_an_empty_raster(self):
-        nothing = mixture_of(EDGES_OF_THE_EARTH, 9.0)[:0]
-        for empty in (nothing, mixture_of(EDGES_OF_THE_EARTH[:1], 9.0).to_cells(max_mass_error=0.1)[:0]):
+    def test_no_images_have_no_mean_but_an_empty_raster(self, edges_of_the_earth, mixture_of):
+        nothing = mixture_of(edges_of_the_earth, 9.0)[:0]
+        for empty in (nothing, mixture_of(edges_of_the_earth[:1], 9.0).to_cells(max_mass_error=0.1)[:0]):
             assert density.density_raster(empty, Grid.globe(30.0)).shape == (0, 6, 12)
             with pytest.raises(BadInputError, match="'mean' of 0 images"):
                 density.density_raster(empty, Grid.globe(30.0), combine="mean")
 
-    def test_many_images_are_made_when_asked_for(self, monkeypatch):
+    def test_many_images_are_made_when_asked_for(self, edges_of_the_earth, monkeypatch):
         pytest.importorskip("dask")
-        monkeypatch.setattr(density, "IN_MEMORY_BYTES", 1000)
+        monkeypatch.setattr(stacks, "IN_MEMORY_BYTES", 10_000)
         weights = np.random.default_rng(0).dirichlet(np.ones(10), size=3)
-        album = VmfMixture(EDGES_OF_THE_EARTH, np.linspace(3, 12, 10), np.log(weights))
+        album = VmfMixture(edges_of_the_earth, np.linspace(3, 12, 10), np.log(weights))
         lazy = density.density_raster(album, Grid.globe(10.0))
         assert type(lazy.data).__module__.startswith("dask")
         monkeypatch.undo()
@@ -273,10 +260,10 @@ class TestDataArray:
         level = density.credible_level_raster(lazy)
         assert level.compute().equals(density.credible_level_raster(now))
 
-    def test_components_without_weight_cost_and_give_nothing(self):
+    def test_components_without_weight_cost_and_give_nothing(self, edges_of_the_earth):
         log_weights = np.full((1, 10), -np.inf)
         log_weights[0, 2] = 0.0
-        one = VmfMixture(EDGES_OF_THE_EARTH, np.full(10, 12.0), log_weights)
+        one = VmfMixture(edges_of_the_earth, np.full(10, 12.0), log_weights)
         raster = density.density_raster(one, Grid.globe(1.0))
         row, column = np.unravel_index(int(np.argmax(raster[0].to_numpy())), raster.shape[1:])
         assert abs(raster.latitude[row]) == 0.5
@@ -284,7 +271,7 @@ class TestDataArray:
 
 
 class TestCredibleLevel:
-    def test_closed_form_of_one_component(self):
+    def test_closed_form_of_one_component(self, mixture_of):
         mixture = mixture_of(sphere.to_directions(20.0, 10.0), 6.0)
         grid = Grid.globe(0.25)
         raster = density.density_raster(mixture, grid)
@@ -295,8 +282,8 @@ class TestCredibleLevel:
         assert np.abs(level - expected).max() < 0.012  # a raster cell holds up to 2 per cent
         assert level.max() == pytest.approx(1.0, abs=1e-6)
 
-    def test_equal_densities_have_equal_levels(self):
-        raster = density.density_raster(mixture_of(EDGES_OF_THE_EARTH, 5.0), Grid.globe(15.0))
+    def test_equal_densities_have_equal_levels(self, edges_of_the_earth, mixture_of):
+        raster = density.density_raster(mixture_of(edges_of_the_earth, 5.0), Grid.globe(15.0))
         area = raster.cell_area_km2
         level = density.credible_level_raster(raster.copy(data=xr.full_like(raster, 1.0 / float(area.sum()))))
         assert level.to_numpy() == pytest.approx(1.0)
@@ -304,8 +291,8 @@ class TestCredibleLevel:
         level = density.credible_level_raster(halves.transpose(*raster.dims))
         assert np.unique(level.to_numpy().round(9)).tolist() == [0.75, 1.0]
 
-    def test_the_region_of_a_level_holds_it(self):
-        mixture = mixture_of(EDGES_OF_THE_EARTH, 5.0)
+    def test_the_region_of_a_level_holds_it(self, edges_of_the_earth, mixture_of):
+        mixture = mixture_of(edges_of_the_earth, 5.0)
         raster = density.density_raster(mixture, Grid.globe(1.0))
         level = density.credible_level_raster(raster)
         held = float((raster * raster.cell_area_km2).where(level <= 0.5).sum())
@@ -313,15 +300,15 @@ class TestCredibleLevel:
 
 
 class TestCells:
-    def test_uniform_is_uniform(self):
+    def test_uniform_is_uniform(self, mass_of):
         uniform = CellMixture(s2.face_cells(), np.full(6, 1 / 6), [0, 6])
         raster = density.density_raster(uniform, Grid.globe(5.0))
         assert raster[0].to_numpy() == pytest.approx(1.0 / sphere.EARTH_AREA_KM2, rel=1e-2)
         assert mass_of(raster) == pytest.approx(1.0, abs=1e-9)
 
     @pytest.mark.parametrize("resolution", [30.0, 3.0, 0.5])
-    def test_mass_is_kept_whatever_the_sizes(self, resolution):
-        mixture = mixture_of(EDGES_OF_THE_EARTH, np.linspace(2.0, 16.0, 10))
+    def test_mass_is_kept_whatever_the_sizes(self, edges_of_the_earth, mass_of, mixture_of, resolution):
+        mixture = mixture_of(edges_of_the_earth, np.linspace(2.0, 16.0, 10))
         cells = mixture.to_cells(0.05)
         raster = density.density_raster(cells, Grid.globe(resolution))
         assert mass_of(raster) == pytest.approx(1.0, abs=1e-9)
@@ -340,7 +327,7 @@ class TestCells:
         inside = s2.contains(s2.face_cells()[3], s2.leaf_ids(sphere.to_directions(longitude, latitude)))
         assert alone[~inside].sum() < 0.01
 
-    def test_local_and_projected_grids(self):
+    def test_local_and_projected_grids(self, mass_of):
         cell = s2.cell_ids(sphere.to_directions(10.0, 85.0), 6)
         one = CellMixture([cell], [1.0], [0, 1])
         polar = Grid.from_bounds(-2e6, -2e6, 2e6, 2e6, 2e4, crs=3995)

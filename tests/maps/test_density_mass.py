@@ -10,22 +10,7 @@ from geo_mvmf.maps import density
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.mixture import VmfMixture
 
-EDGES_OF_THE_EARTH = sphere.to_directions(
-    [0.0, 77.0, 180.0, -180.0, 179.9999, -179.95, 10.0, 20.0, 0.0, 120.0],
-    [90.0, -90.0, 0.0, 50.0, -30.0, 89.97, 89.5, -89.99, 0.0, 60.0],
-)
 CYLINDER = (17367530.4451615, 7342230.1364987)  # half width and height of EPSG:6933 down to the poles
-
-
-def mixture_of(directions, log_concentrations, seed=0):
-    directions = np.atleast_2d(directions)
-    weights = np.random.default_rng(seed).dirichlet(np.ones(len(directions)))
-    kappas = np.broadcast_to(np.asarray(log_concentrations, float), len(directions))
-    return VmfMixture(directions, kappas, np.log(weights)[None])
-
-
-def mass_of(raster):
-    return float((raster * raster.cell_area_km2).sum())
 
 
 def by_sampling_the_middles(mixture, grid):
@@ -40,36 +25,36 @@ class TestMass:
 
     @pytest.mark.parametrize("resolution", [1.0, 7.5, 90.0])
     @pytest.mark.parametrize("log_concentration", [20.0, 16.0, 9.0, 4.0, 0.0, -12.0])
-    def test_one_on_a_globe(self, resolution, log_concentration):
-        raster = density.density_raster(mixture_of(EDGES_OF_THE_EARTH, log_concentration), Grid.globe(resolution))
+    def test_one_on_a_globe(self, edges_of_the_earth, mass_of, mixture_of, resolution, log_concentration):
+        raster = density.density_raster(mixture_of(edges_of_the_earth, log_concentration), Grid.globe(resolution))
         assert float(raster.probability_sum[0]) == pytest.approx(1.0, abs=1e-6)
         assert mass_of(raster) == pytest.approx(1.0, abs=1e-6)
         assert float(raster.min()) >= 0.0
 
     @pytest.mark.hard
-    def test_one_on_a_fine_globe_with_mixed_concentrations(self):
+    def test_one_on_a_fine_globe_with_mixed_concentrations(self, edges_of_the_earth, mass_of, mixture_of):
         generator = np.random.default_rng(5)
-        directions = np.concatenate([EDGES_OF_THE_EARTH, sphere.random_directions(150, generator)])
+        directions = np.concatenate([edges_of_the_earth, sphere.random_directions(150, generator)])
         mixture = mixture_of(directions, generator.uniform(0.0, 20.0, len(directions)))
         raster = density.density_raster(mixture, Grid.globe(0.1))
         assert mass_of(raster) == pytest.approx(1.0, abs=1e-6)
 
     @settings(max_examples=10, deadline=None)
     @given(seed=st.integers(0, 10**6), resolution=st.sampled_from([2.0, 5.0, 11.25, 30.0]))
-    def test_one_for_random_mixtures(self, seed, resolution):
+    def test_one_for_random_mixtures(self, edges_of_the_earth, mass_of, mixture_of, seed, resolution):
         generator = np.random.default_rng(seed)
-        directions = np.concatenate([sphere.random_directions(6, generator), EDGES_OF_THE_EARTH[:4]])
+        directions = np.concatenate([sphere.random_directions(6, generator), edges_of_the_earth[:4]])
         mixture = mixture_of(directions, generator.uniform(-3.0, 20.0, 10), seed)
         assert mass_of(density.density_raster(mixture, Grid.globe(resolution))) == pytest.approx(1.0, abs=1e-6)
 
-    def test_the_twin_that_samples_is_caught(self):
-        mixture = mixture_of(EDGES_OF_THE_EARTH, 16.0)
+    def test_the_twin_that_samples_is_caught(self, edges_of_the_earth, mixture_of):
+        mixture = mixture_of(edges_of_the_earth, 16.0)
         grid = Grid.globe(1.0)
         raster = density.density_raster(mixture, grid)[0]
         assert np.abs(raster * raster.cell_area_km2 - by_sampling_the_middles(mixture, grid)).sum() > 0.5
         assert abs(by_sampling_the_middles(mixture, grid).sum() - 1.0) > 0.01
         # and where the twin is right, because the components are wide, it agrees
-        wide, grid = mixture_of(EDGES_OF_THE_EARTH[4:5], 3.0), Grid.globe(1.0)
+        wide, grid = mixture_of(edges_of_the_earth[4:5], 3.0), Grid.globe(1.0)
         raster = density.density_raster(wide, grid)[0]
         twin = by_sampling_the_middles(wide, grid)
         assert np.abs(raster * raster.cell_area_km2 - twin).sum() < 2e-3
@@ -82,9 +67,11 @@ class TestMass:
             (4087, (-20037508.3427892, -10018754.1713946, 20037508.3427892, 10018754.1713946), 2.5e5),
         ],
     )
-    def test_one_on_other_global_grids(self, crs, bounds, resolution, log_concentration):
+    def test_one_on_other_global_grids(
+        self, edges_of_the_earth, mass_of, mixture_of, crs, bounds, resolution, log_concentration
+    ):
         grid = Grid.from_bounds(*bounds, resolution, crs=crs)
-        raster = density.density_raster(mixture_of(EDGES_OF_THE_EARTH[:9], log_concentration), grid)
+        raster = density.density_raster(mixture_of(edges_of_the_earth[:9], log_concentration), grid)
         assert mass_of(raster) == pytest.approx(1.0, abs=1e-5)  # rows that end at a pole are not smooth
 
 
@@ -92,7 +79,7 @@ class TestSharedWork:
     """Acceptance row 19: what the images of one mixture share is made once, however many they are."""
 
     @pytest.mark.parametrize("make", ["GeographicRaster", "ProjectedRaster"])
-    def test_sixty_four_images_prepare_their_grid_once(self, monkeypatch, make):
+    def test_sixty_four_images_prepare_their_grid_once(self, edges_of_the_earth, monkeypatch, make):
         prepared, painted = [], []
 
         class Counted(getattr(density, make)):
@@ -106,7 +93,7 @@ class TestSharedWork:
 
         monkeypatch.setattr(density, make, Counted)
         weights = np.random.default_rng(0).dirichlet(np.ones(10), size=64)
-        album = VmfMixture(EDGES_OF_THE_EARTH, np.linspace(3, 12, 10), np.log(weights))
+        album = VmfMixture(edges_of_the_earth, np.linspace(3, 12, 10), np.log(weights))
         polar = Grid.from_bounds(-5e5, -5e5, 5e5, 5e5, 1e5, crs=3995)
         grid = Grid.globe(30.0) if make == "GeographicRaster" else polar
         together = density.density_raster(album, grid)
