@@ -222,7 +222,7 @@ def _felt(mu: FloatArray, log_kappa: FloatArray) -> tuple[IntArray, npt.NDArray[
             owners.append(owner[kept].astype(np.int32))
             others.append(pairs.component[kept].astype(np.int32))
     owner, other = np.concatenate(owners), np.concatenate(others)
-    order = np.lexsort([other, owner])
+    order = np.lexsort((other, owner))
     starts = np.searchsorted(owner[order], np.arange(len(mu) + 1))
     return starts.astype(np.int64), other[order]
 
