@@ -5,6 +5,7 @@ import pytest
 from scipy import optimize
 
 from geo_mvmf import s2, sphere
+from geo_mvmf.errors import UsageError
 from geo_mvmf.maps.estimates import estimate
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
@@ -74,5 +75,145 @@ def test_cells_give_the_centre_of_the_likeliest_or_of_the_densest():
 
 
 def test_unknown_estimators_are_named():
-    with pytest.raises(ValueError, match="estimator 'middle' is not one of component, mode"):
+    with pytest.raises(UsageError, match="estimator 'middle' is not one of component, mode"):
         estimate(random_mixture(0), "middle")
+
+
+def expected_distance(mixture, i, directions, samples=None):
+    """Mean angle from places to the density, by an independent sum over each component's own quantiles."""
+    drawn = mixture[i].sample(40_000, seed=5)[0] if samples is None else samples
+    return np.array([sphere.angle(place, drawn).mean() for place in directions])
+
+
+def clustered(seed, n=2, c=40, close=0.05, low=4.0, high=12.0):
+    """Components in a few clusters, some of them at awkward places."""
+    generator = np.random.default_rng(seed)
+    towns = np.concatenate([sphere.to_directions([180.0, 0.0], [-17.0, 90.0]), sphere.random_directions(3, generator)])
+    directions = towns[generator.integers(0, 5, c)] + close * generator.normal(size=(c, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    weights = generator.dirichlet(np.full(c, 0.5), n)
+    return VmfMixture(directions, generator.uniform(low, high, c), np.log(weights))
+
+
+def candidates(seed, about, radius):
+    generator = np.random.default_rng(seed)
+    near = np.repeat(about, 60, axis=0)
+    near += radius * generator.exponential(0.5, (len(near), 1)) * generator.normal(size=near.shape)
+    return np.concatenate(
+        [near / np.linalg.norm(near, axis=1, keepdims=True), sphere.random_directions(600, generator)]
+    )
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.hard) for seed in range(1, 20))])
+def test_no_place_of_a_fine_search_is_nearer_than_the_median(seed):
+    mixture = clustered(seed)
+    found = sphere.to_directions(*estimate(mixture, "median").T)
+    for i in range(len(mixture)):
+        drawn = mixture[i].sample(8_000, seed=seed)[0]
+        others = candidates(seed, np.concatenate([found[i : i + 1], mixture.mean_directions[:6]]), 0.1)
+        distance = np.array([sphere.angle(place, drawn).mean() for place in [found[i], *others]])
+        assert distance[0] <= distance[1:].min() * (1.0 + 5e-4) + 5e-5  # both sides are of the same samples
+
+
+@pytest.mark.parametrize("radius_km", [5.0, 200.0, 2500.0])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.hard) for seed in range(1, 20))])
+def test_no_place_of_a_fine_search_holds_more_than_best_within(seed, radius_km):
+    mixture = clustered(seed)
+    found = estimate(mixture, "best_within", radius_km)
+    for i in range(len(mixture)):
+        about = np.concatenate([sphere.to_directions(*found[i : i + 1].T), mixture.mean_directions])
+        others = candidates(seed, about, radius_km / sphere.EARTH_RADIUS_KM)
+        best = mixture[i].probability_within(*found[i], radius_km)[0, 0]
+        held = mixture[i].probability_within(*sphere.to_longitude_latitude(others), radius_km)[0]
+        assert held.max() <= best * 1.005 + 1e-4
+
+
+@pytest.mark.parametrize("kind", ["components", "cells"])
+def test_best_within_is_never_worse_than_the_other_estimates(kind):
+    mixture = clustered(7) if kind == "components" else clustered(7, n=1, high=8.0).to_cells(0.2)
+    for radius_km in (20.0, 3000.0, 30000.0):
+        held = {}
+        for estimator in ("component", "mode", "median", "best_within"):
+            places = estimate(mixture, estimator, radius_km if estimator == "best_within" else None)
+            held[estimator] = np.diag(mixture.probability_within(*places.T, radius_km))
+        for other in ("component", "mode", "median"):
+            assert np.all(held["best_within"] >= held[other] - 2e-4)
+
+
+def test_the_twin_that_takes_the_mode_for_all_questions_is_caught():
+    mixture = clustered(3, n=6)
+    mode, best = estimate(mixture, "mode"), estimate(mixture, "best_within", 1000.0)
+    held = [np.diag(mixture.probability_within(*places.T, 1000.0)) for places in (mode, best)]
+    assert np.max(held[1] - held[0]) > 0.02
+    i = int(np.argmax(held[1] - held[0]))
+    median = estimate(mixture, "median")
+    distance = expected_distance(mixture, i, sphere.to_directions(*np.stack([mode[i], median[i]]).T))
+    assert distance[1] < distance[0] * 0.99
+
+
+def test_a_disc_finds_two_peaks_that_only_a_place_between_them_reaches():
+    """The lens in which a disc holds both is narrow: a search on a lattice would miss it."""
+    peaks = sphere.to_directions([0.0, 3.55, 40.0], [0.0, 0.0, 0.0])
+    mixture = VmfMixture(peaks, np.full(3, 18.0), np.log([[0.3, 0.3, 0.4]]))
+    found = estimate(mixture, "best_within", 200.0)[0]
+    assert mixture.probability_within(*found, 200.0)[0, 0] == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize("estimator", ["median", "best_within"])
+@pytest.mark.parametrize("log_kappa", [-3.0, 2.0, 9.0, 18.0])
+@pytest.mark.parametrize("place", [(12.0, -40.0), (180.0, 5.0), (0.0, 90.0), (33.0, -89.9)])
+def test_one_component_is_estimated_by_its_mean_direction(estimator, log_kappa, place):
+    mixture = VmfMixture(sphere.to_directions(*place)[None], [log_kappa], [[0.0]])
+    found = estimate(mixture, estimator, 25.0 if estimator == "best_within" else None)[0]
+    assert sphere.great_circle_distance_km(*found, *place) < 0.01
+
+
+def test_the_median_of_two_equal_components_lies_on_their_arc():
+    ends = sphere.to_directions([170.0, -160.0], [10.0, 20.0])
+    found = estimate(VmfMixture(ends, [9.0, 9.0], np.log([[0.5, 0.5]])), "median")
+    direction = sphere.to_directions(*found[0])
+    through = sphere.angle(ends[0], direction) + sphere.angle(direction, ends[1])
+    assert through == pytest.approx(sphere.angle(ends[0], ends[1]), abs=1e-5)
+
+
+def test_turning_the_sphere_turns_the_median_and_keeps_what_best_within_holds():
+    mixture = clustered(4)
+    turn = sphere.rotation_matrix(np.random.default_rng(2))
+    turned = VmfMixture(mixture.mean_directions @ turn.T, mixture.log_concentrations, mixture.log_mixing_weights)
+    expected = sphere.to_directions(*estimate(mixture, "median").T) @ turn.T
+    np.testing.assert_allclose(sphere.to_directions(*estimate(turned, "median").T), expected, atol=1e-6)
+    held = [np.diag(m.probability_within(*estimate(m, "best_within", 300.0).T, 300.0)) for m in (mixture, turned)]
+    assert held[0] == pytest.approx(held[1], abs=2e-3)
+
+
+def test_cells_and_the_components_they_stand_for_have_nearly_the_same_median():
+    mixture = clustered(5, c=15, high=8.0)
+    places = [estimate(each, "median") for each in (mixture, mixture.to_cells(0.1))]
+    distance = sphere.great_circle_distance_km(*places[0].T, *places[1].T)
+    drawn = sphere.to_directions(*places[0].T)
+    spread = np.array([expected_distance(mixture, i, drawn[i : i + 1])[0] for i in range(2)]) * sphere.EARTH_RADIUS_KM
+    assert np.all(distance < 0.1 * spread)
+
+
+def test_a_cell_wider_than_the_radius_is_answered_by_the_densest():
+    faces = s2.face_cells()
+    small = s2.cell_ids(sphere.to_directions(20.0, 10.0), 5)
+    ids = np.sort(np.array([small, *faces[1:4]]))
+    probabilities = np.where(ids == small, 0.3, 0.7 / 3.0)
+    found = estimate(CellMixture(ids, probabilities, [0, 4]), "best_within", 20.0)
+    assert s2.cell_ids(sphere.to_directions(*found[0]), 5) == small
+
+
+def test_radii_are_asked_for_where_they_belong():
+    mixture = random_mixture(0)
+    for estimator, radius, message in (
+        ("best_within", None, "needs radius_km, a number of kilometres above 0, not None"),
+        ("best_within", -1.0, "not -1.0"),
+        ("best_within", np.nan, "not nan"),
+        ("median", 25.0, "radius_km 25.0 was given, but estimator 'median' takes none"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            estimate(mixture, estimator, radius)
+    for estimator in ("component", "mode", "median"):
+        assert estimate(mixture[:0], estimator).shape == (0, 2)
+    assert estimate(mixture[:0], "best_within", 25.0).shape == (0, 2)
