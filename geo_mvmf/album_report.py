@@ -60,7 +60,9 @@ def write_album_report(
     points = predictions.to_geodataframe()
     drawn = [("Predicted places, coloured by the radius that holds 90 %", drawing.points_picture(points)), *pictures]
     tables = []
+    compared = []
     if evaluation is not None:
+        compared.append(_compared(evaluation))
         drawn += _curves(evaluation)
         tables.append(("Figures", report.figures(evaluation)))
     failed = rows.loc[rows["status"] != "ok", ["path", "status", "message"]]
@@ -70,7 +72,7 @@ def write_album_report(
     report.write_page(
         path,
         title=title,
-        introduction=[*introduction, f"{len(rows)} images; status: {found}."],
+        introduction=[*introduction, f"{len(rows)} images; status: {found}.", *compared],
         pictures=drawn,
         tables=tables,
         run=predictions.run,
@@ -106,11 +108,15 @@ def write_points_report(
     report.write_page(
         path,
         title=title,
-        introduction=[f"{evaluation.n} images with a truth; {evaluation.n_without_truth} rows have none."],
+        introduction=[_compared(evaluation)],
         pictures=_curves(evaluation),
         tables=[("Figures", report.figures(evaluation))],
         overwrite=overwrite,
     )
+
+
+def _compared(evaluation: Evaluation) -> str:
+    return f"{evaluation.n} images have a known place and are compared; {evaluation.n_without_truth} have none."
 
 
 def _curves(evaluation: Evaluation) -> list[tuple[str, bytes]]:

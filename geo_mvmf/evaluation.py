@@ -238,7 +238,7 @@ def evaluate(
     }
     if judged is None:
         nothing = np.full(known.size, np.nan)
-        densities = {"nll": nothing, "searched_probability": nothing, "searched_area_km2": nothing}
+        densities: dict[str, Any] = {"nll": nothing, "searched_probability": nothing, "searched_area_km2": nothing}
         return Evaluation(**shared, **densities, has_density=False)
     return Evaluation(**shared, **judged.of_rows(known), estimator=_own_estimator(rows))
 
@@ -299,8 +299,8 @@ def _distance(rows: pd.DataFrame, estimate: FloatArray) -> FloatArray:
 
 
 def _own_estimator(rows: pd.DataFrame) -> str:
-    names = rows["estimator"].dropna().unique() if "estimator" in rows else []
-    return str(names[0]) if len(names) == 1 else ""
+    names = set(rows["estimator"].dropna()) if "estimator" in rows else set()
+    return str(names.pop()) if len(names) == 1 else ""
 
 
 def _named(rows: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:

@@ -82,7 +82,7 @@ def curve(searched_probability: FloatArray, levels: FloatArray) -> pd.DataFrame:
     from scipy import stats
 
     n = known.size
-    band = stats.binom.ppf([[0.025], [0.975]], max(n, 1), levels) / max(n, 1)
+    band = np.asarray(stats.binom.ppf([[0.025], [0.975]], max(n, 1), levels)) / max(n, 1)
     share = inside / n if n else np.full(levels.shape, np.nan)
     return pd.DataFrame({"level": levels, "share": share, "low": np.maximum(band[0], 0.0), "high": band[1]})
 

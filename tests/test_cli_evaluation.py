@@ -31,7 +31,7 @@ def test_points_have_figures_and_a_page(points, tmp_path):
     assert run(points, "--out", page).exit_code == 0
     text = page.read_text()
     assert text.count("data:image/png") == 1
-    assert "3 images with a truth; 1 rows have none." in text
+    assert "3 images have a known place and are compared; 1 have none." in text
     assert "Without a prediction" in text
 
 

@@ -63,6 +63,9 @@ def evaluate(
     )
     figures = result.table()
     click.echo(figures.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    if result.n_without_truth:
+        total = result.n + result.n_without_truth
+        click.echo(f"{result.n_without_truth} of {total} images have no truth: they are not compared")
     if out is None:
         return
     if out.suffix.lower() == ".csv":

@@ -187,7 +187,8 @@ def _groups(table: gpd.GeoDataFrame, group_by: str | None, block_level: int) -> 
         return s2.cell_ids(directions, block_level)
     if group_by not in table:
         raise BadInputError(f"cannot group by {group_by!r}: the columns are {', '.join(map(str, table.columns))}")
-    return table[group_by].astype(str).to_numpy(object)
+    names: npt.NDArray[Any] = table[group_by].astype(str).to_numpy(object)
+    return names
 
 
 def _numbered(groups: npt.NDArray[Any], group_by: str | None, block_level: int) -> npt.NDArray[np.int64]:
@@ -213,14 +214,13 @@ def _cache(
     done = 0
     try:
         while batch := list(itertools.islice(stream, batch_size)):
-            good = [place for place, image in enumerate(batch) if not isinstance(image, ImageError)]
-            if good:
-                # up to a constant per image the logits are the log mixing weights
-                found, _ = bundle.predict(np.stack([batch[place] for place in good]))
-                for place, values in zip(good, found, strict=True):
-                    if np.isfinite(values).all():
-                        logits[len(rows)] = values
-                        rows.append(int(usable[done + place]))
+            good = {place: image for place, image in enumerate(batch) if not isinstance(image, ImageError)}
+            # up to a constant per image the logits are the log mixing weights
+            found = bundle.predict(np.stack(list(good.values())))[0] if good else ()
+            for place, values in zip(good, found, strict=True):
+                if np.isfinite(values).all():
+                    logits[len(rows)] = values
+                    rows.append(int(usable[done + place]))
             done += len(batch)
             yield Progress("predict", done, int(usable.size))
     finally:
@@ -232,7 +232,8 @@ def _room(n: int, c: int) -> npt.NDArray[np.float32]:
     if 4 * n * c <= _IN_MEMORY_BYTES:
         return np.empty((n, c), dtype=np.float32)
     with tempfile.TemporaryFile() as file:  # the map keeps it alive, and it has no name to leave behind
-        return np.memmap(file, dtype=np.float32, mode="w+", shape=(n, c))
+        room: npt.NDArray[np.float32] = np.memmap(file, dtype=np.float32, mode="w+", shape=(n, c))
+        return room
 
 
 def _densities(bundle: Bundle, table: gpd.GeoDataFrame, rows: npt.NDArray[np.int64]) -> scaling.Densities:

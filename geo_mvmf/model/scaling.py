@@ -8,7 +8,7 @@ Hessian by (t, s) are closed forms, so Newton's method ends after a few passes o
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -319,29 +319,30 @@ def _minimise(
             seen[key] = Losses(*(each.mean(axis=0) for each in found))
         return seen[key]
 
-    result = optimize.minimize(
-        lambda theta: float(mean_losses(theta).value + 0.5 * weight * theta @ theta + ((theta / _WALL) ** power).sum()),
-        start,
-        jac=lambda theta: mean_losses(theta).gradient + weight * theta + power / _WALL * (theta / _WALL) ** (power - 1),
-        hess=lambda theta: (
-            mean_losses(theta).hessian
-            + np.diag(weight + power * (power - 1) / _WALL**2 * (theta / _WALL) ** (power - 2))
-        ),
-        method="trust-exact",
-        options={"gtol": 1e-8, "max_trust_radius": 2.0},
-    )
+    def value(theta: Any) -> float:
+        return float(mean_losses(theta).value + 0.5 * weight * theta @ theta + ((theta / _WALL) ** power).sum())
+
+    def gradient(theta: Any) -> Any:
+        return mean_losses(theta).gradient + weight * theta + power / _WALL * (theta / _WALL) ** (power - 1)
+
+    def hessian(theta: Any) -> Any:
+        wall = power * (power - 1) / _WALL**2 * (theta / _WALL) ** (power - 2)
+        return mean_losses(theta).hessian + np.diag(weight + wall)
+
+    first: Any = start  # scipy's types know no array whose number of axes is open
+    result = optimize.minimize(value, first, jac=gradient, hess=hessian, method="trust-exact", tol=1e-8)
     return np.asarray(result.x, dtype=np.float64)
 
 
 def _folds(groups: IntArray) -> list[IntArray]:
     """Images of each fold; the groups are dealt out from the largest on, so that folds are of like size."""
     names, counts = np.unique(groups, return_counts=True)
-    load, fold_of = np.zeros(min(_FOLDS, names.size)), {}
+    load, fold_of = np.zeros(min(_FOLDS, names.size)), np.empty(names.size, dtype=np.int64)
     for place in np.argsort(-counts, kind="stable"):
-        fold = int(np.argmin(load))
-        load[fold] += counts[place]
-        fold_of[names[place]] = fold
-    fold = np.array([fold_of[group] for group in groups])
+        lightest = int(np.argmin(load))
+        load[lightest] += counts[place]
+        fold_of[place] = lightest
+    fold = fold_of[np.searchsorted(names, groups)]
     return [np.flatnonzero(fold == number) for number in range(load.size)]
 
 

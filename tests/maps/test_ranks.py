@@ -51,10 +51,43 @@ def test_a_place_without_density_is_searched_last():
     assert found["searched_area_km2"] == pytest.approx(4 * np.pi * sphere.EARTH_RADIUS_KM**2 * (1 / 3 + 1 / 3))
 
 
-def test_mixtures_of_components_have_no_plateaus():
-    mixture = VmfMixture(np.eye(3), [3.0, 4.0, 5.0], np.log([[0.2, 0.3, 0.5]]))
-    found = ranks.ranks(mixture, [10.0], [20.0], [0.9])
-    np.testing.assert_array_equal(found, summaries.at_truth(mixture, [10.0], [20.0]))
+def components(n, generator):
+    """Images of few components, most of the weight on one: the density whose nodes are steps."""
+    logs = generator.normal(size=(n, 12)) * 4.0
+    logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)
+    return VmfMixture(sphere.random_directions(12, generator), generator.uniform(1.0, 14.0, 12), logs)
+
+
+def test_ranks_of_simulated_truths_are_uniform_for_components():
+    """The broken twins: nodes, of which the innermost hold all that is denser, and a sharper model."""
+    generator = np.random.default_rng(3)
+    mixture = components(250, generator)
+    truth = sphere.to_longitude_latitude(mixture.sample(1, seed=4).reshape(-1, 3))
+    uniform = generator.random(250)
+    found = ranks.ranks(mixture, *truth, uniform)
+    assert stats.kstest(found["searched_probability"], "uniform").pvalue > 0.01
+    assert (found["searched_probability"] < 0.02).mean() < 0.05
+    nodes = summaries.at_truth(mixture, *truth)
+    np.testing.assert_array_equal(found["log_density"], nodes["log_density"])
+    assert (nodes["searched_probability"] == 0.0).mean() > 0.01
+    assert np.abs(found["searched_probability"] - nodes["searched_probability"]).max() < 0.12
+    sharp = VmfMixture(mixture.mean_directions, mixture.log_concentrations + 0.7, mixture.log_mixing_weights)
+    assert stats.kstest(ranks.ranks(sharp, *truth, uniform)["searched_probability"], "uniform").pvalue < 1e-4
+
+
+def test_a_rank_is_a_function_of_its_number_alone():
+    mixture = components(6, np.random.default_rng(5))
+    place, uniform = (np.linspace(0, 50, 6), np.linspace(-20, 40, 6)), np.linspace(0.1, 0.9, 6)
+    whole = ranks.ranks(mixture, *place, uniform)
+    one = ranks.ranks(mixture[[4]], place[0][4:5], place[1][4:5], uniform[4:5])
+    assert one["searched_probability"].iloc[0] == whole["searched_probability"].iloc[4]
+
+
+def test_of_too_many_components_the_nodes_tell(monkeypatch):
+    monkeypatch.setattr(ranks, "_MANY", 0)
+    mixture = components(2, np.random.default_rng(6))
+    found = ranks.ranks(mixture, [10.0, 20.0], [20.0, 30.0], [0.9, 0.1])
+    np.testing.assert_array_equal(found, summaries.at_truth(mixture, [10.0, 20.0], [20.0, 30.0]))
 
 
 def test_one_number_per_image_is_needed():
