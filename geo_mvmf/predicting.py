@@ -23,6 +23,7 @@ from geo_mvmf import __version__, durable, folder_lock, progress, sphere
 from geo_mvmf.errors import BadInputError, OutputError, RowsFailedError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.inputs import tables
+from geo_mvmf.maps import estimates
 from geo_mvmf.prediction_parts import Predictor
 from geo_mvmf.predictions import Predictions, open_predictions
 from geo_mvmf.progress import Progress
@@ -40,6 +41,7 @@ def predict(
     table: geopandas.GeoDataFrame,
     *,
     estimator: str = "component",
+    radius_km: float | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     batch_size: int = 32,
@@ -55,8 +57,10 @@ def predict(
     table : GeoDataFrame
         From `read_image_table`. Its longitude and latitude are never an input of the model: where present they
         are taken as the truth that predictions are compared with.
-    estimator : {"component", "mode"}
-        How a density becomes a point: eq. 7 or eq. 6 of the paper.
+    estimator : {"component", "mode", "median", "best_within"}
+        How a density becomes a point; see `estimate`.
+    radius_km : float, optional
+        For best_within, and for no other estimator: kilometres.
     out : path, optional
         Predictions file (.nc) to write; a killed run goes on where it was. Default: a temporary file.
     overwrite : bool
@@ -87,6 +91,7 @@ def predict(
         bundle,
         table,
         estimator=estimator,
+        radius_km=radius_km,
         out=out,
         overwrite=overwrite,
         batch_size=batch_size,
@@ -101,6 +106,7 @@ def predict_job(
     table: geopandas.GeoDataFrame,
     *,
     estimator: str = "component",
+    radius_km: float | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     batch_size: int = 32,
@@ -111,7 +117,7 @@ def predict_job(
 
     Parameters
     ----------
-    bundle, table, estimator, out, overwrite, batch_size, workers, strict
+    bundle, table, estimator, radius_km, out, overwrite, batch_size, workers, strict
         As `predict`.
 
     Yields
@@ -137,8 +143,7 @@ def predict_job(
     >>> [(event.done, event.total) for event in job]
     [(1, 1)]
     """
-    if estimator not in ("component", "mode"):
-        raise UsageError(f"estimator {estimator!r} is not 'component' or 'mode'")
+    estimates.check_estimator(estimator, radius_km)
     if not isinstance(table, pd.DataFrame):
         raise UsageError(f"table is {table!r:.80}: read_image_table makes a table of a file or folder")
     if batch_size < 1 or workers < 0:
@@ -158,8 +163,8 @@ def predict_job(
         is_new_folder = not final.parent.exists()
         parts = final.with_name(f"{final.name}.parts")
         stack.enter_context(folder_lock.holding(parts))
-        run = _run_of(bundle, table, estimator)
-        predictor = Predictor(bundle, table, estimator, batch_size, workers)
+        run = _run_of(bundle, table, estimator, radius_km)
+        predictor = Predictor(bundle, table, estimator, batch_size, workers, radius_km)
         _check_parts(parts, run, predictor.components)
         earlier = stores.existing_parts(parts)
         try:
@@ -178,13 +183,14 @@ def finished(
     out: str | os.PathLike[str],
     *,
     estimator: str = "component",
+    radius_km: float | None = None,
     strict: bool = False,
 ) -> Predictions | None:
     """Open a prediction that ended before: of the same images, by the same bundle and options.
 
     Parameters
     ----------
-    bundle, table, estimator, strict
+    bundle, table, estimator, radius_km, strict
         As `predict`.
     out : path
         Predictions file.
@@ -211,7 +217,7 @@ def finished(
         return None
     if strict and (found.rows["status"] != "ok").any():
         return None
-    return found if found.run == _run_of(bundle, table, estimator) else None
+    return found if found.run == _run_of(bundle, table, estimator, radius_km) else None
 
 
 def _predict_parts(
@@ -294,7 +300,7 @@ def _leave_as_found(folder: Path, earlier: set[int], *, is_new_folder: bool) -> 
             folder.parent.rmdir()
 
 
-def _run_of(bundle: Bundle, table: geopandas.GeoDataFrame, estimator: str) -> dict[str, Any]:
+def _run_of(bundle: Bundle, table: geopandas.GeoDataFrame, estimator: str, radius_km: float | None) -> dict[str, Any]:
     digest = hashlib.sha256()
     for start in range(0, len(table), PART_ROWS):
         digest.update(_named(table.iloc[start : start + PART_ROWS]).encode("utf-8", "surrogateescape"))
@@ -308,6 +314,7 @@ def _run_of(bundle: Bundle, table: geopandas.GeoDataFrame, estimator: str) -> di
         "bundle": bundle.path.name if bundle.path else "",
         "bundle_sha256": bundle.digest,
         "estimator": estimator,
+        **({} if radius_km is None else {"radius_km": float(radius_km)}),
         "images": len(table),
         "images_sha256": digest.hexdigest(),
         "root": str(table.attrs.get("root", "")),

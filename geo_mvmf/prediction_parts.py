@@ -45,9 +45,12 @@ class Predictor:
     bundle : Bundle
     table : GeoDataFrame
         The whole image table.
-    estimator : {"component", "mode"}
+    estimator : str
+        One of `estimates.ESTIMATORS`.
     batch_size, workers : int
         Images per pass through the network; threads that read images and summarise densities.
+    radius_km : float, optional
+        Of best_within.
 
     Examples
     --------
@@ -59,6 +62,7 @@ class Predictor:
     estimator: str
     batch_size: int
     workers: int
+    radius_km: float | None = None
     _is_warm: bool = dataclasses.field(default=False, init=False)
 
     @functools.cached_property
@@ -171,7 +175,7 @@ class Predictor:
         paths: list[Path],
     ) -> None:
         mixture = self._mixture(weights)
-        places = estimates.estimate(mixture, self.estimator)
+        places = estimates.estimate(mixture, self.estimator, self.radius_km)
         cell = self._cell_of(places)
         spread = np.maximum(np.asarray(self.bundle.feature_std, dtype=np.float64), 1e-6)
         offset = (features.astype(np.float64) - np.asarray(self.bundle.feature_mean)) / spread

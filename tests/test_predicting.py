@@ -132,6 +132,12 @@ def test_estimators_differ_and_others_are_named(bundle, make_album, tmp_path):
         expected = geo_mvmf.estimate(found.mixture, found.rows["estimator"][0])
         np.testing.assert_allclose(found.rows[["longitude", "latitude"]], expected, atol=1e-3)
     assert not np.allclose(mode.rows["longitude"], component.rows["longitude"])
+    best = geo_mvmf.predict(bundle, table, estimator="best_within", radius_km=500.0)
+    assert best.run["radius_km"] == 500.0
+    places = geo_mvmf.estimate(best.mixture, "best_within", 500.0)
+    np.testing.assert_allclose(best.rows[["longitude", "latitude"]].to_numpy(float), places, atol=0.05)
+    with pytest.raises(UsageError, match="needs radius_km"):
+        geo_mvmf.predict(bundle, table, estimator="best_within")
     with pytest.raises(UsageError, match="estimator 'best'"):
         geo_mvmf.predict(bundle, table, estimator="best")
 

@@ -12,6 +12,7 @@ from geo_mvmf.terminal import Reporter
 
 _SUFFIXES = (".nc", ".gpkg", ".parquet", ".geoparquet", ".geojson", ".csv")
 _FOLDER_LEVELS = (0.5, 0.9)
+_ESTIMATORS = ("component", "mode", "median", "best_within")  # not imported: --help answers at once
 
 
 class Outputs(NamedTuple):
@@ -63,7 +64,8 @@ def _outputs(out: Path, levels: str | None) -> Outputs:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder, or a file: .gpkg .parquet .geojson .csv .nc"
 )
-@click.option("--estimator", type=click.Choice(["component", "mode"]), default="component", show_default=True)
+@click.option("--estimator", type=click.Choice(_ESTIMATORS), default="component", show_default=True)
+@click.option("--radius-km", type=float, help="For best_within: the distance within which most probability shall lie.")
 @click.option("--levels", default=None, help="Also write credible regions, such as 0.5,0.9 (folders: always).")
 @click.option("--claims", type=click.Choice(["none", "columns", "exif", "raster"]), default="none", show_default=True)
 @click.option("--root", type=click.Path(path_type=Path), help="Folder that relative paths begin in.")
@@ -82,6 +84,7 @@ def predict(
     bundle: Path,
     out: Path,
     estimator: str,
+    radius_km: float | None,
     levels: str | None,
     claims: str,
     root: Path | None,
@@ -105,7 +108,10 @@ def predict(
     from geo_mvmf import album_report
     from geo_mvmf import predicting as module
     from geo_mvmf.inputs import tables
+    from geo_mvmf.maps.estimates import check_estimator
     from geo_mvmf.model.bundle import load_bundle
+
+    check_estimator(estimator, radius_km)
 
     frame = tables.read_image_table(source, root=root, claimed_from=claims)
     options.check_images(source, len(frame))
@@ -113,7 +119,7 @@ def predict(
     report.say(f"{len(frame)} images, bundle {bundle.name}, device {model.device}")
     found = None
     if waiting and not overwrite:
-        found = module.finished(model, frame, outputs.store, estimator=estimator, strict=strict)
+        found = module.finished(model, frame, outputs.store, estimator=estimator, radius_km=radius_km, strict=strict)
     if found is not None:
         report.say(f"{outputs.store}: predicted before, from the same images; it is used")
     else:
@@ -122,6 +128,7 @@ def predict(
             model,
             frame,
             estimator=estimator,
+            radius_km=radius_km,
             out=outputs.store,
             overwrite=overwrite,
             batch_size=batch_size,

@@ -122,7 +122,7 @@ def _best_within(mixture: VmfMixture | CellMixture, radius: float) -> FloatArray
     result = np.empty((len(mixture), 3))
 
     def table(log_concentrations: FloatArray) -> radial.Table:
-        return radial.cap_table(log_concentrations, radius)
+        return _shared_caps(np.array([radius]), log_concentrations)  # the radius in the place of the directions
 
     for i, image in enumerate(_images(mixture, table, largest=radius / _FINE)):
         begun = np.stack([places[i] for places in known])
@@ -133,6 +133,7 @@ def _best_within(mixture: VmfMixture | CellMixture, radius: float) -> FloatArray
 
 
 _shared_distances = OncePerComponents(lambda _, log_concentrations: radial.distance_table(log_concentrations))
+_shared_caps = OncePerComponents(lambda radius, log_concentrations: radial.cap_table(log_concentrations, radius[0]))
 
 
 def _distances(log_concentrations: FloatArray) -> radial.Table:
