@@ -33,6 +33,8 @@ _BENT = 1e2  # times as much where the rim is a side: few charts, and a kink of 
 _NOISE = 1e-11  # radians: projections iterate to about this
 _CORNER = 1.0 / 256.0  # side of a rectangle around a corner of the rim, not halved any more
 _LEAST = 1e-9  # side of a rectangle that is not halved whatever it holds
+_POINT = 1e-6  # radians: a rectangle of 6 m is not halved either; next to some poles projections shake by a millimetre
+_BISECTIONS = 48  # to the last digit: next to a rim that is one point, angles go with the root of the distance
 _CHARTS_AT_ONCE = 2048
 _POINTS_AT_ONCE = 1 << 15
 
@@ -248,6 +250,7 @@ def _judge(grid: Grid, tiles: FloatArray, directions: FloatArray, bent: BoolArra
     none[none] = ~_reached(grid, tiles[none])
     tails = _tails(np.where(full[:, None, None, None], directions, 0.0)) / np.where(bent, _BENT, 1.0)[:, None]
     tiny = (size <= _CORNER).all(axis=1) | (size <= _LEAST).any(axis=1)
+    tiny |= full & (np.ptp(directions, axis=(1, 2)).max(axis=-1) <= _POINT)  # NaN is no point
     rough = (tails > 1.0) & (full & ~tiny)[:, None]
     split = rough & (tails * 4.0 >= tails.max(axis=1, keepdims=True))
     cut = (~full & ~none)[:, None] & (size > _CORNER)
@@ -337,7 +340,7 @@ def _between(grid: Grid, tiles: FloatArray, axis: int) -> tuple[tuple[FloatArray
     position = np.concatenate([[0.0], steps[1:-1], [1.0, 1.0]])
     inner = start + (end - start) * position[np.maximum(steps_known - 1, 0)]
     outer = start + (end - start) * position[steps_known]
-    for _ in range(22):
+    for _ in range(_BISECTIONS):
         middle = 0.5 * (inner + outer)
         hit = known_at(middle, lines)
         inner, outer = np.where(hit, middle, inner), np.where(hit, outer, middle)

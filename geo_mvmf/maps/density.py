@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
 
 from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError
-from geo_mvmf.maps import charts
+from geo_mvmf.maps import charts, frames, levels, smoothing, stacks
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.geographic import GeographicRaster
 from geo_mvmf.maps.grid import Grid
@@ -20,14 +21,27 @@ from geo_mvmf.maps.raster_parts import crs_name
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 NAME = "density_per_km2"
-LEVEL_NAME = "credible_level"
-IN_MEMORY_BYTES = 1 << 29  # more than this is made image by image when it is asked for (needs dask)
+
+credible_level_raster = levels.credible_level_raster  # the other raster of a density
+
+_ATTRIBUTES: dict[str, Any] = {
+    "units": "km-2",
+    "long_name": "probability density of the location",
+    "cell_methods": "area: mean",
+    "cell_measures": "area: cell_area_km2",
+    "earth_radius_km": sphere.EARTH_RADIUS_KM,
+}
+_SUM_ATTRIBUTES = {"units": "1", "long_name": "probability inside the grid, measured, not normalised"}
 
 
 class _Raster(Protocol):
     def probabilities(self, weights: FloatArray, /) -> FloatArray: ...
+
+    @property
+    def num_values(self) -> int: ...
 
 
 class Rasteriser:
@@ -72,6 +86,11 @@ class Rasteriser:
         """
         return self._raster.probabilities(np.asarray(mixing_weights, dtype=np.float64))
 
+    @property
+    def num_values(self) -> int:
+        """How many numbers all images share: 8 bytes each, read once for every image."""
+        return self._raster.num_values
+
 
 def cell_area_km2(grid: Grid) -> FloatArray:
     """Give the area of every raster cell on the sphere.
@@ -104,10 +123,12 @@ def cell_area_km2(grid: Grid) -> FloatArray:
 
 def density_raster(
     mixture: VmfMixture | CellMixture,
-    grid: Grid,
+    grid: Grid | Literal["auto"],
     *,
     image_ids: Sequence[str] | None = None,
     combine: Literal["mean"] | None = None,
+    by: Sequence[Hashable] | None = None,
+    bandwidth_km: float | None = None,
 ) -> xr.DataArray:
     """Make the density raster of every image.
 
@@ -115,29 +136,35 @@ def density_raster(
     ----------
     mixture : VmfMixture or CellMixture
         N images.
-    grid : Grid
-        Where.
+    grid : Grid or "auto"
+        Where; "auto" is the `frame` that shows 99 % of the probability of one image, or of the mean.
     image_ids : sequence of str, optional
         N names for the image dimension; numbers where not given.
     combine : {"mean"}, optional
         One raster for all images, the mean of their densities (an album's map).
+    by : sequence of hashable, optional
+        With `combine`: N labels; one raster for each, in their order, of the images that have it. Labels become text,
+        None and NaN "unknown".
+    bandwidth_km : float, optional
+        Convolve the densities with a kernel of this standard deviation. Nothing is smoothed unless this is given, and
+        the attribute bandwidth_km says that it was.
 
     Returns
     -------
     xarray.DataArray
         Named density_per_km2, dimensions (image, latitude, longitude), or (image, y, x) on projected grids; per square
         kilometre, NaN outside the projection's domain. Coordinates: `probability_sum` (image), the probability inside
-        the grid, measured on the raster and never normalised (1 within 1e-6 on a global geographic grid, within 1e-5 on
-        a projected one, whose rows may end at a pole); `cell_area_km2`;
-        `spatial_ref` with the CRS. Where it would need more than half a gigabyte and dask is installed, an image is
-        computed when it is asked for.
+        the grid, measured on the raster and never normalised (1 within 1e-6 on a global grid); `cell_area_km2`;
+        `spatial_ref` with the CRS; of means `num_images` (image), how many images each is of. Where it would need more
+        than half a gigabyte and dask is installed, an image is computed when it is asked for, and window by window
+        where one image alone needs more.
 
     Raises
     ------
     ValueError
-        `image_ids` has another length than the mixture, or `combine` is something else.
+        `image_ids` or `by` has another length than the mixture, `combine` is something else, or `by` stands alone.
     BadInputError
-        The mean of no images was asked for.
+        The mean of no images was asked for, the grid is "auto" for several rasters, or a density cannot be smoothed.
 
     Examples
     --------
@@ -146,148 +173,106 @@ def density_raster(
     >>> density.dims, round(float((density * density.cell_area_km2).sum()), 6)
     (('image', 'latitude', 'longitude'), 1.0)
     """
-    names = _image_names(mixture, image_ids, combine)
-    areas = cell_area_km2(grid)
-    values, sums = _stack(_painter(mixture, grid, areas, combine), len(names), grid.shape, areas)
+    album = _album(mixture, image_ids, combine, by)
+    if bandwidth_km is not None:
+        mixture = smoothing.smoothed(mixture, bandwidth_km)
+    where = _frame(mixture, album) if isinstance(grid, str) else grid
+    made = stacks.stack(_Painter(mixture, album.members), cell_area_km2, len(album.names), where)
     array = xr.DataArray(
-        values,
-        dims=("image", *grid.dims),
-        coords={"image": ("image", np.asarray(names)), **_coordinates(grid, areas), "probability_sum": ("image", sums)},
-        name=NAME,
-        attrs={
-            "units": "km-2",
-            "long_name": "probability density of the location",
-            "cell_methods": "area: mean",
-            "cell_measures": "area: cell_area_km2",
-            "earth_radius_km": sphere.EARTH_RADIUS_KM,
+        made.values,
+        dims=("image", *where.dims),
+        coords={
+            "image": ("image", np.asarray(album.names)),
+            **_coordinates(where, made.areas),
+            "probability_sum": ("image", made.sums, _SUM_ATTRIBUTES),
         },
+        name=NAME,
+        attrs=_ATTRIBUTES | ({} if bandwidth_km is None else {"bandwidth_km": float(bandwidth_km)}),
     )
-    array.coords["probability_sum"].attrs = {
-        "units": "1",
-        "long_name": "probability inside the grid, measured, not normalised",
-    }
+    if combine:
+        array.attrs["combine"] = combine
+        counts = np.array([rows.size for rows in album.members], dtype=np.int64)
+        array.coords["num_images"] = ("image", counts, {"units": "1", "long_name": "images in the mean"})
     array.encoding["grid_mapping"] = "spatial_ref"
     return array
 
 
-def credible_level_raster(density: xr.DataArray) -> xr.DataArray:
-    """Turn density into credible level: the probability of all raster cells at least as dense as each.
+class _Album(NamedTuple):
+    """Which rasters to make."""
 
-    Parameters
-    ----------
-    density : xarray.DataArray
-        From `density_raster`.
-
-    Returns
-    -------
-    xarray.DataArray
-        Named credible_level, 0..1; the cells up to 0.9 are the 90 % region. Cells of equal density have the same level.
-        On a grid that does not hold all probability the levels count what is inside. NaN as in the density.
-
-    Examples
-    --------
-    >>> peak = VmfMixture(sphere.to_directions([0.5], [0.5]), [16.0], [[0.0]])
-    >>> level = credible_level_raster(density_raster(peak, Grid.globe(1.0)))
-    >>> round(float(level.min()), 3), round(float(level.max()), 3)
-    (1.0, 1.0)
-    """
-    dims = density.dims[-2:]
-    area = density.coords["cell_area_km2"]
-    level = xr.apply_ufunc(
-        _levels,
-        density,
-        area,
-        input_core_dims=[dims, dims],
-        output_core_dims=[dims],
-        vectorize=True,
-        dask="parallelized",
-        output_dtypes=[np.float64],
-    )
-    level.name = LEVEL_NAME
-    level.attrs = {
-        "units": "1",
-        "long_name": "smallest credible level whose region holds the cell",
-        "valid_range": [0.0, 1.0],
-        "cell_measures": "area: cell_area_km2",
-    }
-    level.encoding["grid_mapping"] = "spatial_ref"
-    return xr.DataArray(level)
+    names: list[Any]
+    members: list[IntArray]  # the images whose mean each raster is
 
 
-def _levels(density: FloatArray, area: FloatArray) -> FloatArray:
-    result = np.full(density.shape, np.nan)
-    known = np.isfinite(density) & np.isfinite(area)
-    values, probabilities = density[known], (density * area)[known]
-    order = np.argsort(-values, kind="stable")
-    cumulative = np.cumsum(probabilities[order])
-    # of equal densities the last one's sum counts for all
-    last = np.searchsorted(-values[order], -values[order], side="right") - 1
-    levels = np.empty(values.size)
-    levels[order] = cumulative[last]
-    result[known] = np.minimum(levels, 1.0)
-    return result
-
-
-def _image_names(mixture: VmfMixture | CellMixture, image_ids: Sequence[str] | None, combine: str | None) -> list[Any]:
+def _album(
+    mixture: VmfMixture | CellMixture,
+    image_ids: Sequence[str] | None,
+    combine: str | None,
+    by: Sequence[Hashable] | None,
+) -> _Album:
+    images = len(mixture)
     if combine not in {None, "mean"}:
         raise ValueError(f"combine is {combine!r}, not 'mean' or None")
-    if image_ids is not None and len(image_ids) != len(mixture):
-        raise ValueError(f"{len(image_ids)} image_ids for {len(mixture)} images")
-    if combine:
-        if not len(mixture):
-            raise BadInputError(f"combine={combine!r} of 0 images: there is no density; give at least one image")
-        return [combine]
-    return list(image_ids) if image_ids is not None else list(range(len(mixture)))
+    for name, labels in (("image_ids", image_ids), ("labels in by", by)):
+        if labels is not None and len(labels) != images:
+            raise ValueError(f"{len(labels)} {name} for {images} images")
+    if by is not None and not combine:
+        raise ValueError("by groups images into means: give combine='mean' with it")
+    if not combine:
+        names = list(image_ids) if image_ids is not None else list(range(images))
+        return _Album(names, [np.array([i]) for i in range(images)])
+    if not images:
+        raise BadInputError(f"combine={combine!r} of 0 images: there is no density; give at least one image")
+    if by is None:
+        return _Album([combine], [np.arange(images)])
+    texts = np.array(
+        ["unknown" if missing else str(label) for label, missing in zip(by, pd.isna(pd.Series(list(by))), strict=True)]
+    )
+    return _Album(list(np.unique(texts)), [np.flatnonzero(texts == name) for name in np.unique(texts)])
 
 
-def _painter(
-    mixture: VmfMixture | CellMixture, grid: Grid, areas: FloatArray, combine: str | None
-) -> Callable[[int], FloatArray]:
-    """Prepare what all images share and return a function from image to probabilities (rows, columns)."""
-    if isinstance(mixture, CellMixture):
-        cells = CellRaster(grid, areas)
-        if combine:
-            return lambda _: np.mean([cells.probabilities(*mixture.of(i)) for i in range(len(mixture))], axis=0)
-        return lambda i: cells.probabilities(*mixture.of(i))
-    weights = np.exp(mixture.log_mixing_weights)
-    if combine:
-        weights = weights.mean(axis=0, keepdims=True)
-    (present,) = np.nonzero(weights.max(axis=0, initial=0.0) > 0.0)
-    rasteriser = Rasteriser(mixture.mean_directions[present], mixture.log_concentrations[present], grid)
-    return lambda i: rasteriser.probabilities(weights[i, present])
+def _frame(mixture: VmfMixture | CellMixture, album: _Album) -> Grid:
+    if len(album.names) != 1:
+        raise BadInputError(
+            f"grid='auto' is the frame of one raster, and there are {len(album.names)}: give one image, "
+            "combine='mean', or a Grid"
+        )
+    return frames.frame(mixture)
 
 
-def _stack(
-    paint: Callable[[int], FloatArray], images: int, shape: tuple[int, int], areas: FloatArray
-) -> tuple[Any, Any]:
-    """Densities (N, rows, columns) and their sums (N,), at once or when asked for."""
+class _Painter:
+    """What all rasters share on a grid; called with it, a function from raster to probabilities (rows, columns)."""
 
-    def density_of(i: int) -> FloatArray:
-        with np.errstate(invalid="ignore"):
-            return np.where(np.isfinite(areas), paint(i) / areas, np.nan)
+    def __init__(self, mixture: VmfMixture | CellMixture, members: list[IntArray]) -> None:
+        self.mixture = mixture
+        self.members = members
 
-    if images > 1 and images * shape[0] * shape[1] * 8 > IN_MEMORY_BYTES:
-        lazy = _lazy_stack(density_of, images, shape, areas)
-        if lazy is not None:
-            return lazy
-    values = np.empty((images, *shape))
-    for i in range(images):
-        values[i] = density_of(i)
-    return values, np.nansum(values * areas, axis=(1, 2))
+    def __call__(self, grid: Grid, areas: FloatArray) -> stacks.Painter:
+        if isinstance(self.mixture, CellMixture):
+            return self._of_cells(self.mixture, CellRaster(grid, areas))
+        return self._of_components(self.mixture, grid)
 
+    def _of_cells(self, mixture: CellMixture, raster: CellRaster) -> stacks.Painter:
+        def paint(i: int) -> FloatArray:
+            total = np.zeros(raster.grid.shape)
+            for image in self.members[i]:
+                total += raster.probabilities(*mixture.of(int(image)))
+            return total / self.members[i].size
 
-def _lazy_stack(
-    density_of: Callable[[int], FloatArray], images: int, shape: tuple[int, int], areas: FloatArray
-) -> tuple[Any, Any] | None:
-    try:
-        from dask import array
-        from dask.delayed import delayed
-    except ImportError:  # the extra "dask" is not installed: all images are made at once
-        return None
-    paint: Any = delayed(density_of, pure=True)
-    of: Any = array  # dask's functions carry no types
-    values = of.stack([of.from_delayed(paint(i), shape, dtype=np.float64) for i in range(images)])
-    return values, of.nansum(values * areas, axis=(1, 2))
+        return paint
+
+    def _of_components(self, mixture: VmfMixture, grid: Grid) -> stacks.Painter:
+        logs = mixture.log_mixing_weights
+        (present,) = np.nonzero(np.exp(logs.max(axis=0, initial=-np.inf)) > 0.0)
+        rasteriser = Rasteriser(mixture.mean_directions[present], mixture.log_concentrations[present], grid)
+
+        def paint(i: int) -> FloatArray:
+            total = np.zeros(present.size)
+            for image in self.members[i]:  # one by one: an album's weights are larger than its map
+                total += np.exp(logs[image, present])
+            return rasteriser.probabilities(total / self.members[i].size)
+
+        return paint
 
 
 def _coordinates(grid: Grid, areas: FloatArray) -> dict[str, Any]:

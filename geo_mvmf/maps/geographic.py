@@ -58,6 +58,11 @@ class WideSum:
         return total
 
     @property
+    def num_values(self) -> int:
+        """How many values the lattices have of all components."""
+        return sum(stage.samples.num_values for stage in self.stages)
+
+    @property
     def finest(self) -> lattice.Lattice:
         """The lattice of `field`."""
         return self.stages[-1].nodes
@@ -147,6 +152,11 @@ class GeographicRaster:
             # interpolation may leave -1e-8 of the peak where there is nothing
             total += np.maximum(self._to_cells.apply(self._wide.field(weights)), 0.0)
         return total
+
+    @property
+    def num_values(self) -> int:
+        """How many numbers all images share."""
+        return self._runs.num_values + (self._wide.num_values if self._wide is not None else 0)
 
 
 def _by_rows(log_concentrations: FloatArray, grid: Grid) -> npt.NDArray[np.bool_]:

@@ -26,6 +26,8 @@ IntArray = npt.NDArray[np.int64]
 
 _WIDE = 2.6  # sigma over the side of a raster cell from which a component is wide
 _SPLIT = 4.0  # sigma along the side of a piece: beyond, it is quartered
+_CAUTION = 1.3  # errors of many pieces add up: nodes as for wider ones
+_NODES_PER_CELL, _NODES = 8, 1 << 20  # a lattice larger than both, as around a pole, costs more than raster cells
 _SPLINE = 12  # nodes of margin that a spline needs to forget its ends
 _PAIRS_AT_ONCE = 1 << 19
 _COMPONENTS_AT_ONCE = 2048
@@ -68,6 +70,7 @@ class ProjectedRaster:
         pieces = _cells_as_pieces(self._charts)
         side = float(pieces.radius.max(initial=0.0)) * math.sqrt(2.0)
         narrow = np.exp(-0.5 * log_concentrations) < _WIDE * side
+        narrow |= _lattice_nodes(log_concentrations, self._charts) > max(_NODES_PER_CELL * grid.num_cells, _NODES)
         self._narrow = _make_matrix(mean_directions, log_concentrations, order[narrow[order]], self._charts, pieces)
         wide = order[~narrow[order]]
         self._wide: _WideNodes | None = None
@@ -91,6 +94,11 @@ class ProjectedRaster:
         if self._wide is not None:
             total += self._wide.probabilities(weights)
         return total.reshape(self.grid.shape)
+
+    @property
+    def num_values(self) -> int:
+        """How many numbers all images share."""
+        return self._narrow.num_values + (self._wide.sum.num_values if self._wide is not None else 0)
 
 
 class _WideNodes:
@@ -124,6 +132,19 @@ class _WideNodes:
         # a spline may leave -1e-7 of the peak where there is nothing
         masses = np.maximum(density, 0.0) * self.areas
         return np.bincount(self.cell, masses, minlength=self.num_cells).astype(np.float64)
+
+
+def _lattice_nodes(log_concentrations: FloatArray, atlas: charts.Charts) -> FloatArray:
+    """Give how many nodes the lattice of each component would have on the grid, (C,)."""
+    if not atlas.values.size:
+        return np.zeros(log_concentrations.size)
+    longitude, latitude = (np.radians(part) for part in sphere.to_longitude_latitude(atlas.values.reshape(-1, 3)))
+    west, east = _span(longitude)
+    spacing = math.pi / lattice.divisions_for(log_concentrations)
+    margin = 2.0 * (_SPLINE + lattice.TAPS)
+    rows = (float(latitude.max()) - float(latitude.min())) / spacing + margin
+    columns = np.minimum((east - west) / spacing + margin, 2.0 * math.pi / spacing)
+    return np.asarray(rows * columns)
 
 
 def _span(longitude: FloatArray) -> tuple[float, float]:
@@ -239,7 +260,7 @@ def _integrate(
 ) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
     component, piece = _near(shape[0], reach, component, piece, pieces)
     extent = math.sqrt(2.0) * pieces.radius[piece] * np.exp(0.5 * shape[1][component])
-    nodes = np.where(extent > _SPLIT, 0, quadrature.nodes_for(np.minimum(extent, _SPLIT)))
+    nodes = np.where(extent > _SPLIT, 0, quadrature.nodes_for(_CAUTION * np.minimum(extent, _SPLIT)))
     for number in np.unique(nodes[nodes > 0]).tolist():
         chosen = nodes == number
         yield _at_nodes(shape, component[chosen], piece[chosen], atlas, pieces, int(number))

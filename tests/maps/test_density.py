@@ -233,6 +233,26 @@ class TestDataArray:
         assert mean.image.to_numpy().tolist() == ["mean"]
         assert mean[0].to_numpy() == pytest.approx(each.mean("image").to_numpy(), rel=1e-5, abs=1e-15)
 
+    def test_the_means_of_groups(self, edges_of_the_earth):
+        weights = np.random.default_rng(0).dirichlet(np.ones(10), size=4)
+        album = VmfMixture(edges_of_the_earth, np.linspace(3, 12, 10), np.log(weights))
+        grid = Grid.globe(15.0)
+        each = density.density_raster(album, grid).to_numpy()
+        for found in (
+            density.density_raster(album, grid, combine="mean", by=["b", None, "a", "b"]),
+            density.density_raster(album.to_cells(0.01), grid, combine="mean", by=["b", float("nan"), "a", "b"]),
+        ):
+            assert found.image.to_numpy().tolist() == ["a", "b", "unknown"]
+            assert found.num_images.to_numpy().tolist() == [1, 2, 1]
+            assert found.attrs["combine"] == "mean"
+            expected = [each[2], (each[0] + each[3]) / 2.0, each[1]]
+            areas = found.cell_area_km2.to_numpy()
+            assert 0.5 * (np.abs(found.to_numpy() - expected) * areas).sum(axis=(1, 2)).max() < 0.03
+        with pytest.raises(ValueError, match="3 labels in by for 4 images"):
+            density.density_raster(album, grid, combine="mean", by=[1, 2, 3])
+        with pytest.raises(ValueError, match="combine='mean' with it"):
+            density.density_raster(album, grid, by=[1, 2, 3, 4])
+
     def test_refusals(self, edges_of_the_earth, mixture_of):
         mixture = mixture_of(edges_of_the_earth, 9.0)
         with pytest.raises(ValueError, match="2 image_ids for 1"):
