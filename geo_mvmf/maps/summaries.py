@@ -4,8 +4,8 @@ A density is summarised on nodes. Each component is cut into rings about its mea
 mass; a ring's mass and area are closed forms, and its nodes lie where its density equals its mean density. With f
 the mixture's density at a node, the node stands for the mass Gamma_i * ring mass and, because mass = density *
 area, for the area mass / f. So an isolated component's areas are exact at the rings' quantiles (50 and 90 % are
-among them), and overlapping components share their area as they share their density. Where thousands of components
-matter, the nodes are a stratified sample instead (`sunflowers`).
+among them), and overlapping components share their area as they share their density. Where more than a hundred
+components matter, the nodes are a stratified sample instead (`sunflowers`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from geo_mvmf import s2, sphere, vmf
-from geo_mvmf.maps import quantiles
+from geo_mvmf.maps import near, quantiles
 from geo_mvmf.maps.once import OncePerComponents
 from geo_mvmf.maps.sunflowers import Nodes, Sunflowers
 from geo_mvmf.mixture import CellMixture, VmfMixture
@@ -31,9 +31,12 @@ IntArray = npt.NDArray[np.int64]
 _KM2 = sphere.EARTH_RADIUS_KM**2
 _UNIFORM_BITS = float(np.log2(4.0 * np.pi))
 _TAIL = 1e-4  # weight of the lightest components that a summary leaves out
-_FEW, _MANY = 96, 1536  # mattering components up to which rings are fine, and beyond which images share their nodes
+_FEW, _MANY = 96, 512  # mattering components up to which they have rings, and beyond which images share their nodes
 _IMAGES_AT_ONCE = 16  # densities of so many images are computed together
 _CELL_POINTS = 1 << 14  # points that stand for the cells of one image of a CellMixture
+_RINGS = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.995, 0.9999)  # quantiles between rings
+_NODES = 6  # of a ring
+_REACH = 24.0  # nats below its peak at which a component is no longer felt
 _SIGMAS = 6.5  # a cap's edge further from a component than this holds all or nothing of it (1e-8)
 
 
@@ -48,19 +51,6 @@ _COLUMNS = (
     "expected_error_km",
     "information_bits",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rings:
-    """Quantiles between which a component is cut, nodes in each, and how far a component is felt (kappa h)."""
-
-    edges: tuple[float, ...]
-    nodes: tuple[int, ...]
-    reach: float
-
-
-_FINE = _Rings((0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.995, 0.9999), (6,) * 13, 24.0)
-_MIDDLE = _Rings((0.0, 0.25, 0.5, 0.7, 0.9, 0.97, 0.9999), (3, 4, 4, 4, 4, 4), 18.0)
 
 
 def summarise(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latitude: npt.ArrayLike) -> pd.DataFrame:
@@ -199,14 +189,14 @@ def _caps(mixture: VmfMixture, images: slice, estimate: FloatArray, radii: Float
     margin = np.minimum(_SIGMAS * np.exp(-0.5 * mixture.log_concentrations), 2.0 * np.pi)
     # a first look by dot products (right to 1e-7 radians) leaves only the components that a cap can reach
     least = np.cos(np.minimum(radii.max() + margin + 1e-6, np.pi)) - 1e-12
-    image, near = np.nonzero(estimate @ mixture.mean_directions.T >= least)
-    weight = np.exp(mixture.log_mixing_weights[images][image, near])
-    offset = sphere.angle(mixture.mean_directions[near], estimate[image])
+    image, close = np.nonzero(estimate @ mixture.mean_directions.T >= least)
+    weight = np.exp(mixture.log_mixing_weights[images][image, close])
+    offset = sphere.angle(mixture.mean_directions[close], estimate[image])
     result = np.empty((radii.size, len(estimate)))
     for k, radius in enumerate(radii):
-        share = (offset < radius - margin[near]).astype(np.float64)
-        (cut,) = np.nonzero((np.abs(offset - radius) <= margin[near]) & (weight > 0.0))
-        share[cut] = vmf.probability_within(offset[cut], radius, mixture.log_concentrations[near[cut]])
+        share = (offset < radius - margin[close]).astype(np.float64)
+        (cut,) = np.nonzero((np.abs(offset - radius) <= margin[close]) & (weight > 0.0))
+        share[cut] = vmf.probability_within(offset[cut], radius, mixture.log_concentrations[close[cut]])
         result[k] = np.bincount(image, weight * share, minlength=len(estimate))
     return result
 
@@ -234,9 +224,11 @@ def _mattering(weights: FloatArray) -> IntArray:
 
 
 def _own_nodes(mixture: VmfMixture, chosen: IntArray, weights: FloatArray) -> Nodes:
-    rings = _FINE if chosen.size <= _FEW else _MIDDLE
-    operator = _Operator.of(mixture.mean_directions[chosen], mixture.log_concentrations[chosen], rings)
     share = weights[chosen] / weights[chosen].sum()
+    components = mixture.mean_directions[chosen], mixture.log_concentrations[chosen]
+    if chosen.size > _FEW:
+        return next(Sunflowers.of(*components).nodes(share[None], [np.arange(chosen.size)]))
+    operator = _Operator.of(*components)
     return operator.nodes(share, operator.density(share[:, None])[:, 0])
 
 
@@ -260,10 +252,10 @@ class _Operator:
     matrix: sparse.csr_array  # (J * C + C, C) float32
 
     @classmethod
-    def of(cls, mean_directions: FloatArray, log_concentrations: FloatArray, rings: _Rings) -> _Operator:
-        direction, share = _ring_nodes(mean_directions, log_concentrations, rings)
+    def of(cls, mean_directions: FloatArray, log_concentrations: FloatArray) -> _Operator:
+        direction, share = _ring_nodes(mean_directions, log_concentrations)
         direction = np.concatenate([direction, mean_directions])
-        matrix = _density_matrix(direction, mean_directions, log_concentrations, rings.reach)
+        matrix = _density_matrix(direction, mean_directions, log_concentrations)
         return cls(direction, share, matrix)
 
     def density(self, weights: FloatArray) -> npt.NDArray[np.float32]:
@@ -282,9 +274,9 @@ class _Operator:
         )
 
 
-def _ring_nodes(mu: FloatArray, log_kappa: FloatArray, rings: _Rings) -> tuple[FloatArray, FloatArray]:
+def _ring_nodes(mu: FloatArray, log_kappa: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Directions of the nodes, (J * C, 3), those of one node of all components together; their shares, (J, 1)."""
-    edges = np.array(rings.edges)
+    edges = np.array(_RINGS)
     radius = vmf.cap_quantile(edges[:, None], log_kappa[None, :])  # (R + 1, C)
     height = 2.0 * np.sin(radius / 2.0) ** 2
     mass, area = np.diff(edges), 2.0 * np.pi * np.diff(height, axis=0)
@@ -297,17 +289,17 @@ def _ring_nodes(mu: FloatArray, log_kappa: FloatArray, rings: _Rings) -> tuple[F
     angle = 2.0 * np.arcsin(np.sqrt(np.clip(at, 0.0, 2.0) / 2.0))  # (R, C)
     basis = sphere.tangent_basis(mu)  # (C, 2, 3)
     directions, shares = [], []
-    for ring, number in enumerate(rings.nodes):
-        turn = 2.0 * np.pi * (np.arange(number) + 0.5 * ring) / number + ring
+    for ring in range(mass.size):
+        turn = 2.0 * np.pi * (np.arange(_NODES) + 0.5 * ring) / _NODES + ring
         sideways = np.cos(turn)[:, None, None] * basis[:, 0] + np.sin(turn)[:, None, None] * basis[:, 1]
         directions.append(np.cos(angle[ring])[:, None] * mu + np.sin(angle[ring])[:, None] * sideways)
-        shares.append(np.full((number, 1), mass[ring] / number))
+        shares.append(np.full((_NODES, 1), mass[ring] / _NODES))
     return np.concatenate(directions).reshape(-1, 3), np.concatenate(shares)
 
 
-def _density_matrix(nodes: FloatArray, mu: FloatArray, log_kappa: FloatArray, reach: float) -> sparse.csr_array:
+def _density_matrix(nodes: FloatArray, mu: FloatArray, log_kappa: FloatArray) -> sparse.csr_array:
     """Density of each component at each node it reaches, (nodes, C)."""
-    chord = np.minimum(np.sqrt(2.0 * reach * np.exp(-log_kappa)), 2.0 + 1e-9)
+    chord = near.chord_of(log_kappa, _REACH)
     lists = cKDTree(nodes).query_ball_point(mu, chord)
     counts = np.array([len(found) for found in lists], dtype=np.int64)
     rows = np.concatenate([np.asarray(found, dtype=np.int64) for found in lists])

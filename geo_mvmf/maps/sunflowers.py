@@ -1,6 +1,6 @@
 """Nodes of mixtures in which many components matter: sunflowers about the mean directions, shared by all images.
 
-Where thousands of components hold an image's mass, none needs many nodes. Each has a few that are spread evenly over
+Where hundreds of components hold an image's mass, none needs many nodes. Each has a few that are spread evenly over
 its own probability in the spiral of a sunflower (Vogel 1979), turned and shifted from component to component so that
 the errors of neighbours cancel. All nodes together are a stratified sample of the mixture: sums over them have no
 bias, however few nodes a component has, and a component has the more of them the more it weighs.
@@ -23,7 +23,7 @@ IntArray = npt.NDArray[np.int64]
 Singles = npt.NDArray[np.float32]
 
 _SEVERAL, _MANY = 4, 32  # nodes of a component that is not light, and of a heavy one
-_HEAVIER = (1.0 / 4096.0, 1.0 / 128.0)  # mixing weights from which a component has several nodes, and many
+_HEAVIER = (1.0 / 4096.0, 1.0 / 256.0)  # mixing weights from which a component has several nodes, and many
 _HELD = 0.9999  # of a component's mass lies where its nodes may be
 _REACH = 10.0  # nats below its peak at which a component is no longer felt
 _FAINT = 1e-6  # of a heavy component's peak: what adds less than this at its own peak is left out

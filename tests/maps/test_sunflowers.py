@@ -33,7 +33,7 @@ def misses(coarse, fine):
     return {name for name in WITHIN if not off[name] <= WITHIN[name] * relative[name]}
 
 
-@pytest.mark.parametrize(("c", "spread"), [(1700, 2.07), (3400, 3.7)], ids=["flat", "half flat"])
+@pytest.mark.parametrize(("c", "spread"), [(400, 0.7), (900, 2.07), (1600, 3.7)], ids=["own", "flat", "half"])
 def test_summaries_are_those_of_fine_rings(monkeypatch, c, spread):
     mixture = overlapping(c, spread)
     coarse = summaries.summarise(mixture, [5.0], [1.0])
@@ -45,7 +45,7 @@ def test_summaries_are_those_of_fine_rings(monkeypatch, c, spread):
     monkeypatch.setattr(summaries, "_MANY", c)
     fine = summaries.summarise(mixture, [5.0], [1.0])
     assert not misses(coarse, fine), (coarse.T, fine.T)
-    assert coarse["density_max"][0] >= 0.999 * fine["density_max"][0]
+    assert coarse["density_max"][0] == pytest.approx(fine["density_max"][0], rel=0.03)
     assert {"area_50_km2", "area_90_km2", "information_bits"} <= misses(twin, fine)
 
 
@@ -67,7 +67,7 @@ def test_densities_at_the_nodes_are_those_of_the_mixture():
     assert found.mass.sum() == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("weight", "nodes"), [(1.0 / 5000.0, 1), (1.0 / 4000.0, 4), (1.0 / 120.0, 32)])
+@pytest.mark.parametrize(("weight", "nodes"), [(1.0 / 5000.0, 1), (1.0 / 4000.0, 4), (1.0 / 200.0, 32)])
 def test_the_heavier_a_component_the_more_nodes_it_has(weight, nodes):
     weights = np.array([[1.0 - 5.0 * weight, *[weight] * 5]])
     flowers = Sunflowers.of(sphere.random_directions(6, np.random.default_rng(0)), np.full(6, 9.0))
