@@ -307,7 +307,7 @@ def constant_calls(job):
     counts = collections.Counter()
     watched = {
         "forward", "components", "_percentile", "area_sr", "centre", "_run_of", "log_mixing_weights", "mean_directions",
-        "log_concentrations", "_unit", "_felt_by_components", "_operator_of_all",
+        "log_concentrations", "_unit", "_felt_by_components", "_felt",
     }  # fmt: skip
     lock = threading.Lock()
 
