@@ -20,7 +20,7 @@ from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.inputs.scenes import open_scene
 from geo_mvmf.maps import evidence, summaries
-from geo_mvmf.maps.combining import MASS_ERROR, Evidence, combine
+from geo_mvmf.maps.combining import MASS_ERROR, combine
 from geo_mvmf.maps.estimates import estimate
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.maps.multipliers import Multiplier, RasterMultiplier
@@ -261,6 +261,7 @@ def _fused(
     images = [batch[i : i + 1] for i in range(len(batch))]
     keep = options.prior is None or options.prior_mode == "multiply"
     needed = not keep or (len(images) > 1 and options.independence > 0.0)
+    alone = options.prior is None and len(images) == 1
     found = combine(
         images,
         prior=training_prior(store) if needed else None,
@@ -268,12 +269,12 @@ def _fused(
         independence=options.independence,
         multipliers=multipliers,
         max_mass_error=options.max_mass_error,
+        least=evidence.LEAST_PROBABILITY if alone else 0.0,
     )
-    is_area_alone = options.prior is None and len(images) == 1
-    if found is None or (is_area_alone and found.log_mass < np.log(evidence.LEAST_PROBABILITY)):
+    if found.mixture is None:
         what = evidence.too_little(found) if multipliers else "nowhere is the density of each of its images above 0"
         return _failed(store, group, options, what), None
-    return _described(store, group, options, found), found.mixture
+    return _described(store, group, options, found.mixture, found.log_mass), found.mixture
 
 
 def _failed(store: stores.StoredPredictions, group: _Group, options: Options, message: str) -> pd.DataFrame:
@@ -281,29 +282,31 @@ def _failed(store: stores.StoredPredictions, group: _Group, options: Options, me
     return pd.DataFrame(row | {"status": ["failed"], "message": [f"{group.name}: {message}"]})
 
 
-def _described(store: stores.StoredPredictions, group: _Group, options: Options, found: Evidence) -> pd.DataFrame:
-    place = estimate(found.mixture, "mode")
+def _described(
+    store: stores.StoredPredictions, group: _Group, options: Options, mixture: CellMixture, log_mass: float
+) -> pd.DataFrame:
+    place = estimate(mixture, "mode")
     rows: row_contract.Rows = {name: np.asarray(values) for name, values in _row(store, group, options).items()}
-    row_contract.fill(rows, np.array([0]), summaries.summarise(found.mixture, place[:, 0], place[:, 1]))
+    row_contract.fill(rows, np.array([0]), summaries.summarise(mixture, place[:, 0], place[:, 1]))
     used = store.rows.iloc[group.usable]
     alone = options.prior is None and group.usable.size == 1
     own: dict[str, Any] = {
         "longitude": place[:, 0],
         "latitude": place[:, 1],
         "estimator": "mode",
-        "agreement_bits": found.log_mass / np.log(2.0) if options.prior is None and not alone else np.nan,
-        "probability_in_area": np.exp(found.log_mass) if options.area is not None and alone else np.nan,
+        "agreement_bits": log_mass / np.log(2.0) if options.prior is None and not alone else np.nan,
+        "probability_in_area": np.exp(log_mass) if options.area is not None and alone else np.nan,
         "gained_bits": rows["information_bits"] - used["information_bits"].astype(float).max(),
         "saved_area_90_km2": used["area_90_km2"].astype(float).min() - rows["area_90_km2"],
     }
     row_contract.fill(rows, np.array([0]), own)
-    row_contract.judge(rows, np.array([0]), found.mixture)
+    row_contract.judge(rows, np.array([0]), mixture)
     return pd.DataFrame(rows)
 
 
 def _row(store: stores.StoredPredictions, group: _Group, options: Options) -> dict[str, Any]:
     """What is known of a group before anything is computed: names, and what its images have in common."""
-    common = {name: _common(store.rows[name].iloc[group.rows]) for name in store.rows}
+    common = {str(name): _common(store.rows[name].iloc[group.rows]) for name in store.rows}
     row: dict[str, Any] = {"image_id": np.array([group.name], dtype=object)}
     row |= {name: common.get(name, np.array([None], dtype=object)) for name in ("path", "filename")}
     row |= {"status": np.array(["ok"], dtype=object), "message": np.array([""], dtype=object)}

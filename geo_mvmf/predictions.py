@@ -19,6 +19,7 @@ from geo_mvmf import durable, fusing, progress, sphere
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import geotiff, stores, vector
 from geo_mvmf.maps import density, regions
+from geo_mvmf.maps.combining import MASS_ERROR
 from geo_mvmf.mixture import CellMixture, VmfMixture
 from geo_mvmf.point_layer import with_points, with_regions
 from geo_mvmf.stored_mixtures import mixture_of_rows, rows_named, training_prior
@@ -111,7 +112,7 @@ class Predictions:
         prior: str | os.PathLike[str] | None = None,
         prior_mode: str = "replace",
         independence: float = 1.0,
-        max_mass_error: float = fusing.MASS_ERROR,
+        max_mass_error: float = MASS_ERROR,
         out: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
     ) -> Predictions:
@@ -121,10 +122,8 @@ class Predictions:
         ----------
         by, area, prior, prior_mode, independence, max_mass_error
             As `fusing.Options`.
-        out : path, optional
-            Predictions file to write; by default one that goes away with the result.
-        overwrite : bool
-            Whether an existing file may be replaced.
+        out, overwrite
+            Predictions file to write, and whether it may exist; by default one that goes away with the result.
 
         Returns
         -------

@@ -7,6 +7,7 @@ distance to the exact product is added up on the way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,8 +39,8 @@ class Evidence(NamedTuple):
 
     Parameters
     ----------
-    mixture : CellMixture
-        One image.
+    mixture : CellMixture or None
+        One image; None where nothing is left, or less than was asked for.
     log_mass : float
         Natural logarithm of the integral before it was made 1: of one image in an area the probability of the area;
         of images of one place how much likelier they are together than apart (negative: they disagree).
@@ -52,7 +53,7 @@ class Evidence(NamedTuple):
     0.5
     """
 
-    mixture: CellMixture
+    mixture: CellMixture | None
     log_mass: float
 
 
@@ -65,7 +66,8 @@ def combine(
     multipliers: Sequence[Multiplier] = (),
     max_mass_error: float = MASS_ERROR,
     max_cells: int = _MOST_CELLS,
-) -> Evidence | None:
+    least: float = 0.0,
+) -> Evidence:
     """Combine images of one place, a prior and any number of areas and prior rasters in one product.
 
     Parameters
@@ -85,11 +87,12 @@ def combine(
     max_cells : int
         About how many cells there may be; where that is not enough, `mass_errors` says so and a
         `tessellation.CoarseCellsWarning` is given.
+    least : float
+        Integral of the product below which no density is made of it.
 
     Returns
     -------
-    Evidence or None
-        None where nothing is left.
+    Evidence
 
     Raises
     ------
@@ -113,16 +116,15 @@ def combine(
     if prior is not None and abs(left) > 1e-12:
         everything, powers = [*everything, prior], [*powers, left]
     factors, cells, scale = _sorted_out(everything, powers)
-    allowed = max_mass_error
-    for _ in range(_ATTEMPTS):
-        found = _product(factors, cells, multipliers, allowed, max_cells)
-        if found is None:
-            return None
-        piece, log_mass = found
-        if piece.mass_error <= max_mass_error:
-            break
+    allowed, attempts = max_mass_error, _ATTEMPTS
+    while True:
+        piece, log_mass = _product(factors, cells, multipliers, allowed, max_cells, _log(least) - scale)
+        if piece is None:
+            return Evidence(None, log_mass + scale)
+        attempts -= 1
+        if piece.mass_error <= max_mass_error or 4 * piece.cell_ids.size > max_cells or not attempts:
+            return Evidence(tessellation.assemble([piece], max_mass_error), log_mass + scale)
         allowed = max(0.8 * allowed * max_mass_error / piece.mass_error, 1e-6)
-    return Evidence(tessellation.assemble([piece], max_mass_error), log_mass + scale)
 
 
 def _sorted_out(
@@ -142,38 +144,77 @@ def _sorted_out(
     return factors, cells, scale
 
 
+class _Tiled(NamedTuple):
+    """A product before borders: cells, their masses and how far they err together, times exp(log_scale)."""
+
+    ids: IdArray
+    masses: FloatArray
+    error: float
+    log_scale: float
+    left_out: IdArray
+
+
 def _product(
     factors: list[products.Factor],
     cells: list[CellMultiplier],
     borders: Sequence[Multiplier],
     allowed: float,
     max_cells: int,
-) -> tuple[tessellation.Tessellation, float] | None:
-    """Tile a product; also the logarithm of its integral. None where there is nothing."""
-    # cells alone are multiplied exactly, so none is left out
-    found = products.find(factors, [*cells, *borders], cut=_CUT * allowed if factors else 0.0)
-    if not found.cell_ids.size:
-        return None
-    nodes = product_nodes.ProductNodes(factors, found, misfit=_MISFIT * allowed)
-    budget = allowed * (_SMOOTH if borders else _SMOOTH + _BORDER)
-    pieces, smooth_error = tessellation.refine(nodes, budget, max_cells)
-    ids, masses = (np.concatenate(part) for part in ([p.cell_ids for p in pieces], [p.masses for p in pieces]))
-    order = np.argsort(ids)
-    ids, masses = ids[order], masses[order]
-    masses = masses / nodes.high[find_cells(nodes.cell_ids, ids)]
-    for multiplier in cells:
-        ids, masses = _overlaid(ids, masses, multiplier)
-    ids, masses, border_error = _sharpened(ids, masses, borders, _BORDER * allowed, max_cells)
+    log_least: float,
+) -> tuple[tessellation.Tessellation | None, float]:
+    """Tile a product, unless its integral is too small; also the logarithm of the integral."""
+    tiled = _smooth(factors, cells, borders, allowed, max_cells) if factors else _cells_alone(cells)
+    log_mass = tiled.log_scale + _log(float(tiled.masses.sum()))
+    if log_mass == -math.inf or log_mass < log_least - 2.0:  # clearly, though borders are not yet looked at closely
+        return None, log_mass
+    ids, masses, border_error = _sharpened(tiled.ids, tiled.masses, borders, _BORDER * allowed, max_cells)
     total = float(masses.sum())
-    if not total > 0.0:
-        return None
-    error = smooth_error + nodes.misfit + border_error + float(np.exp(found.log_left_out - nodes.log_total))
-    spread, shares = _left_out(found.left_out, [*cells, *borders])
+    log_mass = tiled.log_scale + _log(total)
+    if log_mass == -math.inf or log_mass < log_least:
+        return None, log_mass
+    spread, shares = _left_out(tiled.left_out, [*cells, *borders])
     rest = _FLOOR * allowed if spread.size else 0.0
     ids, probabilities = np.concatenate([ids, spread]), np.concatenate([masses * ((1.0 - rest) / total), shares * rest])
     order = np.argsort(ids)
-    piece = tessellation.Tessellation(ids[order], probabilities[order], error / total + rest)
-    return piece, nodes.log_total + float(np.log(total))
+    error = (tiled.error + border_error) / total + rest
+    return tessellation.Tessellation(ids[order], probabilities[order], error), log_mass
+
+
+def _smooth(
+    factors: list[products.Factor],
+    cells: list[CellMultiplier],
+    borders: Sequence[Multiplier],
+    allowed: float,
+    max_cells: int,
+) -> _Tiled:
+    """Tile smooth factors where the whole product is, and lay those on cells over them."""
+    found = products.find(factors, [*cells, *borders], cut=_CUT * allowed)
+    if not found.cell_ids.size:
+        return _Tiled(found.cell_ids, np.empty(0), 0.0, 0.0, found.left_out)
+    nodes = product_nodes.ProductNodes(factors, found, misfit=_MISFIT * allowed)
+    budget = allowed * (_SMOOTH if borders else _SMOOTH + _BORDER)
+    pieces, error = tessellation.refine(nodes, budget, max_cells)
+    ids = np.concatenate([piece.cell_ids for piece in pieces])
+    order = np.argsort(ids)
+    ids, masses = ids[order], np.concatenate([piece.masses for piece in pieces])[order]
+    masses = masses / nodes.high[find_cells(nodes.cell_ids, ids)]
+    for multiplier in cells:
+        ids, masses = _overlaid(ids, masses, multiplier)
+    error += nodes.misfit + math.exp(min(found.log_left_out - nodes.log_total, 0.0))
+    return _Tiled(ids, masses, error, nodes.log_total, found.left_out)
+
+
+def _cells_alone(cells: list[CellMultiplier]) -> _Tiled:
+    """Densities on cells are multiplied exactly."""
+    ids = cells[0].cells
+    masses = cells[0].values * s2.area_sr(ids)
+    for multiplier in cells[1:]:
+        ids, masses = _overlaid(ids, masses, multiplier)
+    return _Tiled(ids, masses, 0.0, 0.0, ids[:0])
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0.0 else -math.inf
 
 
 def _overlaid(ids: IdArray, masses: FloatArray, multiplier: CellMultiplier) -> tuple[IdArray, FloatArray]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import geopandas
 import numpy as np
@@ -27,13 +28,11 @@ from geo_mvmf.maps.grid import Grid
 from geo_mvmf.maps.multipliers import AreaMultiplier, Multiplier, RasterMultiplier
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
-Area = str | os.PathLike[str] | geopandas.GeoDataFrame | shapely.Geometry | Multiplier
-
 LEAST_PROBABILITY = 1e-9
 """An area that holds less of an image's probability is refused: what is left there is no more than rounding."""
 
 
-def restrict(mixture: Mixture, area: Area, *, max_mass_error: float = MASS_ERROR) -> CellMixture:
+def restrict(mixture: Mixture, area: Any, *, max_mass_error: float = MASS_ERROR) -> CellMixture:
     """Restrict every image's density to an area: inside it is kept but for a factor, outside it is 0.
 
     Parameters
@@ -65,8 +64,9 @@ def restrict(mixture: Mixture, area: Area, *, max_mass_error: float = MASS_ERROR
     multiplier = area_multiplier(area)
     pieces = []
     for i in range(len(mixture)):
-        found = combine([mixture[i : i + 1]], multipliers=[multiplier], max_mass_error=max_mass_error)
-        if found is None or found.log_mass < np.log(LEAST_PROBABILITY):
+        image = mixture[i : i + 1]
+        found = combine([image], multipliers=[multiplier], max_mass_error=max_mass_error, least=LEAST_PROBABILITY)
+        if found.mixture is None:
             raise BadInputError(f"image {i}: {too_little(found)}")
         pieces.append(found.mixture)
     return joined(pieces)
@@ -114,12 +114,12 @@ def fuse(
     """
     images = [each[i : i + 1] for each in _sequence(mixtures) for i in range(len(each))]
     found = combine(images, prior=prior, independence=independence, max_mass_error=max_mass_error)
-    if found is None:
+    if found.mixture is None:
         raise BadInputError(f"the {len(images)} images have no place in common: nowhere is every density above 0")
     return found.mixture
 
 
-def area_multiplier(area: Area) -> Multiplier:
+def area_multiplier(area: Any) -> Multiplier:
     """Make a multiplier of an area.
 
     Parameters
@@ -143,7 +143,7 @@ def area_multiplier(area: Area) -> Multiplier:
     [1.0]
     """
     if hasattr(area, "look"):
-        return area
+        return cast("Multiplier", area)
     if isinstance(area, shapely.Geometry):
         area = geopandas.GeoDataFrame(geometry=[area], crs="OGC:CRS84")
     polygons = union_area(read_polygons(area))
@@ -202,12 +202,13 @@ def prior_multiplier(values: npt.ArrayLike, grid: Grid, *, name: str = "the prio
     return RasterMultiplier(held / held.max(), grid)
 
 
-def too_little(found: Evidence | None) -> str:
+def too_little(found: Evidence) -> str:
     """Say how much probability an area or a prior leaves.
 
     Parameters
     ----------
-    found : Evidence or None
+    found : Evidence
+        Without a mixture.
 
     Returns
     -------
@@ -215,10 +216,10 @@ def too_little(found: Evidence | None) -> str:
 
     Examples
     --------
-    >>> too_little(None)
+    >>> too_little(Evidence(None, -np.inf))
     'the area and the prior leave nothing of its probability; choose others'
     """
-    if found is None:
+    if found.log_mass == -np.inf:
         return "the area and the prior leave nothing of its probability; choose others"
     power = found.log_mass / np.log(10.0)
     return (

@@ -194,7 +194,12 @@ class RasterMultiplier:
         first_row, last_row = _indices(top, rows), _indices(bottom, rows)
         first_column, last_column = _indices(left, columns), _indices(right, columns)
         span = np.maximum(last_row - first_row, last_column - first_column) + 1
-        coarse = np.ceil(np.log2(span)).astype(np.int64)
+        coarse = np.maximum(np.ceil(np.log2(span)).astype(np.int64) - 1, 0)
+        # the finest blocks of which two by two hold the window: larger ones would reach far beyond it
+        wide = np.maximum(
+            (last_row >> coarse) - (first_row >> coarse), (last_column >> coarse) - (first_column >> coarse)
+        )
+        coarse += wide > 1
         corners = [(row, column) for row in (first_row, last_row) for column in (first_column, last_column)]
         low = np.min([self._lows.at(row, column, coarse) for row, column in corners], axis=0)
         high = np.max([self._highs.at(row, column, coarse) for row, column in corners], axis=0)

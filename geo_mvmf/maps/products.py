@@ -268,7 +268,8 @@ class _Search:
 
     def found(self) -> Found:
         """Join what was found."""
-        cells, high = (np.concatenate(part) for part in ([p[0] for p in self._patches], [p[1] for p in self._patches]))
+        cells = np.concatenate([part[0] for part in self._patches])
+        high = np.concatenate([part[1] for part in self._patches])
         starts = np.cumsum([0, *(part[0].size for part in self._patches)])
         members = []
         for number in range(len(self._factors)):

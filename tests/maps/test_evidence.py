@@ -65,11 +65,11 @@ def apart(log_kappa, sigmas, seed=0):
 # --- the closed form -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sigmas", [0.5, 8.0, 100.0])
-@pytest.mark.parametrize("log_kappa", [2.0, 9.0, 16.0, 20.0])
+@pytest.mark.parametrize(
+    ("log_kappa", "sigmas"),
+    [(2.0, 0.5), (9.0, 8.0), (16.0, 0.5), (16.0, 8.0), (16.0, 100.0), (20.0, 8.0), (20.0, 100.0), (20.0, 1000.0)],
+)
 def test_two_peaks_far_apart_have_their_product_between_them(log_kappa, sigmas):
-    if sigmas * math.exp(-log_kappa / 2) > 2.5:
-        pytest.skip("farther than the sphere is wide")
     pair = apart(log_kappa, sigmas)
     exact, log_mass = closed_product(pair)
     found = combining.combine(pair)
@@ -132,11 +132,13 @@ def caps_agree(cells, directions, masses, tolerance, seed=0):
     for radius in (800.0, 3000.0):
         longitude, latitude = sphere.to_longitude_latitude(centres)
         found = cells.probability_within(longitude, latitude, radius)[0]
-        inside = sphere.angle(directions[None], centres[:, None]) <= radius / sphere.EARTH_RADIUS_KM
+        inside = centres @ directions.T >= math.cos(radius / sphere.EARTH_RADIUS_KM)
         np.testing.assert_allclose(found, inside @ masses, atol=tolerance)
 
 
-@pytest.mark.parametrize("independence", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(
+    "independence", [0.4, pytest.param(0.0, marks=pytest.mark.hard), pytest.param(1.0, marks=pytest.mark.hard)]
+)
 def test_the_definition_on_a_regular_grid(independence):
     images = [random_mixture(seed, c=5, high=5.0) for seed in (1, 2, 3)]
     prior = random_mixture(4, c=5, high=3.0)
@@ -233,7 +235,14 @@ AREAS = {
 }
 
 
-@pytest.mark.parametrize("name", AREAS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "over the antimeridian",
+        "tiny",
+        *(pytest.param(name, marks=pytest.mark.hard) for name in ("box", "polar cap", "with a hole")),
+    ],
+)
 def test_restricted_to_an_area(name):
     """The probability of the area, and the density inside, against samples; nothing far outside."""
     area = AREAS[name]
@@ -323,7 +332,9 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize(
+    "name", ["Mercator", *(pytest.param(name, marks=pytest.mark.hard) for name in GRIDS if name != "Mercator")]
+)
 def test_a_prior_raster_replaces_or_multiplies(name):
     grid, image, prior = GRIDS[name], random_mixture(11, c=5, high=2.0), random_mixture(12, c=5, high=2.0)
     values = np.random.default_rng(0).random(grid.shape) ** 3
@@ -337,7 +348,7 @@ def test_a_prior_raster_replaces_or_multiplies(name):
             return density + raster_density(grid, values)(y)
 
         assert found.mixture.mass_errors[0] <= 0.02
-        caps_agree(found.mixture, *on_grid(log_density, 0.5), tolerance=0.025)
+        caps_agree(found.mixture, *on_grid(log_density, 1.0), tolerance=0.03)
 
 
 def test_bounds_of_multipliers_hold():
