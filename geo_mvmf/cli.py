@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": "prediction",
     "density": "results",
     "regions": "results",
+    "zones": "zones",
     "fuse": "evidence",
     "evaluate": "evaluation",
     "info": "about",

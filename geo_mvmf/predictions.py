@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from geo_mvmf import durable, fusing, progress, sphere
+from geo_mvmf import density_files, durable, fusing, progress, sphere
 from geo_mvmf.errors import BadInputError, UsageError
-from geo_mvmf.files import geotiff, stores, vector
+from geo_mvmf.files import stores, vector
 from geo_mvmf.maps import density, regions
 from geo_mvmf.maps.combining import MASS_ERROR
+from geo_mvmf.maps.zones import ZoneProbabilities, Zones
 from geo_mvmf.mixture import CellMixture, VmfMixture
 from geo_mvmf.point_layer import with_points, with_regions
 from geo_mvmf.stored_mixtures import mixture_of_rows, rows_named, training_prior
@@ -195,6 +196,27 @@ class Predictions:
             return geopandas.GeoDataFrame(columns=columns, geometry="geometry", crs="EPSG:4326")
         return geopandas.GeoDataFrame(pd.concat(blocks, ignore_index=True), crs="EPSG:4326")
 
+    def zones(self, polygons: Any, *, name_column: str | None = None) -> ZoneProbabilities:
+        """Probability of every polygon of a layer for every image that has a prediction (docs/zones.md).
+
+        Parameters
+        ----------
+        polygons, name_column
+            As `zone_probabilities`; or Zones that were read.
+
+        Returns
+        -------
+        ZoneProbabilities
+            `.tidy()`, `.top(3)`, `.columns(3)` and `.expected()` make tables of it.
+
+        Raises
+        ------
+        UsageError, BadInputError
+        """
+        ids, rows = self.rows["image_id"].to_numpy(object), self._rows_of(None)
+        layer = Zones.read(polygons, name_column=name_column)
+        return layer.of_all((self.mixture_of(block), list(ids[block])) for block in _blocks(rows))
+
     def density(
         self, grid: Grid, image_id: str | None = None, *, combine: Literal["mean"] | None = None
     ) -> xr.DataArray:
@@ -256,34 +278,13 @@ class Predictions:
         OutputError
             If a file exists or cannot be written.
         """
-        path = Path(path)
-        if path.suffix.lower() not in (".nc", ".tif", ".tiff"):
-            raise UsageError(f"{path}: a density raster ends in .tif or .nc")
-        if path.suffix.lower() != ".nc" and image_id is None and combine is None and self.is_predicted.sum() > 1:
-            raise UsageError(f"{path}: a GeoTIFF holds one image: name it, combine='mean', or write .nc")
         if image_id is None and not self.is_predicted.any():
             raise BadInputError(f"{self.store.path}: none of its {len(self)} images has a prediction to make a map of")
-        level = path.with_name(f"{path.stem}_level{path.suffix}")
-        beside = () if path.suffix.lower() == ".nc" else (level, path.with_suffix(".qml"), level.with_suffix(".qml"))
-        if not overwrite:
-            durable.require_new(path, *beside)
+        several = bool(image_id is None and combine is None and self.is_predicted.sum() > 1)
+        density_files.check_files(Path(path), several=several, overwrite=overwrite)
         raster = self.density(grid, image_id, combine=combine)
-        if path.suffix.lower() == ".nc":
-            stores.write_density_netcdf(path, raster, overwrite=overwrite)
-        else:
-            self._write_geotiffs(path, level, raster, overwrite=overwrite)
+        density_files.write(Path(path), raster, self.run, overwrite=overwrite)
         return raster
-
-    def _write_geotiffs(self, path: Path, level: Path, raster: xr.DataArray, *, overwrite: bool) -> None:
-        tags = {
-            "IMAGE_ID": str(raster["image"].to_numpy()[0]),
-            "MODEL": self.run.get("bundle", ""),
-            "MODEL_SHA256": self.run.get("bundle_sha256", ""),
-            "PROBABILITY_SUM": f"{float(raster['probability_sum'][0]):.9f}",
-            "LICENCE": self.run.get("licence", ""),
-        }
-        geotiff.write_density(path, raster[0], tags=tags, overwrite=overwrite)
-        geotiff.write_level(level, density.credible_level_raster(raster)[0], tags=tags, overwrite=overwrite)
 
     def sample(self, n: int, *, seed: int = 0) -> geopandas.GeoDataFrame:
         """Draw possible places of each image.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import geopandas
 import numpy as np
@@ -213,14 +213,14 @@ class Zones:
 
     @classmethod
     def read(
-        cls, polygons: geopandas.GeoDataFrame | str | os.PathLike[str], *, name_column: str | None = None
+        cls, polygons: geopandas.GeoDataFrame | str | os.PathLike[str] | Zones, *, name_column: str | None = None
     ) -> Zones:
         """Read polygons and their names.
 
         Parameters
         ----------
         polygons, name_column
-            As `zone_probabilities`.
+            As `zone_probabilities`; zones that were read before are given back.
 
         Returns
         -------
@@ -233,6 +233,8 @@ class Zones:
         BadInputError
             If the polygons cannot be read.
         """
+        if isinstance(polygons, Zones):
+            return polygons
         found = read_polygons(polygons)
         own = [str(column) for column in found.columns if column != found.geometry.name]
         if name_column is None:
@@ -267,6 +269,41 @@ class Zones:
         held = self._cells(mixture) if isinstance(mixture, CellMixture) else self._components(mixture)
         held = np.clip(held, 0.0, 1.0)
         return ZoneProbabilities(np.array(names, dtype=object), self.names, held[:, :-1], 1.0 - held[:, -1])
+
+    def of_all(self, blocks: Iterable[tuple[VmfMixture | CellMixture, Sequence[str]]]) -> ZoneProbabilities:
+        """Give the zones their probabilities, block after block of images.
+
+        Parameters
+        ----------
+        blocks : iterable of (mixture, image_ids)
+
+        Returns
+        -------
+        ZoneProbabilities
+            Of all images.
+        """
+        found = [self.of(mixture, image_ids) for mixture, image_ids in blocks]
+        return ZoneProbabilities(
+            np.concatenate([np.empty(0, dtype=object), *(each.image_ids for each in found)]),
+            self.names,
+            np.concatenate([np.empty((0, self.names.size)), *(each.probabilities for each in found)]),
+            np.concatenate([np.empty(0), *(each.in_no_zone for each in found)]),
+        )
+
+    def layer(self, found: ZoneProbabilities) -> geopandas.GeoDataFrame:
+        """Join what an album says to the polygons.
+
+        Parameters
+        ----------
+        found : ZoneProbabilities
+            From these zones.
+
+        Returns
+        -------
+        GeoDataFrame
+            OGC:CRS84; zone, name, expected_images, standard_deviation, and the polygons.
+        """
+        return geopandas.GeoDataFrame(found.expected(), geometry=self.polygons.geometry.to_numpy(), crs="OGC:CRS84")
 
     def _component_shares(self, mean_directions: FloatArray, log_concentrations: FloatArray) -> sparse.csr_array:
         return borders.component_shares(mean_directions, log_concentrations, self._shapes)

@@ -1,0 +1,48 @@
+"""The command that gives polygons their probability."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from geo_mvmf.commands import options
+
+_SUFFIXES = (".csv", ".parquet", ".geoparquet", ".gpkg", ".geojson")
+
+
+@click.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.option(
+    "--polygons", required=True, type=click.Path(path_type=Path), help="Layer of zones: .geojson, .gpkg or .parquet"
+)
+@click.option("--name-column", help="Column that names the zones. Default: name, in whatever case, if there is one.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help=".csv or .parquet (tables), .gpkg, .geojson"
+)
+@click.option("--top", type=click.IntRange(1), help="Only the most probable zones of each image. Layers: 3.")
+@click.option("--overwrite", is_flag=True)
+def zones(
+    *, predictions: Path, polygons: Path, name_column: str | None, out: Path, top: int | None, overwrite: bool
+) -> None:
+    """Write the probability of every polygon, such as countries, for every image.
+
+    A table has one row per image and zone; with --top the most probable ones, ranked, and what lies in no zone. A
+    .gpkg holds the points with their most probable zones, and the polygons with the number of images expected in
+    each; a .geojson the polygons.
+    """
+    options.check_suffix(out, _SUFFIXES)
+    options.check_new(out, overwrite=overwrite)
+
+    from geo_mvmf import zone_files
+    from geo_mvmf.maps.zones import Zones
+    from geo_mvmf.predictions import open_predictions
+
+    layer = Zones.read(polygons, name_column=name_column)
+    found = open_predictions(predictions)
+    held = found.zones(layer)
+    zone_files.write_zones(out, found, layer, held, top=top, overwrite=overwrite)
+    for row in held.expected().nlargest(5, "expected_images").itertuples():
+        click.echo(f"{row.name}: {row.expected_images:.2f} images expected (s.d. {row.standard_deviation:.2f})")
+    click.echo(f"in no zone: {float(held.in_no_zone.sum()):.2f} of {len(held.image_ids)} images")
+    click.echo(f"wrote {out}")
