@@ -160,6 +160,9 @@ def _searched(nodes: Nodes, log_density: float) -> dict[str, float]:
     log_f, mass, area = log_f[steps], np.add.reduceat(mass, steps), np.add.reduceat(area, steps)
     # and a step stands for densities about its own: half of it lies above that
     middle, middle_area = np.cumsum(mass) - mass / 2.0, np.cumsum(area) - area / 2.0
+    # from the peak, above which there is nothing, to the middle of the densest step
+    log_f = np.concatenate([[max(np.log(nodes.density_max), log_f[0])], log_f])
+    middle, middle_area = np.concatenate([[0.0], middle]), np.concatenate([[0.0], middle_area])
     searched = np.interp(-log_density, -log_f, middle, left=0.0, right=1.0)
     searched_area = np.interp(-log_density, -log_f, middle_area, left=0.0, right=4.0 * np.pi)
     return {"searched_probability": float(searched), "searched_area_km2": float(searched_area) * _KM2}
