@@ -2,7 +2,7 @@
 
 Shares of independent images have Wilson intervals, which stay honest at 0 and 100 %, where a bootstrap's would have no
 width; medians have those of the binomial distribution, means those of the bootstrap. Where images belong together
-(clusters) all intervals are bootstraps of whole clusters.
+(clusters) intervals are bootstraps of whole clusters (of a share of 0 or 100 %: Wilson's, of so many clusters).
 """
 
 from __future__ import annotations
@@ -123,7 +123,13 @@ class _Intervals:
         """Of the known images; how many are not is counted."""
         n_nan = int((~known).sum())
         if self.clusters is not None:
-            return resampling.mean_of_clusters(np.where(known, hits, np.nan), self.clusters)
+            found = resampling.mean_of_clusters(np.where(known, hits, np.nan), self.clusters)
+            if found.value not in (0.0, 1.0):
+                return found
+            # all draws are alike, and their interval has no width: Wilson's of so many clusters
+            groups = int(np.unique(self.clusters[known]).size)
+            low, high = metrics.wilson_interval(found.value * groups, groups)
+            return found._replace(low=float(low), high=float(high))
         count, n = int(hits[known].sum()), int(known.sum())
         low, high = metrics.wilson_interval(count, n)
         return Estimate(count / n if n else np.nan, float(low), float(high), known.size, n_nan)

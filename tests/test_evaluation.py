@@ -192,6 +192,8 @@ def test_clusters_widen_intervals_and_change_no_value(simulated):
     together = geo_mvmf.evaluate(found, table, cluster_by="walk").table()
     pd.testing.assert_frame_equal(alone.drop(columns=["low", "high"]), together.drop(columns=["low", "high"]))
     assert ((together["low"] <= together["value"]) & (together["value"] <= together["high"])).all()
+    never = together.set_index("measure").loc["accuracy_at_1_km"]  # five clusters without a hit: not a width of 0
+    assert (never["value"], never["low"], never["high"]) == (0.0, 0.0, pytest.approx(metrics.wilson_interval(0, 5)[1]))
     blocks = geo_mvmf.evaluate(found, table, block_level=2)
     assert len(np.unique(blocks.clusters)) < N
     with pytest.raises(UsageError, match="choose one"):
