@@ -27,7 +27,7 @@ Mixture = VmfMixture | CellMixture
 MASS_ERROR = 5e-3
 """Largest total variation distance to the exact result, unless another is asked for."""
 
-_MOST_CELLS = 1_000_000
+_MOST_CELLS = 4_000_000
 # shares of the allowed error: left out, misfit of polynomials, spread over what was left out so that no density is 0
 _CUT, _MISFIT, _FLOOR = 0.03, 0.02, 5e-5
 _SMOOTH, _BORDER = 0.6, 0.3  # uniform cells, on smooth patches and on borders; all to the first where there is none
@@ -167,7 +167,7 @@ def _product(
     log_mass = tiled.log_scale + _log(float(tiled.masses.sum()))
     if log_mass == -math.inf or log_mass < log_least - 2.0:  # clearly, though borders are not yet looked at closely
         return None, log_mass
-    ids, masses, border_error = _sharpened(tiled.ids, tiled.masses, borders, _BORDER * allowed, max_cells)
+    ids, masses, border_error = _sharpened(tiled.ids, tiled.masses, borders, _BORDER * allowed, max_cells // 4)
     total = float(masses.sum())
     log_mass = tiled.log_scale + _log(total)
     if log_mass == -math.inf or log_mass < log_least:
@@ -238,6 +238,7 @@ def _sharpened(
     """Multiply cells by areas and rasters; those on borders are split until together they err by a share allowed."""
     if not borders:
         return ids, masses, 0.0
+    max_cells += ids.size
     done_ids, done_masses, error, total, number = [], [], 0.0, 0.0, 0
     while ids.size:
         look = look_at(borders, ids)
@@ -246,8 +247,9 @@ def _sharpened(
         spare = 0.5 * allowed * (total + float(kept.sum())) - error
         stays = np.zeros(ids.size, dtype=np.bool_)
         stays[order[: np.searchsorted(np.cumsum(errors[order]), max(spare, 0.0), side="right")]] = True
-        full = errors.sum() + error <= allowed * (total + kept.sum()) or number + 4 * ids.size > max_cells
-        stays |= full | (s2.level(ids) == s2.MAX_LEVEL)
+        crowded = number + ids.size + 3 * int((~stays).sum()) > max_cells
+        enough = errors.sum() + error <= allowed * (total + kept.sum())
+        stays |= enough | crowded | (s2.level(ids) == s2.MAX_LEVEL)
         held = stays & (kept > 0.0)
         done_ids.append(ids[held])
         done_masses.append(kept[held])

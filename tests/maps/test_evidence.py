@@ -391,3 +391,8 @@ def test_a_product_is_not_searched_where_it_is_not():
         for log_kappa in (8.0, 14.0, 20.0)
     ]
     assert max(sizes) < 4 * min(sizes) < 4000
+
+
+def test_an_infinite_density_is_no_prior():
+    with pytest.raises(BadInputError, match=r"given: the value in row 1, column 2 is inf, one of 1 such"):
+        evidence.prior_multiplier([[1.0, np.inf]], Grid((1, 2), (180, 0, -180, 0, -180, 90), 4326), name="given")
