@@ -17,24 +17,23 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from geo_mvmf.maps import quadrature
+from geo_mvmf.maps import quadrature, rims
 from geo_mvmf.maps.grid import Grid
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-ORDER = 10
+ORDER = rims.ORDER
 """Nodes along each side of a chart."""
 
 _TILE = 32.0  # raster cells along the side of the first rectangles
 _RELATIVE = 1e-8  # of a chart's extent: how much its last coefficients may be
 _BENT = 1e2  # times as much where the rim is a side: few charts, and a kink of the rim costs many
 _NOISE = 1e-11  # radians: projections iterate to about this
-_CORNER = 1.0 / 256.0  # side of a rectangle around a corner of the rim, not halved any more
+_CORNER = 1.0 / 1024.0  # side of a rectangle around a corner of the rim, not halved any more
 _LEAST = 1e-9  # side of a rectangle that is not halved whatever it holds
 _POINT = 1e-6  # radians: a rectangle of 6 m is not halved either; next to some poles projections shake by a millimetre
-_BISECTIONS = 48  # to the last digit: next to a rim that is one point, angles go with the root of the distance
 _CHARTS_AT_ONCE = 2048
 _POINTS_AT_ONCE = 1 << 15
 
@@ -212,11 +211,15 @@ def charts_of(grid: Grid) -> Charts:
         for start in range(0, todo.shape[0], _CHARTS_AT_ONCE):
             tiles = todo[start : start + _CHARTS_AT_ONCE]
             directions = grid.to_directions(*_nodes_of(tiles))
-            bent = _bend(grid, tiles, directions)
+            bent = rims.bend(grid, tiles, directions)
             smooth, split = _judge(grid, tiles, directions, bent)
             # a bent chart lies inside one raster cell, also where its rectangle is the whole of it
-            bounds.append(np.where(bent[smooth, None], _shrunk(tiles[smooth]), tiles[smooth]))
-            values.append(directions[smooth])
+            own = np.where(bent[smooth, None], _shrunk(tiles[smooth]), tiles[smooth])
+            pointed = bent[smooth] & rims.ends_in_a_point(directions[smooth])
+            owner, strips = rims.strips(grid, tiles[smooth][pointed])
+            bounds += [own[~pointed], own[pointed][owner]]
+            corner = ((tiles[:, 2:] - tiles[:, :2]) <= _CORNER).all(axis=1)
+            values += [_calmed(directions[smooth], bent[smooth], corner[smooth])[~pointed], strips]
             halves.append(_halve(tiles, split))
         todo = np.concatenate(halves)
     return Charts(grid, np.concatenate(bounds), np.concatenate(values))
@@ -272,6 +275,19 @@ def _reached(grid: Grid, tiles: FloatArray) -> BoolArray:
     return result
 
 
+def _calmed(directions: FloatArray, bent: BoolArray, corner: BoolArray) -> FloatArray:
+    """Make charts in corners of the rim linear where they are not smooth: a polynomial through them would wave."""
+    rough = corner & (_tails(directions) / np.where(bent, _BENT, 1.0)[:, None] > 1.0).any(axis=1)
+    x, _ = quadrature.gauss_legendre(ORDER)
+    share = (x - x[0]) / (x[-1] - x[0])
+    ends = np.stack([1.0 - share, share], axis=-1)  # (ORDER, 2)
+    corners = directions[rough][:, :: ORDER - 1, :: ORDER - 1]  # (K, 2, 2, 3)
+    flat = np.einsum("ia,jb,kabd->kijd", ends, ends, corners)
+    calmed = directions.copy()
+    calmed[rough] = flat / np.linalg.norm(flat, axis=-1, keepdims=True)
+    return calmed
+
+
 def _tails(directions: FloatArray) -> FloatArray:
     """Compare the last coefficients along columns and along rows with what is allowed, (K, 2)."""
     matrix = quadrature.to_legendre(ORDER)
@@ -296,56 +312,3 @@ def _halve(tiles: FloatArray, split: BoolArray) -> FloatArray:
         tiles = np.concatenate([tiles[~chosen], first, second])
         split = np.concatenate([split[~chosen], split[chosen], split[chosen]])
     return tiles
-
-
-def _bend(grid: Grid, tiles: FloatArray, directions: FloatArray) -> BoolArray:
-    """Where the rim cuts a tile inside one raster cell, put its nodes between one side and the rim, in place."""
-    known = np.isfinite(directions[..., 0])
-    inside = ((tiles[:, 2:] - tiles[:, :2]) <= 1.0).all(axis=1)
-    cut = inside & ~known.all(axis=(1, 2))
-    bent = np.zeros(tiles.shape[0], dtype=bool)
-    for axis in (0, 1):  # along columns, then what is left along rows
-        (todo,) = np.nonzero(cut & ~bent)
-        nodes, possible = _between(grid, tiles[todo], axis)
-        done = todo[possible]
-        directions[done] = grid.to_directions(*nodes)
-        bent[done] = np.isfinite(directions[done]).all(axis=(1, 2, 3))
-        directions[done[~bent[done]]] = np.where(known[done[~bent[done]], :, :, None], 0.0, np.nan)
-    return bent
-
-
-def _between(grid: Grid, tiles: FloatArray, axis: int) -> tuple[tuple[FloatArray, FloatArray], BoolArray]:
-    """Nodes (columns, rows) on lines along an axis that cross the rim once, all from the same side, and which tiles."""
-    x, _ = quadrature.gauss_legendre(ORDER)
-    low, high = tiles[:, axis, None], tiles[:, axis + 2, None]
-    across = tiles[:, 1 - axis, None] + (tiles[:, 3 - axis] - tiles[:, 1 - axis])[:, None] * x  # (K, lines)
-
-    def known_at(along: FloatArray, lines: FloatArray) -> BoolArray:
-        pair = (along, lines) if axis == 0 else (lines, along)
-        return np.isfinite(grid.to_directions(*pair)[..., 0])
-
-    steps = np.concatenate([[1e-6], x, [1.0 - 1e-6]])
-    along = low[..., None] + (high - low)[..., None] * steps  # (K, 1, steps)
-    pattern = known_at(
-        np.broadcast_to(along, (*across.shape, steps.size)), np.repeat(across[..., None], steps.size, -1)
-    )
-    once = (np.diff(pattern.astype(np.int8), axis=-1) != 0).sum(axis=-1) <= 1
-    from_low, from_high = (np.asarray(pattern[..., end].all(axis=1)) for end in (0, -1))
-    possible = once.all(axis=1) & (from_low | from_high)
-    start = np.where(from_low[:, None], low, high)[possible]
-    end = np.where(from_low[:, None], high, low)[possible]
-    lines = across[possible]
-    # the rim lies after the last known of the steps, counted from the start
-    steps_known = pattern[possible].sum(axis=-1)
-    position = np.concatenate([[0.0], steps[1:-1], [1.0, 1.0]])
-    inner = start + (end - start) * position[np.maximum(steps_known - 1, 0)]
-    outer = start + (end - start) * position[steps_known]
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (inner + outer)
-        hit = known_at(middle, lines)
-        inner, outer = np.where(hit, middle, inner), np.where(hit, outer, middle)
-    # nodes crowd towards the rim, where a direction may change like a square root
-    nodes = start[..., None] + (inner - start)[..., None] * (x * (2.0 - x))  # (K, lines, along)
-    nodes = nodes if axis == 0 else np.swapaxes(nodes, 1, 2)
-    lines = np.broadcast_to(lines[..., None] if axis == 0 else lines[:, None, :], nodes.shape)
-    return ((nodes, lines) if axis == 0 else (lines, nodes)), possible
