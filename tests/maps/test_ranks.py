@@ -59,20 +59,21 @@ def components(n, generator):
 
 
 def test_ranks_of_simulated_truths_are_uniform_for_components():
-    """The broken twins: nodes, of which the innermost hold all that is denser, and a sharper model."""
+    """The summary by nodes agrees but for its steps; the broken twin is a sharper model."""
     generator = np.random.default_rng(3)
-    mixture = components(250, generator)
+    mixture = components(200, generator)
     truth = sphere.to_longitude_latitude(mixture.sample(1, seed=4).reshape(-1, 3))
-    uniform = generator.random(250)
+    uniform = generator.random(200)
     found = ranks.ranks(mixture, *truth, uniform)
     assert stats.kstest(found["searched_probability"], "uniform").pvalue > 0.01
     assert (found["searched_probability"] < 0.02).mean() < 0.05
     nodes = summaries.at_truth(mixture, *truth)
     np.testing.assert_array_equal(found["log_density"], nodes["log_density"])
-    assert (nodes["searched_probability"] == 0.0).mean() > 0.01
     assert np.abs(found["searched_probability"] - nodes["searched_probability"]).max() < 0.12
-    sharp = VmfMixture(mixture.mean_directions, mixture.log_concentrations + 0.7, mixture.log_mixing_weights)
-    assert stats.kstest(ranks.ranks(sharp, *truth, uniform)["searched_probability"], "uniform").pvalue < 1e-4
+    few = mixture[np.arange(60)]
+    sharp = VmfMixture(few.mean_directions, few.log_concentrations + 2.0, few.log_mixing_weights)
+    found = ranks.ranks(sharp, *(each[:60] for each in truth), uniform[:60])
+    assert stats.kstest(found["searched_probability"], "uniform").pvalue < 1e-4
 
 
 def test_a_rank_is_a_function_of_its_number_alone():
