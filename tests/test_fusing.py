@@ -276,7 +276,7 @@ def test_the_command_writes_what_the_others_open(album, tmp_path):
     out = tmp_path / "places.nc"
     done = run(
         "fuse", album, "--out", out, "--by", "place", "--area", tmp_path / "area.geojson", "--prior", prior,
-        "--independence", 0.5, "--max-mass-error", 0.03,
+        "--independence", 0.5, "--max-mass-error", 0.1,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "2 ok" in done.output
