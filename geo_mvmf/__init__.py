@@ -24,6 +24,7 @@ _HOMES = {
     "Predictions": "geo_mvmf.predictions",
     "VmfMixture": "geo_mvmf.mixture",
     "accuracy_at_km": "geo_mvmf.metrics",
+    "best_modes": "geo_mvmf.maps.peaks",
     "calibrate": "geo_mvmf.model.calibration",
     "cell_area_km2": "geo_mvmf.maps.density",
     "credible_regions": "geo_mvmf.maps.regions",
