@@ -7,13 +7,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from geo_mvmf import durable
-from geo_mvmf.errors import UsageError
+from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import geotiff, stores
 from geo_mvmf.maps import density
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+def column(store: stores.StoredPredictions, name: str | None, rows: npt.NDArray[np.int64]) -> list[Any] | None:
+    """Take some rows of a column, such as the one that albums are grouped by.
+
+    Parameters
+    ----------
+    store : StoredPredictions
+    name : str or None
+        None gives None.
+    rows : ndarray of int64, shape (k,)
+
+    Raises
+    ------
+    BadInputError
+        If there is no such column.
+
+    Examples
+    --------
+    >>> column(store=None, name=None, rows=np.arange(3)) is None
+    True
+    """
+    if name is None:
+        return None
+    if name not in store.rows:
+        raise BadInputError(f"no column {name!r} in {store.path}; it has {', '.join(map(str, store.rows))}")
+    return list(store.rows[name].to_numpy(object)[rows])
 
 
 def check_files(path: Path, *, several: bool, overwrite: bool) -> None:
@@ -81,6 +111,8 @@ def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite
         "PROBABILITY_SUM": f"{float(raster['probability_sum'][0]):.9f}",
         "LICENCE": run.get("licence", ""),
     }
+    if "bandwidth_km" in raster.attrs:  # nothing is smoothed without a word
+        tags["BANDWIDTH_KM"] = f"{raster.attrs['bandwidth_km']:.9g}"
     if run.get("evidence"):  # fused or restricted: an area, a prior, how independent the images were taken to be
         tags["EVIDENCE"] = json.dumps(run["evidence"], sort_keys=True)
     geotiff.write_density(path, raster[0], tags=tags, overwrite=overwrite)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import geopandas
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+
+from geo_mvmf import sphere
+from geo_mvmf.mixture import CellMixture, VmfMixture
 
 
 def with_points(rows: pd.DataFrame) -> geopandas.GeoDataFrame:
@@ -59,3 +65,36 @@ def with_regions(points: geopandas.GeoDataFrame, found: geopandas.GeoDataFrame) 
         if level == 0.9:
             points["n_parts_90"] = points["image_id"].map(chosen["n_parts"]).where(first).astype(float)
     return points
+
+
+def samples(
+    mixtures: Iterable[VmfMixture | CellMixture], image_ids: npt.NDArray[np.object_], n: int, *, seed: int
+) -> geopandas.GeoDataFrame:
+    """Draw possible places of each image.
+
+    Parameters
+    ----------
+    mixtures : iterable of VmfMixture or CellMixture
+        Blocks of images, in order.
+    image_ids : ndarray of object, shape (N,)
+        Of all images of all blocks.
+    n : int
+        Per image.
+    seed : int
+
+    Returns
+    -------
+    GeoDataFrame
+        image_id and a point in EPSG:4326, n rows per image.
+
+    Examples
+    --------
+    >>> peak = VmfMixture([[1.0, 0.0, 0.0]], [16.0], [[0.0]])
+    >>> samples([peak], np.array(["a"], dtype=object), 2, seed=0)["image_id"].tolist()
+    ['a', 'a']
+    """
+    generator = np.random.default_rng(seed)
+    drawn = [mixture.sample(n, seed=generator).reshape(-1, 3) for mixture in mixtures]
+    directions = np.concatenate([np.empty((0, 3)), *drawn])
+    points = geopandas.points_from_xy(*sphere.to_longitude_latitude(directions))
+    return geopandas.GeoDataFrame({"image_id": np.repeat(image_ids, n)}, geometry=points, crs="EPSG:4326")

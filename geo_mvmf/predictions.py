@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from geo_mvmf import density_files, durable, fusing, progress, sphere
+from geo_mvmf import density_files, durable, fusing, point_layer, progress
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import stores, vector
 from geo_mvmf.maps import density, regions
 from geo_mvmf.maps.combining import MASS_ERROR
 from geo_mvmf.maps.zones import ZoneProbabilities, Zones
 from geo_mvmf.mixture import CellMixture, VmfMixture
-from geo_mvmf.point_layer import with_points, with_regions
 from geo_mvmf.stored_mixtures import mixture_of_rows, rows_named, training_prior
 from geo_mvmf.temporary_folder import TemporaryFolder
 
@@ -161,7 +160,7 @@ class Predictions:
         GeoDataFrame
             EPSG:4326; an image without prediction has no geometry, and says why in status and message.
         """
-        return with_points(self.rows)
+        return point_layer.with_points(self.rows)
 
     def credible_regions(
         self, levels: Sequence[float] = (0.5, 0.9), *, image_ids: Sequence[str] | None = None
@@ -218,17 +217,26 @@ class Predictions:
         return layer.of_all((self.mixture_of(block), list(ids[block])) for block in _blocks(rows))
 
     def density(
-        self, grid: Grid, image_id: str | None = None, *, combine: Literal["mean"] | None = None
+        self,
+        grid: Grid | Literal["auto"],
+        image_id: str | None = None,
+        *,
+        combine: Literal["mean"] | None = None,
+        by: str | None = None,
+        bandwidth_km: float | None = None,
     ) -> xr.DataArray:
         """Density rasters: each raster cell holds the mean density over it, so that mass is kept.
 
         Parameters
         ----------
-        grid : Grid
+        grid : Grid or "auto"
+            "auto": the window that shows 99 % of the probability, of one image or of the album's map.
         image_id : str, optional
             One image; default all that have a prediction.
         combine : {None, "mean"}
-            "mean": one raster, the album's map.
+            "mean": one raster, the album's map; with `by`, a column, one for each of its values.
+        bandwidth_km : float, optional
+            Standard deviation of a kernel that smooths; nothing is smoothed without it.
 
         Returns
         -------
@@ -238,19 +246,23 @@ class Predictions:
         Raises
         ------
         BadInputError
-            If the image is unknown or has no prediction.
+            If the image or the column is unknown, or the image has no prediction.
         """
         chosen = self._rows_of(None if image_id is None else [image_id])
-        ids = self.rows["image_id"].to_numpy(object)[chosen]
-        return density.density_raster(self.mixture_of(chosen), grid, image_ids=list(ids), combine=combine)
+        ids, labels = (density_files.column(self.store, name, chosen) for name in ("image_id", by))
+        return density.density_raster(
+            self.mixture_of(chosen), grid, image_ids=ids, combine=combine, by=labels, bandwidth_km=bandwidth_km
+        )
 
     def write_density(
         self,
         path: str | os.PathLike[str],
-        grid: Grid,
+        grid: Grid | Literal["auto"],
         image_id: str | None = None,
         *,
         combine: Literal["mean"] | None = None,
+        by: str | None = None,
+        bandwidth_km: float | None = None,
         overwrite: bool = False,
     ) -> xr.DataArray:
         """Write density rasters: .nc, or .tif with a second one of credible levels, both styled for QGIS.
@@ -259,7 +271,7 @@ class Predictions:
         ----------
         path : path
             Ends in .nc, .tif or .tiff; the raster of levels is called <name>_level.tif.
-        grid, image_id, combine
+        grid, image_id, combine, by, bandwidth_km
             As `density`. A GeoTIFF holds one image, or the mean of all.
         overwrite : bool
             Whether existing files may be replaced.
@@ -271,18 +283,15 @@ class Predictions:
 
         Raises
         ------
-        UsageError
-            If the suffix is another, or a GeoTIFF would have to hold several images.
-        BadInputError
-            If the image is unknown or has no prediction, or none has.
-        OutputError
-            If a file exists or cannot be written.
+        UsageError, BadInputError, OutputError
+            If the suffix is another, or a GeoTIFF would have to hold several images; as `density`, or no image has a
+            prediction; if a file exists or cannot be written.
         """
         if image_id is None and not self.is_predicted.any():
             raise BadInputError(f"{self.store.path}: none of its {len(self)} images has a prediction to make a map of")
-        several = bool(image_id is None and combine is None and self.is_predicted.sum() > 1)
+        several = bool(image_id is None and (by or not combine) and self.is_predicted.sum() > 1)
         density_files.check_files(Path(path), several=several, overwrite=overwrite)
-        raster = self.density(grid, image_id, combine=combine)
+        raster = self.density(grid, image_id, combine=combine, by=by, bandwidth_km=bandwidth_km)
         density_files.write(Path(path), raster, self.run, overwrite=overwrite)
         return raster
 
@@ -301,12 +310,8 @@ class Predictions:
             image_id and a point in EPSG:4326, n rows per image that has a prediction.
         """
         chosen = self._rows_of(None)
-        generator = np.random.default_rng(seed)
-        drawn = [self.mixture_of(block).sample(n, seed=generator) for block in _blocks(chosen)]
-        directions = np.concatenate([part.reshape(-1, 3) for part in drawn]) if drawn else np.empty((0, 3))
-        ids = np.repeat(self.rows["image_id"].to_numpy(object)[chosen], n)
-        points = geopandas.points_from_xy(*sphere.to_longitude_latitude(directions))
-        return geopandas.GeoDataFrame({"image_id": ids}, geometry=points, crs="EPSG:4326")
+        mixtures = (self.mixture_of(block) for block in _blocks(chosen))
+        return point_layer.samples(mixtures, self.rows["image_id"].to_numpy(object)[chosen], n, seed=seed)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Save everything, so that `open_predictions` gives it back.
@@ -359,8 +364,9 @@ class Predictions:
         points, layers = self.to_geodataframe(), {}
         if levels:
             found = self.credible_regions(levels)
-            points, layers["regions"] = with_regions(points, found), found
-        vector.write_layers(path, {"points": points, **layers}, run=_flat(self.run), overwrite=overwrite)
+            points, layers["regions"] = point_layer.with_regions(points, found), found
+        run = {key: str(value) for key, value in self.run.items()}
+        vector.write_layers(path, {"points": points, **layers}, run=run, overwrite=overwrite)
 
     def _rows_of(self, image_ids: Sequence[str] | None) -> IntArray:
         return rows_named(self.store, image_ids)
@@ -374,10 +380,6 @@ def open_predictions(path: str | os.PathLike[str]) -> Predictions:
     path : path
         Ends in .nc.
 
-    Returns
-    -------
-    Predictions
-
     Raises
     ------
     BadInputError
@@ -388,10 +390,6 @@ def open_predictions(path: str | os.PathLike[str]) -> Predictions:
     >>> predictions = open_predictions("album/predictions.nc")  # doctest: +SKIP
     """
     return Predictions(stores.open_store(path))
-
-
-def _flat(run: dict[str, Any]) -> dict[str, str]:
-    return {key: str(value) for key, value in run.items()}
 
 
 def _blocks(rows: IntArray) -> list[IntArray]:

@@ -141,6 +141,20 @@ def test_density_of_one_of_all_and_of_the_mean(found):
     np.testing.assert_allclose(mean, every.values.mean(axis=0), rtol=1e-5)
 
 
+def test_density_frames_itself_groups_and_smooths_when_asked(found, tmp_path):
+    framed = found.write_density(tmp_path / "auto.tif", "auto", "1.png", bandwidth_km=300.0)
+    assert 0.99 <= float(framed["probability_sum"][0]) <= 1.0 + 1e-6
+    with rasterio.open(tmp_path / "auto.tif") as file:
+        assert file.tags()["BANDWIDTH_KM"] == "300"
+    grouped = found.density(geo_mvmf.Grid.globe(30.0), combine="mean", by="status")
+    assert grouped["image"].values.tolist() == ["ok"]
+    assert grouped["num_images"].values.tolist() == [3]
+    with pytest.raises(BadInputError, match="no column 'continent'"):
+        found.density("auto", combine="mean", by="continent")
+    with pytest.raises(BadInputError, match="give one image"):
+        found.density("auto")
+
+
 def test_write_density_returns_what_it_wrote(found, tmp_path):
     grid = geo_mvmf.Grid.globe(10.0)
     raster = found.write_density(tmp_path / "d.tif", grid, "1.png")

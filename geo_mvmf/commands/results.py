@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from geo_mvmf.commands import options
+from geo_mvmf.errors import UsageError
+
+if TYPE_CHECKING:
+    from geo_mvmf.maps.grid import Grid
 
 _RASTERS = (".tif", ".tiff", ".nc")
 
@@ -15,18 +20,30 @@ _RASTERS = (".tif", ".tiff", ".nc")
 @click.argument("predictions", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help=".tif (also _level.tif and styles) or .nc")
 @click.option("--image-id", help="One image. Default: the mean of all, the album's map.")
-@click.option("--resolution", default=0.5, show_default=True, help="Raster cell size in units of the CRS.")
-@click.option("--bounds", help="west,south,east,north in units of the CRS. Default: the globe.")
-@click.option("--crs", default="EPSG:4326", show_default=True, help="EPSG:n.")
+@click.option(
+    "--grid", type=click.Choice(["auto", "globe"]), help="auto: the window that shows 99 % of the probability."
+)
+@click.option("--resolution", type=float, help="Raster cell size in units of the CRS. Default: 0.5.")
+@click.option(
+    "--bounds", help="west,south,east,north in units of the CRS. Default: auto for one image, else the globe."
+)
+@click.option("--crs", help="EPSG:n. Default: EPSG:4326.")
+@click.option("--by", help="A column: one mean for each of its values (.nc).")
+@click.option(
+    "--bandwidth-km", type=float, help="Smooth with a kernel of this standard deviation. Default: not at all."
+)
 @click.option("--overwrite", is_flag=True)
 def density(
     *,
     predictions: Path,
     out: Path,
     image_id: str | None,
-    resolution: float,
+    grid: str | None,
+    resolution: float | None,
     bounds: str | None,
-    crs: str,
+    crs: str | None,
+    by: str | None,
+    bandwidth_km: float | None,
     overwrite: bool,
 ) -> None:
     """Write the probability density of an image, or of all, as GeoTIFF or NetCDF."""
@@ -35,13 +52,31 @@ def density(
     options.check_suffix(out, _RASTERS)
     level = out.with_name(f"{out.stem}_level{out.suffix}")  # beside a GeoTIFF
     options.check_new(out, *([] if out.suffix.lower() == ".nc" else [level]), overwrite=overwrite)
-    grid = options.grid(bounds, resolution, crs)
-    found = open_predictions(predictions)
-    if image_id is None:
-        raster = found.write_density(out, grid, combine="mean", overwrite=overwrite)
-    else:
-        raster = found.write_density(out, grid, image_id, overwrite=overwrite)
+    where = _where(grid, bounds, resolution, crs, one=image_id is not None)
+    raster = open_predictions(predictions).write_density(
+        out,
+        where,
+        image_id,
+        combine="mean" if image_id is None else None,
+        by=by,
+        bandwidth_km=bandwidth_km,
+        overwrite=overwrite,
+    )
     click.echo(f"wrote {out}; probability inside: {float(raster['probability_sum'][0]):.6f}")
+
+
+def _where(
+    grid: str | None, bounds: str | None, resolution: float | None, crs: str | None, *, one: bool
+) -> Grid | Literal["auto"]:
+    """The grid that the options describe; that of one image finds its own window unless they say something."""
+    described = bounds is not None or resolution is not None or crs is not None
+    if grid == "auto" and described:
+        raise UsageError("--grid auto chooses bounds, resolution and CRS itself: leave those options out")
+    if grid == "globe" and (bounds is not None or crs is not None):
+        raise UsageError("--grid globe goes with --resolution alone: leave --bounds and --crs out")
+    if grid == "auto" or (grid is None and one and not described):
+        return "auto"
+    return options.grid(bounds, 0.5 if resolution is None else resolution, crs or "EPSG:4326")
 
 
 @click.command()
