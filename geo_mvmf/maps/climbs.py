@@ -27,6 +27,7 @@ IntArray = npt.NDArray[np.int64]
 _CANDIDATES, _STARTS = 24, 8  # heaviest peaks looked at, and the densest of them climbed from
 _TAIL = 1e-6  # weight of the components that cannot make a mode and are left out of the climb
 _REACH = 18.0  # nats below its peak where a component is not felt any more
+_LOST = 45.0  # nats below the density of a point where even all components together do not change it
 _SHORT = 400.0  # components felt by a start, on average, up to which lists beat matrices
 _STEPS, _STILL = 400, 1e-11  # at most so many steps, until a start moves less than this (0.06 mm)
 _VALUES_AT_ONCE = 1 << 21
@@ -235,18 +236,18 @@ def _by_matrices(shape: _Shape, peaks: FloatArray, image: IntArray, start: IntAr
 
 
 def _log_densities(shape: _Shape, peaks: FloatArray, points: FloatArray, image: IntArray) -> FloatArray:
-    """Exact log density of points, each in its own image, (P,): by chords, so that the choice among points is right."""
+    """Exact log density of points, each in its own image, (P,): by chords, so that the choice among points is right.
+
+    Dot products tell first which components can be felt at all: the others together are less than 1e-14 of it.
+    """
     result = np.empty(image.size)
-    step = max(1, _VALUES_AT_ONCE // shape.kappa.size)
-    for start in range(0, image.size, step):
-        block = slice(start, start + step)
-        joint = np.zeros((points[block].shape[0], shape.kappa.size))
-        for axis in range(3):
-            joint += np.square(points[block, axis, None] - shape.mean_directions[:, axis])
-        joint *= -0.5 * shape.kappa
-        joint += peaks[image[block]]
-        top = joint.max(axis=1)
-        result[block] = top + np.log(np.exp(joint - top[:, None]).sum(axis=1))
+    for block, joint in _joint_matrices(shape, peaks, points, image):
+        row, component = np.divmod(np.flatnonzero(joint.ravel() > -_LOST), joint.shape[1])
+        starts = np.searchsorted(row, np.arange(joint.shape[0]))  # every point feels the component of its top
+        gap = points[block][row] - shape.mean_directions[component]
+        exact = peaks[image[block][row], component] - 0.5 * shape.kappa[component] * np.einsum("ei,ei->e", gap, gap)
+        top = np.maximum.reduceat(exact, starts)
+        result[block] = top + np.log(np.add.reduceat(np.exp(exact - top[row]), starts))
     return result
 
 
