@@ -36,6 +36,7 @@ check: $(STAMP)  ## style and types
 
 bench: $(STAMP)  ## measure; figures go to benchmarks/results (perhaps 20 minutes on 2 idle cores)
 	@$(BIN)/python benchmarks/kernels.py
+	@$(BIN)/python benchmarks/estimates.py
 	@$(BIN)/python benchmarks/predict_memory.py
 	@$(BIN)/python benchmarks/predict_cost.py
 
