@@ -19,7 +19,7 @@ from geo_mvmf.maps.grid import Grid
 from geo_mvmf.model.bundle import load_bundle
 
 HERE = Path(__file__).resolve().parent
-PLACE = (24.0, -3.0)  # the middle of the Congo basin
+PLACE = (15.1, -23.3)  # the coast of Namibia, of which the sample model is not sure
 SHIFTS = ((0.0, 0.0), (0.4, 0.3), (-0.4, 0.2), (0.1, -0.4))  # degrees: a fortieth of a chip, so one place for all
 GRID = Grid.globe(0.5)
 
