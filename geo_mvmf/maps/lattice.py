@@ -27,6 +27,7 @@ IntArray = npt.NDArray[np.int64]
 
 TAPS = 16  # nodes of one interpolation
 FINENESS = 3.0  # nodes per sigma, at least
+_ROWS_AT_ONCE = 32  # of a lattice, interpolated along columns together
 _COARSEST = 30  # rows of the coarsest lattice: 6 degrees serve every component, however wide
 _ROOT = math.sqrt(2.0)  # ratio of spacings; a finer choice would make more lattices, a coarser one more nodes
 
@@ -78,7 +79,10 @@ class Steps(NamedTuple):
 
     def apply(self, values: FloatArray) -> FloatArray:
         """Interpolate, or integrate, values (lattice rows, lattice columns) to (m, n)."""
-        across = np.ascontiguousarray((self.columns @ np.ascontiguousarray(values.T)).T)
+        across = np.empty((values.shape[0], self.columns.shape[0]))
+        for start in range(0, values.shape[0], _ROWS_AT_ONCE):  # turned over in the cache, not in memory
+            block = slice(start, start + _ROWS_AT_ONCE)
+            across[block] = (self.columns @ np.ascontiguousarray(values[block].T)).T
         return np.asarray(self.rows @ across)
 
 
