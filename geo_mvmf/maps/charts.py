@@ -277,7 +277,7 @@ def _reached(grid: Grid, tiles: FloatArray) -> BoolArray:
 
 def _calmed(directions: FloatArray, bent: BoolArray, corner: BoolArray) -> FloatArray:
     """Make charts in corners of the rim linear where they are not smooth: a polynomial through them would wave."""
-    rough = corner & (_tails(directions) / np.where(bent, _BENT, 1.0)[:, None] > 1.0).any(axis=1)
+    rough: BoolArray = np.asarray(corner & (_tails(directions) / np.where(bent, _BENT, 1.0)[:, None] > 1.0).any(axis=1))
     x, _ = quadrature.gauss_legendre(ORDER)
     share = (x - x[0]) / (x[-1] - x[0])
     ends = np.stack([1.0 - share, share], axis=-1)  # (ORDER, 2)
