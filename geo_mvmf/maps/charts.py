@@ -218,7 +218,7 @@ def charts_of(grid: Grid) -> Charts:
             pointed = bent[smooth] & rims.ends_in_a_point(directions[smooth])
             owner, strips = rims.strips(grid, tiles[smooth][pointed])
             bounds += [own[~pointed], own[pointed][owner]]
-            corner = ((tiles[:, 2:] - tiles[:, :2]) <= _CORNER).all(axis=1)
+            corner: BoolArray = np.asarray(((tiles[:, 2:] - tiles[:, :2]) <= _CORNER).all(axis=1))
             values += [_calmed(directions[smooth], bent[smooth], corner[smooth])[~pointed], strips]
             halves.append(_halve(tiles, split))
         todo = np.concatenate(halves)
