@@ -1,6 +1,7 @@
 """The numbers beside a point, against closed forms and sampling."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from geo_mvmf import s2, sphere, vmf
@@ -85,6 +86,18 @@ def test_images_in_which_everything_matters_use_the_shared_nodes():
     above = log_f > np.quantile(log_f, 0.5)
     assert found["area_50_km2"][0] == pytest.approx(np.mean(above / np.exp(log_f)) * R**2, rel=0.07)
     assert found["information_bits"][0] == pytest.approx(np.log2(4 * np.pi) + log_f.mean() / np.log(2), abs=0.08)
+
+
+@pytest.mark.parametrize(("alpha", "log_kappa"), [(0.003, 9.0), (0.1, 9.0), (5.0, 7.5)])
+def test_an_image_has_the_same_bits_in_any_company(alpha, log_kappa):
+    """Few, many and nearly all components matter; a resumed prediction cuts its batches elsewhere."""
+    generator = np.random.default_rng(3)
+    weights = np.maximum(generator.dirichlet(np.full(2048, alpha), size=7), 1e-300)
+    mixture = VmfMixture(sphere.random_directions(2048, generator), np.full(2048, log_kappa), np.log(weights))
+    place = sphere.to_longitude_latitude(mixture.mean_directions[weights.argmax(axis=1)])
+    together = summaries.summarise(mixture, *place)
+    alone = [summaries.summarise(mixture[i : i + 1], place[0][i : i + 1], place[1][i : i + 1]) for i in range(7)]
+    pd.testing.assert_frame_equal(pd.concat(alone, ignore_index=True), together, check_exact=True)
 
 
 def test_cells_are_exact():
