@@ -85,7 +85,6 @@ def test_images_are_made_one_by_one(monkeypatch):
 @pytest.mark.hard
 def test_an_album_goes_into_a_zarr_store_without_growth_of_memory():
     """1,000 images take no more memory than 100, in processes of their own."""
-    pytest.importorskip("zarr")
     import json
     import subprocess
     import sys
