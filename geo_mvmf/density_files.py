@@ -71,7 +71,7 @@ def check_files(path: Path, *, several: bool, overwrite: bool) -> None:
     if path.suffix.lower() not in (".nc", ".tif", ".tiff"):
         raise UsageError(f"{path}: a density raster ends in .tif or .nc")
     if path.suffix.lower() != ".nc" and several:
-        raise UsageError(f"{path}: a GeoTIFF holds one image: name it, combine='mean', or write .nc")
+        raise UsageError(f"{path}: a GeoTIFF holds one image or the mean of all; several go into one .nc")
     level = _level(path)
     beside = () if path.suffix.lower() == ".nc" else (level, path.with_suffix(".qml"), level.with_suffix(".qml"))
     if not overwrite:

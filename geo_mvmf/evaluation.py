@@ -182,7 +182,8 @@ def evaluate(
         A DataFrame holds points of any system: longitude, latitude, true_longitude, true_latitude in degrees, NaN
         where it made no prediction. Then there are figures of points only.
     truth : DataFrame, optional
-        Columns image_id, longitude, latitude (degrees). Without it the truth that came with the images is used
+        Columns image_id, longitude, latitude (degrees). Of a DataFrame of points every image of the truth counts: one
+        that it does not name was not predicted. Without it the truth that came with the images is used
         (columns true_longitude, true_latitude).
     by : str, optional
         Column of the predictions, or of `truth`, to group by.
@@ -222,7 +223,7 @@ def evaluate(
         if estimators:
             raise UsageError(f"estimators {', '.join(estimators)} need densities, and points have none")
         table = point_predictions.read_point_predictions(predictions, needs_truth=truth is None)
-        rows, judged = _with_truth(table, truth), None
+        rows, judged = _with_truth(table, truth, outer=True), None
     else:
         rows = _with_truth(predictions.rows, truth)
         judged = _Judged.of(predictions, rows, estimators, seed)
@@ -326,17 +327,38 @@ def _no_truth(rows: pd.DataFrame, truth: pd.DataFrame | None) -> str:
     )
 
 
-def _with_truth(rows: pd.DataFrame, truth: pd.DataFrame | None) -> pd.DataFrame:
+def _with_truth(rows: pd.DataFrame, truth: pd.DataFrame | None, *, outer: bool = False) -> pd.DataFrame:
     if truth is None:
         missing = {c: np.nan for c in ("true_longitude", "true_latitude") if c not in rows}
         return rows.assign(**missing)
     truth = pd.DataFrame(truth).drop(columns="geometry", errors="ignore")
+    if "image_id" not in truth:
+        raise BadInputError(f"the truth has no column image_id, only {', '.join(map(str, truth.columns))}")
+    truth = truth.assign(image_id=truth["image_id"].astype(str))
     twice = truth["image_id"][truth["image_id"].duplicated()]
     if len(twice):
         raise BadInputError(f"the truth names image_id {twice.iloc[0]!r} more than once: keep one row per image")
     renamed = {"longitude": "true_longitude", "latitude": "true_latitude"}
     truth = truth.drop(columns=[new for old, new in renamed.items() if {old, new} <= set(truth)])
     truth = truth.rename(columns=renamed)
+    _check_truth(truth)
     rows = rows.drop(columns=["true_longitude", "true_latitude"], errors="ignore")
     extra = [c for c in truth if c not in rows or c == "image_id"]
-    return rows.merge(truth[extra], on="image_id", how="left", validate="many_to_one")
+    merged = rows.merge(truth[extra], on="image_id", how="left", validate="many_to_one")
+    if not outer:  # predictions name all their images themselves
+        return merged
+    # a system that lists its successes only has failed at the others
+    return pd.concat([merged, truth[extra][~truth["image_id"].isin(rows["image_id"])]], ignore_index=True)
+
+
+def _check_truth(truth: pd.DataFrame) -> None:
+    for name, limit in (("true_longitude", 360.0), ("true_latitude", 90.0)):
+        if name not in truth:
+            raise BadInputError(f"the truth has no column {name.removeprefix('true_')} (or {name})")
+        value = pd.to_numeric(truth[name], errors="coerce")
+        wrong = np.flatnonzero((truth[name].notna() & value.isna()) | (value.abs() > limit))
+        if wrong.size:
+            row = wrong[0]
+            raise BadInputError(
+                f"the truth of {truth['image_id'].iloc[row]!r}: {name} {truth[name].iloc[row]} is no place"
+            )

@@ -290,11 +290,12 @@ def _described(
     row_contract.fill(rows, np.array([0]), summaries.summarise(mixture, place[:, 0], place[:, 1]))
     used = store.rows.iloc[group.usable]
     alone = options.prior is None and group.usable.size == 1
+    compared = not alone and options.prior is None and options.area is None
     own: dict[str, Any] = {
         "longitude": place[:, 0],
         "latitude": place[:, 1],
         "estimator": "mode",
-        "agreement_bits": log_mass / np.log(2.0) if options.prior is None and not alone else np.nan,
+        "agreement_bits": log_mass / np.log(2.0) if compared else np.nan,
         "probability_in_area": np.exp(log_mass) if options.area is not None and alone else np.nan,
         "gained_bits": rows["information_bits"] - used["information_bits"].astype(float).max(),
         "saved_area_90_km2": used["area_90_km2"].astype(float).min() - rows["area_90_km2"],
@@ -332,17 +333,6 @@ def _common(values: pd.Series[Any]) -> npt.NDArray[Any]:
     if pd.api.types.is_float_dtype(values.dtype):
         return np.array([values.iloc[0] if same else np.nan], dtype=np.float64)
     return np.array([values.iloc[0] if same else None], dtype=object)
-
-
-def _typed(frame: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:
-    """Whole numbers and truth values as they were, though some are missing now."""
-    for name in frame.columns.intersection(given.columns):
-        kind = given[name].dtype
-        if pd.api.types.is_bool_dtype(kind):
-            frame[name] = frame[name].astype("boolean")
-        elif pd.api.types.is_integer_dtype(kind):
-            frame[name] = frame[name].astype("Int64")
-    return frame
 
 
 def _run(store: stores.StoredPredictions, options: Options, places: int) -> dict[str, Any]:

@@ -258,3 +258,27 @@ def test_what_cannot_be_compared_says_why(simulated):
         read_truth(pd.DataFrame({"image_id": ["a"], "lon": [None], "lat": [None]}))
     with pytest.raises(BadInputError, match="no column 'path' or 'image_id'"):
         read_truth(pd.DataFrame({"lon": [1.0], "lat": [2.0]}))
+
+
+def test_what_a_system_does_not_name_it_did_not_find():
+    points = pd.DataFrame({"image_id": ["1"], "longitude": [7.0], "latitude": [50.0]})
+    truth = pd.DataFrame({"image_id": [1, 2, 3, 4], "longitude": 7.0, "latitude": 50.0})
+    found = evaluation.evaluate(points, truth)
+    assert found.n == 4
+    assert float(found.accuracy.value[0]) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        ({"longitude": [7.0], "latitude": [50.0]}, "no column image_id"),
+        ({"image_id": ["1"], "latitude": [50.0]}, "no column longitude"),
+        ({"image_id": ["1"], "longitude": [7.0], "latitude": [95.0]}, "true_latitude 95.0 is no place"),
+        ({"image_id": ["1"], "longitude": [7.0], "latitude": [np.inf]}, "true_latitude inf is no place"),
+        ({"image_id": ["1"], "longitude": ["east"], "latitude": [5.0]}, "true_longitude east is no place"),
+    ],
+)
+def test_a_truth_that_is_none_is_an_error(truth, message):
+    points = pd.DataFrame({"image_id": ["1"], "longitude": [7.0], "latitude": [50.0]})
+    with pytest.raises(BadInputError, match=message):
+        evaluation.evaluate(points, pd.DataFrame(truth))

@@ -473,3 +473,15 @@ def test_names_typed_in_a_session_fill_a_line_and_not_a_screen(tmp_path):
     found = predicting.predict(bundle, read_image_table(tmp_path))
     assert repr(bundle) == "Bundle(chip_resnet10, 6 components, not saved)"
     assert repr(found).startswith("Predictions(1 of 1 images predicted, ")
+
+
+def test_bundles_that_were_never_saved_are_told_apart_and_so_are_claims(make_album, tmp_path):
+    make_album(tmp_path, 2)
+    first, second = untrained_bundle(), untrained_bundle()
+    with torch.no_grad():
+        second.head.weight.mul_(30.0)  # what a temperature does
+    table = read_image_table(tmp_path)
+    geo_mvmf.predict(first, table, out=tmp_path / "a.nc")
+    assert predicting.finished(first, table, tmp_path / "a.nc") is not None
+    assert predicting.finished(second, table, tmp_path / "a.nc") is None
+    assert predicting.finished(first, read_image_table(tmp_path, claimed_from="exif"), tmp_path / "a.nc") is None

@@ -52,6 +52,8 @@ def density(
     options.check_suffix(out, _RASTERS)
     level = out.with_name(f"{out.stem}_level{out.suffix}")  # beside a GeoTIFF
     options.check_new(out, *([] if out.suffix.lower() == ".nc" else [level]), overwrite=overwrite)
+    if by is not None and image_id is not None:
+        raise UsageError(f"--by {by} makes a mean of each group, and --image-id {image_id} is one image: choose one")
     where = _where(grid, bounds, resolution, crs, one=image_id is not None)
     raster = open_predictions(predictions).write_density(
         out,

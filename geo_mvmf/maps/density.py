@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from geo_mvmf import sphere
-from geo_mvmf.errors import BadInputError
+from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.maps import charts, frames, levels, smoothing, stacks
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.geographic import GeographicRaster
@@ -217,7 +217,7 @@ def _album(
         if labels is not None and len(labels) != images:
             raise ValueError(f"{len(labels)} {name} for {images} images")
     if by is not None and not combine:
-        raise ValueError("by groups images into means: give combine='mean' with it")
+        raise UsageError("by groups images into means: give combine='mean' with it")
     if not combine:
         names = list(image_ids) if image_ids is not None else list(range(images))
         return _Album(names, [np.array([i]) for i in range(images)])

@@ -126,6 +126,7 @@ def _snapped(bounds: tuple[float, float, float, float], cells: int) -> Grid:
     narrowing = max(math.cos(math.radians(0.5 * (south + north))), 1e-3)
     least = _LEAST_KM / _KM_PER_DEGREE
     height = _round_up(max((north - south) / (cells - 2), (east - west) * narrowing / (cells - 2), least))
+    height = min(height, 10.0)  # of the round sizes the largest that divides both 180 and 360
     width = min(_round_up(0.75 * height / narrowing), 10.0)  # three quarters: the nearest round size, not the next
     west, east = _outwards(west, width, -1), _outwards(east, width, 1)
     if east - west >= 360.0:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -169,6 +171,19 @@ class Bundle:
         if isinstance(self.head, heads.MvmfHead):
             return VmfMixture(self.mean_directions, self.log_concentrations, weights)
         return heads.shared_cells(self.head.cell_ids, np.exp(weights))
+
+    def content_sha256(self) -> str:
+        """Hash everything that decides predictions: it tells bundles apart that were never saved.
+
+        Examples
+        --------
+        See `geo_mvmf.predicting.predict`.
+        """
+        config, arrays = _content(self)
+        hasher = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, array in sorted(arrays.items()):
+            hasher.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        return hasher.hexdigest()
 
     def to(self, device: str | torch.device) -> Bundle:
         """Return the same bundle with its weights on another device.

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from geo_mvmf import s2, sphere
-from geo_mvmf.errors import BadInputError
+from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.maps import density, lattice, runs, stacks
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.charts import charts_of
@@ -250,7 +250,7 @@ class TestDataArray:
             assert 0.5 * (np.abs(found.to_numpy() - expected) * areas).sum(axis=(1, 2)).max() < 0.03
         with pytest.raises(ValueError, match="3 labels in by for 4 images"):
             density.density_raster(album, grid, combine="mean", by=[1, 2, 3])
-        with pytest.raises(ValueError, match="combine='mean' with it"):
+        with pytest.raises(UsageError, match="combine='mean' with it"):
             density.density_raster(album, grid, by=[1, 2, 3, 4])
 
     def test_refusals(self, edges_of_the_earth, mixture_of):
