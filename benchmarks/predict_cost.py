@@ -28,10 +28,11 @@ from geo_mvmf.files import stores
 from geo_mvmf.inputs import images, tables
 from geo_mvmf.model import bundle_format, heads, partition
 from geo_mvmf.model.backbones import build_backbone
-from geo_mvmf.model.bundle import Bundle
+from geo_mvmf.model.bundle import Bundle, load_bundle, save_bundle
 
 WORKERS = 2  # threads that read images, with and without `predict`
 HEAVY = 300  # components of a peaked image
+KINDS = ("flat", "peaked")
 FLAT = 0.95  # share of the components that a flat image needs
 
 
@@ -44,7 +45,7 @@ def main() -> None:
         frame = pd.DataFrame({"path": rows, "image_id": [str(i) for i in range(options.images)]})
         table = read_image_table(frame, root=folder)
         unscaled = _bundle(options.components)
-        bundles = {kind: _scaled(unscaled, table, kind) for kind in ("flat", "peaked")}
+        bundles = {kind: _saved(_scaled(unscaled, table, kind), folder / f"{kind}.safetensors") for kind in KINDS}
         if options.profile:
             _profile(bundles[options.profile], table, options)
             return
@@ -122,6 +123,12 @@ def _scaled(bundle: Bundle, table: pd.DataFrame, kind: str) -> Bundle:
     with torch.no_grad():
         head.weight.mul_(low)
     return dataclasses.replace(bundle, head=head)
+
+
+def _saved(bundle: Bundle, path: Path) -> Bundle:
+    """Save and open a bundle, as users do: one that never was in a file is hashed whenever it predicts."""
+    save_bundle(bundle, path)
+    return load_bundle(path, device="cpu")
 
 
 def _bare(bundle: Bundle, paths: list[Path], batch_size: int) -> None:
