@@ -183,7 +183,7 @@ class Bundle:
         hasher = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         for name, array in sorted(arrays.items()):
             hasher.update(f"{name} {array.dtype} {array.shape}".encode())
-            hasher.update(memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B"))
+            hasher.update(array.tobytes())
         return hasher.hexdigest()
 
     def to(self, device: str | torch.device) -> Bundle:
