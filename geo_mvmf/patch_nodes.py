@@ -12,6 +12,7 @@ from geo_mvmf import s2, s2_curve
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 NODES = 8
 """Gauss-Legendre nodes along each side of a patch."""
@@ -74,3 +75,64 @@ def nodes_of(cells: IdArray) -> tuple[IntArray, FloatArray, FloatArray, FloatArr
     centre_uv = (s2_curve.st_to_uv(bounds.mean(axis=1)) for bounds in (s_bounds, t_bounds))
     middle = np.stack([np.ones(face.size), *centre_uv], axis=1)
     return face, local, middle / np.linalg.norm(middle, axis=1, keepdims=True), element
+
+
+def point_terms(local: FloatArray, middle: FloatArray) -> FloatArray:
+    """Give what nodes bring to their squared chords to mean directions; the other half is `member_terms`.
+
+    With the patch's centre c, |y - mu|^2 = |y - c|^2 + 2 (y - c).(c - mu) + |c - mu|^2: differences of near vectors
+    only, and a matrix product of inner size 5 for all members of a patch.
+
+    Parameters
+    ----------
+    local : ndarray of float64, shape (m, 3, K)
+        Points in the frames of their faces.
+    middle : ndarray of float64, shape (m, 3)
+        Centres in the same frames.
+
+    Returns
+    -------
+    ndarray of float64, shape (m, 5, K)
+
+    Examples
+    --------
+    >>> _, local, middle, _ = nodes_of(s2.face_cells())
+    >>> point_terms(local, middle).shape
+    (6, 5, 64)
+    """
+    right = np.empty((local.shape[0], 5, local.shape[2]))
+    from_middle = np.subtract(local, middle[..., None], out=right[:, 1:4])
+    right[:, 0] = np.einsum("mik,mik->mk", from_middle, from_middle)
+    from_middle *= 2.0
+    right[:, 4] = 1.0
+    return right
+
+
+def member_terms(apart: FloatArray, half_kappa: FloatArray, log_peak: FloatArray, present: BoolArray) -> FloatArray:
+    """Give what components bring to log densities; times `point_terms` it is the log density of each at each point.
+
+    Parameters
+    ----------
+    apart : ndarray of float64, shape (m, k, 3)
+        Centre of each patch less the mean direction of each of its members, in the frame of the face.
+    half_kappa, log_peak : ndarray of float64, shape (m, k)
+        Minus half the concentrations; log densities at the mean directions.
+    present : ndarray of bool, shape (m, k)
+        Where there is a member; elsewhere the density is 0.
+
+    Returns
+    -------
+    ndarray of float64, shape (m, k, 5)
+
+    Examples
+    --------
+    >>> member_terms(np.zeros((1, 1, 3)), np.full((1, 1), -0.5), np.zeros((1, 1)), np.ones((1, 1), bool)).tolist()
+    [[[-0.5, -0.0, -0.0, -0.0, 0.0]]]
+    """
+    half_kappa = np.where(present, half_kappa, 0.0)
+    terms = np.empty((*present.shape, 5))
+    terms[..., 0] = half_kappa
+    terms[..., 1:4] = half_kappa[..., None] * apart
+    terms[..., 4] = half_kappa * np.einsum("mki,mki->mk", apart, apart) + log_peak
+    terms[..., 4][~present] = -np.inf
+    return terms

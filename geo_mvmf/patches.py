@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geo_mvmf import s2, s2_curve, vmf
-from geo_mvmf.patch_nodes import NODES, nodes_of
+from geo_mvmf.patch_nodes import NODES, member_terms, nodes_of, point_terms
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
@@ -318,16 +318,8 @@ class NodeValues:
         return int(self.patches.starts[patch + 1] - self.patches.starts[patch])
 
     def _density(self, part: slice, frames: FloatArray, local: FloatArray, middle: FloatArray) -> FloatArray:
-        """Sum of the members' densities at points (m, 3, NODES^2) given in the faces' own frames, in the chord form.
-
-        With the patch's centre c, |y - mu|^2 = |y - c|^2 + 2 (y - c).(c - mu) + |c - mu|^2: differences of near
-        vectors only, and a matrix product of inner size 5 for all members of a patch.
-        """
-        right = np.empty((local.shape[0], 5, local.shape[2]))
-        from_middle = np.subtract(local, middle[..., None], out=right[:, 1:4])
-        right[:, 0] = np.einsum("mik,mik->mk", from_middle, from_middle)
-        from_middle *= 2.0
-        right[:, 4] = 1.0
+        """Sum of the members' densities at points (m, 3, NODES^2) given in the faces' own frames, in the chord form."""
+        right = point_terms(local, middle)
         most = self._members_of(part.start)
         step = max(1, VALUES_AT_ONCE // local.shape[2])
         total = np.zeros((local.shape[0], local.shape[2]))
@@ -342,11 +334,5 @@ class NodeValues:
         starts = self.patches.starts[part.start : part.stop + 1]
         present = column < np.diff(starts)[:, None]  # (m, k)
         member = self.patches.members[np.where(present, starts[:-1, None] + column, starts[:-1, None])]
-        half_kappa = np.where(present, self._half_kappas[member], 0.0)
         apart = middle[:, None] - self._components.mean_directions[member] @ frames  # (m, k, 3)
-        terms = np.empty((*member.shape, 5))
-        terms[..., 0] = half_kappa
-        terms[..., 1:4] = half_kappa[..., None] * apart
-        terms[..., 4] = half_kappa * np.einsum("mki,mki->mk", apart, apart) + self._log_peaks[member]
-        terms[..., 4][~present] = -np.inf
-        return terms
+        return member_terms(apart, self._half_kappas[member], self._log_peaks[member], present)

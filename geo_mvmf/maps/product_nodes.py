@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from geo_mvmf import patches, s2, s2_curve
 from geo_mvmf.maps.products import Factor, Found, Members
-from geo_mvmf.patch_nodes import NODES, nodes_of, rule
+from geo_mvmf.patch_nodes import NODES, member_terms, nodes_of, point_terms, rule
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
@@ -110,24 +110,15 @@ def _joined(first: Members, second: Members) -> Members:
 
 
 def _log_mix(factor: Factor, cells: IdArray, first: IntArray, counts: IntArray, component: IntArray) -> FloatArray:
-    """Log density of one factor at the nodes, (m, NODES^2): its terms as in `patches`, summed as logarithms."""
+    """Log density of one factor at the nodes, (m, NODES^2), its terms summed as logarithms."""
     face, local, middle, _ = nodes_of(cells)
-    from_middle = local - middle[..., None]
-    right = np.empty((cells.size, 5, NODES**2))
-    right[:, 0] = np.einsum("mik,mik->mk", from_middle, from_middle)
-    right[:, 1:4] = 2.0 * from_middle
-    right[:, 4] = 1.0
     column = np.arange(int(counts.max()))
     present = column < counts[:, None]  # (m, k)
     member = component[np.where(present, first[:, None] + column, first[:, None])]
-    half_kappa = np.where(present, -0.5 * np.exp(factor.log_concentrations)[member], 0.0)
+    half_kappa = -0.5 * np.exp(factor.log_concentrations)[member]
     apart = middle[:, None] - factor.mean_directions[member] @ s2_curve.FROM_FACE[face]  # (m, k, 3)
-    terms = np.empty((*member.shape, 5))
-    terms[..., 0] = half_kappa
-    terms[..., 1:4] = half_kappa[..., None] * apart
-    terms[..., 4] = half_kappa * np.einsum("mki,mki->mk", apart, apart) + factor.log_peaks[member]
-    terms[..., 4][~present] = -np.inf
-    exponents = terms @ right  # (m, k, NODES^2)
+    terms = member_terms(apart, half_kappa, factor.log_peaks[member], present)
+    exponents = terms @ point_terms(local, middle)  # (m, k, NODES^2)
     top = exponents.max(axis=1)
     exponents -= top[:, None]
     return np.asarray(top + np.log(np.exp(exponents, out=exponents).sum(axis=1)))
