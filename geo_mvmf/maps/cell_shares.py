@@ -7,8 +7,9 @@ import numpy.typing as npt
 import shapely
 from scipy import sparse
 
-from geo_mvmf import s2, sphere
+from geo_mvmf import s2
 from geo_mvmf.maps import borders
+from geo_mvmf.maps.cell_boxes import cell_boxes
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
@@ -80,16 +81,7 @@ def _touching(tree: shapely.STRtree, cells: IdArray) -> npt.NDArray[np.bool_]:
     """Which cells may be cut by a border: those whose box on the map meets one, or that lie across the seam."""
     if not cells.size:
         return np.zeros(0, dtype=np.bool_)
-    centre, radius = s2.centre(cells), s2.bounding_radius(cells) + 1e-12
-    longitude, latitude = sphere.to_longitude_latitude(centre)
-    low, high = np.maximum(latitude - np.degrees(radius), -90.0), np.minimum(latitude + np.degrees(radius), 90.0)
-    narrow = np.sin(radius) < np.cos(np.radians(latitude))  # holds no pole
-    ratio = np.sin(radius) / np.where(narrow, np.cos(np.radians(latitude)), 1.0)
-    wide = np.where(narrow, np.degrees(np.arcsin(np.clip(ratio, 0.0, 1.0))), 180.0)
-    west, east = np.where(narrow, longitude - wide, -180.0), np.where(narrow, longitude + wide, 180.0)
     result = np.zeros(cells.size, dtype=np.bool_)
-    for shift in (0.0, -360.0, 360.0):
-        seen = np.flatnonzero((west + shift < 180.0) & (east + shift > -180.0))
-        boxes = shapely.box(west[seen] + shift, low[seen], east[seen] + shift, high[seen])
-        result[seen[np.unique(tree.query(boxes, predicate="intersects")[0])]] = True
+    for boxes in cell_boxes(cells):
+        result[tree.query(boxes, predicate="intersects")[0]] = True
     return np.asarray(result | (s2.level(cells) == 0))  # a face may lie across the seam

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import shapely
 
 from geo_mvmf import s2, s2_curve, sphere
+from geo_mvmf.maps.cell_boxes import cell_boxes
 from geo_mvmf.maps.grid import Grid
 
 FloatArray = npt.NDArray[np.float64]
@@ -152,7 +153,7 @@ class AreaMultiplier:
 
     def look(self, cells: IdArray) -> Look:
         """Look at S2 cells; the mean of one on the border is that of 16 points."""
-        one, other = _boxes(cells)
+        one, other = cell_boxes(cells)
         touched = shapely.intersects(self._area, one) | shapely.intersects(self._area, other)
         inside = touched.copy()
         inside[touched] = shapely.contains(self._area, one[touched]) & shapely.contains(self._area, other[touched])
@@ -280,20 +281,3 @@ def _points_in(cells: IdArray, number: int, *, edges: bool = False) -> FloatArra
     u = s2_curve.st_to_uv(s[:, :1] + np.diff(s) * along)[:, :, None]
     v = s2_curve.st_to_uv(t[:, :1] + np.diff(t) * along)[:, None, :]
     return s2.uv_directions(face[:, None, None], u, v).reshape(cells.size, number**2, 3)
-
-
-def _boxes(cells: IdArray) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.object_]]:
-    """Two rectangles of longitude and latitude that hold each S2 cell together; the same where one is enough."""
-    longitude, latitude = sphere.to_longitude_latitude(s2.centre(cells))
-    radius = s2.bounding_radius(cells) + 1e-12
-    south, north = latitude - np.degrees(radius), latitude + np.degrees(radius)
-    ratio = np.sin(np.minimum(radius, np.pi / 2.0)) / np.maximum(np.cos(np.radians(latitude)), 1e-300)
-    whole = (south <= -90.0) | (north >= 90.0) | (ratio >= 1.0)
-    half = np.where(whole, 180.0, np.degrees(np.arcsin(np.minimum(ratio, 1.0))))
-    west, east = np.where(whole, -180.0, longitude - half), np.where(whole, 180.0, longitude + half)
-    south, north = np.maximum(south, -90.0), np.minimum(north, 90.0)
-    one = shapely.box(np.maximum(west, -180.0), south, np.minimum(east, 180.0), north)
-    turned_west = np.where(west < -180.0, west + 360.0, np.where(east > 180.0, -180.0, west))
-    turned_east = np.where(west < -180.0, 180.0, np.where(east > 180.0, east - 360.0, east))
-    other = shapely.box(turned_west, south, turned_east, north)
-    return np.asarray(one, dtype=object), np.asarray(other, dtype=object)
