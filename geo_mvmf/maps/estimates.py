@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from geo_mvmf import cell_caps, s2, sphere, vmf
 from geo_mvmf.errors import UsageError
-from geo_mvmf.maps import climbs, placing, radial
+from geo_mvmf.maps import climbs, near, placing, radial
 from geo_mvmf.maps.once import OncePerComponents
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
@@ -158,8 +158,7 @@ def _images(
 def _of_components(
     mean_directions: FloatArray, log_concentrations: FloatArray, weights: FloatArray, table: radial.Table
 ) -> _Image:
-    order = np.argsort(weights)
-    chosen = np.sort(order[np.searchsorted(np.cumsum(weights[order]), _TAIL) :])
+    chosen = np.sort(near.heaviest(weights, _TAIL))
     directions, weights = mean_directions[chosen], weights[chosen]
 
     def within(places: FloatArray, radius: float) -> FloatArray:
@@ -185,8 +184,7 @@ def _of_cells(
 
 def _pieces(cells: IdArray, probabilities: FloatArray, largest: float) -> tuple[IdArray, FloatArray]:
     """Cut the cells of one image where much probability is spread wide, until there are enough pieces."""
-    order = np.argsort(probabilities)
-    chosen = order[np.searchsorted(np.cumsum(probabilities[order]), _TAIL) :]
+    chosen = near.heaviest(probabilities, _TAIL)
     cells, masses = cells[chosen], probabilities[chosen]
     while cells.size < _PIECES:
         radius = s2.bounding_radius(cells)

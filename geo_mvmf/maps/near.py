@@ -92,3 +92,52 @@ def near_pairs(points: FloatArray, mean_directions: FloatArray, chords: FloatArr
             component = some[found["i"]]
             kept = found["v"] <= chords[component]
             yield Pairs(found["j"][kept].astype(np.int64), component[kept], found["v"][kept])
+
+
+def squared_chords(points: FloatArray, mean_directions: FloatArray) -> FloatArray:
+    """Give the squared straight distances of all points and mean directions, by differences: exact also where small.
+
+    Parameters
+    ----------
+    points : ndarray of float64, shape (P, 3)
+        Unit vectors.
+    mean_directions : ndarray of float64, shape (C, 3)
+        Unit vectors.
+
+    Returns
+    -------
+    ndarray of float64, shape (P, C)
+
+    Examples
+    --------
+    >>> squared_chords(np.eye(3)[:1], np.eye(3)).tolist()
+    [[0.0, 2.0, 2.0]]
+    """
+    squared = np.zeros((len(points), len(mean_directions)))
+    for axis in range(3):
+        squared += np.square(points[:, axis, None] - mean_directions[:, axis])
+    return squared
+
+
+def heaviest(weights: FloatArray, tail: float) -> IntArray:
+    """Find the components that hold all but a tail of an image's weight.
+
+    Parameters
+    ----------
+    weights : ndarray of float64, shape (C,)
+        Mixing weights.
+    tail : float
+        What the lightest, which are left out, hold together at most.
+
+    Returns
+    -------
+    ndarray of int64, shape (k,)
+        In ascending order of their weights.
+
+    Examples
+    --------
+    >>> heaviest(np.array([0.5, 0.01, 0.49]), 0.02).tolist()
+    [2, 0]
+    """
+    order = np.argsort(weights, kind="stable")
+    return np.asarray(order[np.searchsorted(np.cumsum(weights[order]), tail) :])

@@ -13,6 +13,7 @@ import pandas as pd
 
 from geo_mvmf import sphere, vmf
 from geo_mvmf.errors import UsageError
+from geo_mvmf.maps import near
 from geo_mvmf.mixture import VmfMixture
 
 FloatArray = npt.NDArray[np.float64]
@@ -65,8 +66,7 @@ def best_modes(mixture: VmfMixture, number: int) -> pd.DataFrame:
 
 def _peaks(mixture: VmfMixture, image: int, number: int) -> list[tuple[float, float, float, float]]:
     weights = np.exp(mixture.log_mixing_weights[image])
-    order = np.argsort(weights, kind="stable")
-    chosen = order[np.searchsorted(np.cumsum(weights[order]), _TAIL) :][::-1]  # the heaviest first
+    chosen = near.heaviest(weights, _TAIL)[::-1]
     mu, log_kappa = mixture.mean_directions[chosen], mixture.log_concentrations[chosen]
     peak = mixture.log_mixing_weights[image, chosen] + vmf.log_normaliser(log_kappa)
     places, log_density, width = _climb(mu, np.exp(log_kappa), peak, mu[:_CLIMBERS].copy())
@@ -90,10 +90,7 @@ def _climb(
     moving = np.arange(len(places))
     log_density, width = np.empty(len(places)), np.empty(len(places))
     for _ in range(_STEPS):
-        gap = np.zeros((moving.size, len(mu)))
-        for axis in range(3):
-            gap += np.square(places[moving, axis, None] - mu[:, axis])
-        joint = peak - 0.5 * kappa * gap
+        joint = peak - 0.5 * kappa * near.squared_chords(places[moving], mu)
         top = joint.max(axis=1, keepdims=True)
         share = np.exp(joint - top)
         total = share.sum(axis=1)

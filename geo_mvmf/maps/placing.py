@@ -9,13 +9,14 @@ each component would hold at the cell's nearest point. Both end with Newton's me
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 import numpy.typing as npt
 
 from geo_mvmf import s2, sphere
-from geo_mvmf.maps import radial
+from geo_mvmf.maps import near, radial
 from geo_mvmf.maps.runs import spread
 
 FloatArray = npt.NDArray[np.float64]
@@ -194,28 +195,28 @@ def _along(places: FloatArray, steps: FloatArray) -> FloatArray:
 
 def _angles(places: FloatArray, directions: FloatArray) -> FloatArray:
     """Angles (S, C), exact also where small."""
-    square = np.zeros((len(places), len(directions)))
-    for axis in range(3):
-        square += np.square(places[:, axis, None] - directions[:, axis])
-    return np.asarray(2.0 * np.arcsin(np.minimum(0.5 * np.sqrt(square), 1.0)))
+    return np.asarray(2.0 * np.arcsin(np.minimum(0.5 * np.sqrt(near.squared_chords(places, directions)), 1.0)))
 
 
-def _lattice() -> FloatArray:
+@functools.cache
+def _lattice() -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Places spread over the sphere (384, 3), and which are neighbours: the same for every image."""
     cells = s2.face_cells()
     for _ in range(_LATTICE_LEVEL):
         cells = s2.children(cells).ravel()
-    return s2.centre(cells)
+    lattice = s2.centre(cells)
+    neighbours = lattice @ lattice.T > math.cos(1.6 * float(s2.edge_length(_LATTICE_LEVEL)))
+    return lattice, np.asarray(neighbours)
 
 
 def _lattice_starts(image: Weighted) -> FloatArray:
     """Places of the lattice from which the mean distance is less than from their neighbours, the best of them."""
-    lattice = _lattice()
+    lattice, neighbours = _lattice()
     mean = np.zeros(len(lattice))
     size = max(1, _VALUES_AT_ONCE // len(lattice))
     for start in range(0, image.weights.size, size):
         block = slice(start, start + size)
         mean += np.arccos(np.clip(lattice @ image.directions[block].T, -1.0, 1.0)) @ image.weights[block]
-    neighbours = lattice @ lattice.T > math.cos(1.6 * float(s2.edge_length(_LATTICE_LEVEL)))
     lowest = np.flatnonzero(mean <= np.where(neighbours, mean, np.inf).min(axis=1))
     return np.asarray(lattice[lowest[np.argsort(mean[lowest], kind="stable")[:_LATTICE_STARTS]]])
 
