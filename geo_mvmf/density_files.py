@@ -13,7 +13,7 @@ import numpy.typing as npt
 from geo_mvmf import durable
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import geotiff, stores
-from geo_mvmf.maps import density
+from geo_mvmf.maps import levels
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -116,7 +116,7 @@ def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite
     if run.get("evidence"):  # fused or restricted: an area, a prior, how independent the images were taken to be
         tags["EVIDENCE"] = json.dumps(run["evidence"], sort_keys=True)
     geotiff.write_density(path, raster[0], tags=tags, overwrite=overwrite)
-    geotiff.write_level(_level(path), density.credible_level_raster(raster)[0], tags=tags, overwrite=overwrite)
+    geotiff.write_level(_level(path), levels.credible_level_raster(raster)[0], tags=tags, overwrite=overwrite)
 
 
 def _level(path: Path) -> Path:

@@ -28,7 +28,6 @@ __all__ = ["COVERAGE_LEVELS", "Evaluation", "evaluate"]
 FloatArray = npt.NDArray[np.float64]
 
 _BLOCK = 256  # images whose mixtures are evaluated together
-_PLACES = ("longitude", "latitude", "true_longitude", "true_latitude")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +252,7 @@ class _Judged:
 
     @classmethod
     def of(cls, predictions: Predictions, rows: pd.DataFrame, estimators: Sequence[str], seed: int) -> _Judged:
-        place = rows[list(_PLACES[2:])].to_numpy(float)
+        place = rows[list(point_predictions.TRUE)].to_numpy(float)
         # one number per row of the predictions, whatever has a truth and in whatever order
         uniform = np.random.default_rng(seed).random(len(rows))
         names = ("log_density", "searched_probability", "searched_area_km2")
@@ -295,7 +294,7 @@ def _estimated(mixture: Any, name: str) -> FloatArray:
 
 
 def _distance(rows: pd.DataFrame, estimate: FloatArray) -> FloatArray:
-    truth = (rows[name].to_numpy(float) for name in _PLACES[2:])
+    truth = (rows[name].to_numpy(float) for name in point_predictions.TRUE)
     return np.asarray(sphere.great_circle_distance_km(estimate[:, 0], estimate[:, 1], *truth))
 
 
@@ -314,7 +313,8 @@ def _named(rows: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:
 
 def _clusters(rows: pd.DataFrame, cluster_by: str | None, block_level: int | None) -> npt.NDArray[Any] | None:
     if block_level is not None:
-        return s2.cell_ids(sphere.to_directions(*(rows[name].to_numpy(float) for name in _PLACES[2:])), block_level)
+        longitude, latitude = (rows[name].to_numpy(float) for name in point_predictions.TRUE)
+        return s2.cell_ids(sphere.to_directions(longitude, latitude), block_level)
     return None if cluster_by is None else _named(rows, cluster_by)
 
 

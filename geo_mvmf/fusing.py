@@ -189,13 +189,17 @@ def read_prior(path: Source) -> RasterMultiplier:
     --------
     >>> read_prior("population.tif")  # doctest: +SKIP
     """
+    values, grid = _raster(path)
+    return evidence.prior_multiplier(values, grid, name=str(path))
+
+
+def _raster(path: Source) -> tuple[npt.NDArray[np.float64], Grid]:
     with open_scene(path) as scene:
         values = scene.only_band()
         try:
-            grid = Grid((scene.height, scene.width), scene.transform, scene.crs)
+            return values, Grid((scene.height, scene.width), scene.transform, scene.crs)
         except ValueError as error:
             raise BadInputError(f"{path}: {error}") from error
-    return evidence.prior_multiplier(values, grid, name=str(path))
 
 
 def read_area(area: Any) -> Multiplier:
@@ -221,13 +225,8 @@ def read_area(area: Any) -> Multiplier:
     """
     if not isinstance(area, (str, os.PathLike)) or Path(area).suffix.lower() not in (".tif", ".tiff"):
         return evidence.area_multiplier(area)
-    with open_scene(area) as scene:
-        mask = np.nan_to_num(scene.only_band(), nan=0.0) > 0.0
-        try:
-            grid = Grid((scene.height, scene.width), scene.transform, scene.crs)
-        except ValueError as error:
-            raise BadInputError(f"{area}: {error}") from error
-    return evidence.prior_multiplier(mask, grid, name=str(area))
+    values, grid = _raster(area)
+    return evidence.prior_multiplier(np.nan_to_num(values, nan=0.0) > 0.0, grid, name=str(area))
 
 
 def _groups(store: stores.StoredPredictions, by: str) -> list[_Group]:
@@ -261,7 +260,6 @@ def _fused(
     images = [batch[i : i + 1] for i in range(len(batch))]
     keep = options.prior is None or options.prior_mode == "multiply"
     needed = not keep or (len(images) > 1 and options.independence > 0.0)
-    alone = options.prior is None and len(images) == 1
     found = combine(
         images,
         prior=training_prior(store) if needed else None,
@@ -269,12 +267,17 @@ def _fused(
         independence=options.independence,
         multipliers=multipliers,
         max_mass_error=options.max_mass_error,
-        least=evidence.LEAST_PROBABILITY if alone else 0.0,
+        least=evidence.LEAST_PROBABILITY if _is_alone(group, options) else 0.0,
     )
     if found.mixture is None:
         what = evidence.too_little(found) if multipliers else "nowhere is the density of each of its images above 0"
         return _failed(store, group, options, what), None
     return _described(store, group, options, found.mixture, found.log_mass), found.mixture
+
+
+def _is_alone(group: _Group, options: Options) -> bool:
+    """Whether one image is restricted at most: then the integral of the product is a probability."""
+    return options.prior is None and group.usable.size == 1
 
 
 def _failed(store: stores.StoredPredictions, group: _Group, options: Options, message: str) -> pd.DataFrame:
@@ -289,14 +292,13 @@ def _described(
     rows: row_contract.Rows = {name: np.asarray(values) for name, values in _row(store, group, options).items()}
     row_contract.fill(rows, np.array([0]), summaries.summarise(mixture, place[:, 0], place[:, 1]))
     used = store.rows.iloc[group.usable]
-    alone = options.prior is None and group.usable.size == 1
-    compared = not alone and options.prior is None and options.area is None
+    compared = group.usable.size > 1 and options.prior is None and options.area is None
     own: dict[str, Any] = {
         "longitude": place[:, 0],
         "latitude": place[:, 1],
         "estimator": "mode",
         "agreement_bits": log_mass / np.log(2.0) if compared else np.nan,
-        "probability_in_area": np.exp(log_mass) if options.area is not None and alone else np.nan,
+        "probability_in_area": np.exp(log_mass) if options.area is not None and _is_alone(group, options) else np.nan,
         "gained_bits": rows["information_bits"] - used["information_bits"].astype(float).max(),
         "saved_area_90_km2": used["area_90_km2"].astype(float).min() - rows["area_90_km2"],
     }

@@ -20,7 +20,7 @@ import geopandas
 import pandas as pd
 
 from geo_mvmf import __version__, durable, folder_lock, progress, sphere
-from geo_mvmf.errors import BadInputError, OutputError, RowsFailedError, UsageError
+from geo_mvmf.errors import BadInputError, RowsFailedError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.inputs import tables
 from geo_mvmf.maps import estimates
@@ -158,8 +158,8 @@ def predict_job(
             holder, final = None, Path(out)
         if final.suffix.lower() != ".nc":
             raise UsageError(f"{final}: a predictions file ends in .nc")
-        if os.path.lexists(final) and not overwrite:
-            raise OutputError(f"{final}: exists already; choose another name, or ask for overwriting")
+        if not overwrite:
+            durable.require_new(final)
         is_new_folder = not final.parent.exists()
         parts = final.with_name(f"{final.name}.parts")
         stack.enter_context(folder_lock.holding(parts))

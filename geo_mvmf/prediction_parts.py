@@ -148,9 +148,7 @@ class Predictor:
 
     @functools.cached_property
     def _inside(self) -> list[Path]:
-        """Where images may lie, asked again whenever a file is opened."""
-        attrs = self.table.attrs
-        return [attrs["root"], *attrs.get("permitted_roots", ())] if "root" in attrs else []
+        return tables.permitted_folders(self.table)
 
     @functools.cached_property
     def _has_truth(self) -> bool:

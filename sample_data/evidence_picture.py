@@ -43,7 +43,7 @@ def main(out: Path) -> None:
     sheet = Image.new("RGB", (2 * width, 2 * height), "white")
     for i, image in enumerate(images):
         sheet.paste(image, ((i % 2) * width, (i // 2) * height))
-    sheet.resize((width, height), Image.Resampling.LANCZOS).convert("RGB").save(out, optimize=True)
+    sheet.resize((width, height), Image.Resampling.LANCZOS).save(out, optimize=True)
     print(out)
 
 

@@ -412,3 +412,18 @@ def test_prepare_and_train(tmp_path):
     assert result.stdout.startswith("status: 12 ok"), result.output
     again = run("train", tmp_path / "train.toml")  # finished before: nothing is done again
     assert again.stdout == trained.stdout
+
+
+def test_choices_are_those_there_are():
+    """They are written out in the commands, so that --help imports nothing."""
+    from geo_mvmf import fusing
+    from geo_mvmf.commands import evidence, prediction
+    from geo_mvmf.inputs import tables
+    from geo_mvmf.maps import estimates
+
+    def choices(command, name):
+        return tuple(next(each for each in command.params if each.name == name).type.choices)
+
+    assert choices(prediction.predict, "estimator") == estimates.ESTIMATORS
+    assert choices(prediction.predict, "claims") == tables._CLAIM_SOURCES
+    assert choices(evidence.fuse, "prior_mode") == fusing.PRIOR_MODES

@@ -178,6 +178,24 @@ def read_truth(source: str | os.PathLike[str] | pd.DataFrame, *, layer: str | No
     return pd.concat([table, others[[name for name in others if name not in table]]], axis="columns")
 
 
+def permitted_folders(table: gpd.GeoDataFrame) -> list[Path]:
+    """Give the folders that a table's images may lie in; readers ask again whenever they open one.
+
+    Parameters
+    ----------
+    table : GeoDataFrame
+        From `read_image_table`; of another there are none, and readers ask nothing.
+
+    Examples
+    --------
+    >>> table = read_image_table(pd.DataFrame({"path": ["a.jpg"]}), root="/tmp")
+    >>> [path.as_posix() for path in permitted_folders(table)]
+    ['/tmp']
+    """
+    attrs = table.attrs
+    return [Path(folder) for folder in (attrs["root"], *attrs.get("permitted_roots", ()))] if "root" in attrs else []
+
+
 def absolute_paths(table: gpd.GeoDataFrame) -> list[Path]:
     """Give the file of every row.
 

@@ -12,7 +12,7 @@ import xarray as xr
 
 from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError, UsageError
-from geo_mvmf.maps import charts, frames, levels, smoothing, stacks
+from geo_mvmf.maps import charts, frames, smoothing, stacks
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.geographic import GeographicRaster
 from geo_mvmf.maps.grid import Grid
@@ -24,8 +24,6 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 NAME = "density_per_km2"
-
-credible_level_raster = levels.credible_level_raster  # the other raster of a density
 
 _ATTRIBUTES: dict[str, Any] = {
     "units": "km-2",

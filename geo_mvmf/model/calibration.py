@@ -207,7 +207,7 @@ def _cache(
 ) -> Generator[Progress, None, _Cached]:
     """Compute the logits once; an image that cannot be read, or whose logits are not finite, is left out."""
     paths = tables.absolute_paths(table)
-    inside = [table.attrs["root"], *table.attrs.get("permitted_roots", ())] if "root" in table.attrs else []
+    inside = tables.permitted_folders(table)
     logits = _room(usable.size, bundle.num_components)
     rows: list[int] = []
     stream = images.read_images([paths[row] for row in usable], bundle.spec, workers=workers, inside=inside)

@@ -17,6 +17,7 @@ from scipy import optimize, special
 from torch import Tensor
 
 from geo_mvmf import s2, vmf
+from geo_mvmf.cell_mixture import find_cells
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -126,8 +127,7 @@ class CellDensities:
 
     def __init__(self, cell_ids: npt.NDArray[np.uint64], places: FloatArray) -> None:
         order = np.argsort(cell_ids)
-        found = np.searchsorted(s2.range_max(cell_ids[order]), s2.leaf_ids(places))
-        self._cell = order[np.minimum(found, order.size - 1)]
+        self._cell = order[find_cells(cell_ids[order], s2.leaf_ids(places))]
         self._log_density = -np.log(s2.area_sr(cell_ids))
 
     def terms(self, rows: IntArray, shift: float) -> Terms:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.errors import BadInputError, UsageError
-from geo_mvmf.maps import density, lattice, runs, stacks
+from geo_mvmf.maps import density, lattice, levels, runs, stacks
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.charts import charts_of
 from geo_mvmf.maps.geographic import GeographicRaster
@@ -277,8 +277,8 @@ class TestDataArray:
         monkeypatch.undo()
         now = density.density_raster(album, Grid.globe(10.0))
         assert lazy.compute().equals(now.compute())
-        level = density.credible_level_raster(lazy)
-        assert level.compute().equals(density.credible_level_raster(now))
+        level = levels.credible_level_raster(lazy)
+        assert level.compute().equals(levels.credible_level_raster(now))
 
     def test_components_without_weight_cost_and_give_nothing(self, edges_of_the_earth):
         log_weights = np.full((1, 10), -np.inf)
@@ -295,7 +295,7 @@ class TestCredibleLevel:
         mixture = mixture_of(sphere.to_directions(20.0, 10.0), 6.0)
         grid = Grid.globe(0.25)
         raster = density.density_raster(mixture, grid)
-        level = density.credible_level_raster(raster)[0].to_numpy()
+        level = levels.credible_level_raster(raster)[0].to_numpy()
         longitude, latitude = grid.longitude_latitude()
         offset = sphere.great_circle_distance_km(20.0, 10.0, longitude, latitude) / sphere.EARTH_RADIUS_KM
         expected = -np.expm1(-math.exp(6.0) * 2.0 * np.sin(offset / 2.0) ** 2)
@@ -305,16 +305,16 @@ class TestCredibleLevel:
     def test_equal_densities_have_equal_levels(self, edges_of_the_earth, mixture_of):
         raster = density.density_raster(mixture_of(edges_of_the_earth, 5.0), Grid.globe(15.0))
         area = raster.cell_area_km2
-        level = density.credible_level_raster(raster.copy(data=xr.full_like(raster, 1.0 / float(area.sum()))))
+        level = levels.credible_level_raster(raster.copy(data=xr.full_like(raster, 1.0 / float(area.sum()))))
         assert level.to_numpy() == pytest.approx(1.0)
         halves = xr.where(raster.latitude > 0, 3.0, 1.0) / (2.0 * float(area.sum())) + 0.0 * raster
-        level = density.credible_level_raster(halves.transpose(*raster.dims))
+        level = levels.credible_level_raster(halves.transpose(*raster.dims))
         assert np.unique(level.to_numpy().round(9)).tolist() == [0.75, 1.0]
 
     def test_the_region_of_a_level_holds_it(self, edges_of_the_earth, mixture_of):
         mixture = mixture_of(edges_of_the_earth, 5.0)
         raster = density.density_raster(mixture, Grid.globe(1.0))
-        level = density.credible_level_raster(raster)
+        level = levels.credible_level_raster(raster)
         held = float((raster * raster.cell_area_km2).where(level <= 0.5).sum())
         assert held == pytest.approx(0.5, abs=2e-3)
 
