@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built-from-pyproject
 
-.PHONY: help demo test test-hard check bench sample clean
+.PHONY: help demo test test-hard check bench sample plugin clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ bench: $(STAMP)  ## measure; figures go to benchmarks/results (perhaps 20 minute
 
 sample: $(STAMP)  ## regenerate sample_data/ from Natural Earth
 	@$(BIN)/python sample_data/make_sample_data.py
+
+plugin:  ## write the QGIS plugin's zip file into dist/
+	@$(PYTHON) qgis_plugin/package.py
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache
