@@ -32,6 +32,7 @@ _RELATIVE = 1e-8  # of a chart's extent: how much its last coefficients may be
 _BENT = 1e2  # times as much where the rim is a side: few charts, and a kink of the rim costs many
 _NOISE = 1e-11  # radians: projections iterate to about this
 _CORNER = 1.0 / 1024.0  # side of a rectangle around a corner of the rim, not halved any more
+_NARROW = 1e-4  # radians: where the rim is a point, even such a rectangle may be wider than components
 _LEAST = 1e-9  # side of a rectangle that is not halved whatever it holds
 _POINT = 1e-6  # radians: a rectangle of 6 m is not halved either; next to some poles projections shake by a millimetre
 _CHARTS_AT_ONCE = 2048
@@ -220,7 +221,7 @@ def charts_of(grid: Grid) -> Charts:
             bounds += [own[~pointed], own[pointed][owner]]
             corner: BoolArray = np.asarray(((tiles[:, 2:] - tiles[:, :2]) <= _CORNER).all(axis=1))
             values += [_calmed(directions[smooth], bent[smooth], corner[smooth])[~pointed], strips]
-            halves.append(_halve(tiles, split))
+            halves.append(_halve(tiles, split, _middles(grid, tiles, directions, split)))
         todo = np.concatenate(halves)
     return Charts(grid, np.concatenate(bounds), np.concatenate(values))
 
@@ -252,8 +253,8 @@ def _judge(grid: Grid, tiles: FloatArray, directions: FloatArray, bent: BoolArra
     size = tiles[:, 2:] - tiles[:, :2]  # (K, 2): columns, rows
     none[none] = ~_reached(grid, tiles[none])
     tails = _tails(np.where(full[:, None, None, None], directions, 0.0)) / np.where(bent, _BENT, 1.0)[:, None]
-    tiny = (size <= _CORNER).all(axis=1) | (size <= _LEAST).any(axis=1)
-    tiny |= full & (np.ptp(directions, axis=(1, 2)).max(axis=-1) <= _POINT)  # NaN is no point
+    extent = np.ptp(np.where(full[:, None, None, None], directions, 0.0), axis=(1, 2)).max(axis=-1)  # (K,)
+    tiny = (size <= _CORNER).all(axis=1) & (extent <= _NARROW) | (size <= _LEAST).any(axis=1) | (extent <= _POINT)
     rough = (tails > 1.0) & (full & ~tiny)[:, None]
     split = rough & (tails * 4.0 >= tails.max(axis=1, keepdims=True))
     cut = (~full & ~none)[:, None] & (size > _CORNER)
@@ -300,15 +301,32 @@ def _tails(directions: FloatArray) -> FloatArray:
     return np.asarray(tails / allowed[:, None])
 
 
-def _halve(tiles: FloatArray, split: BoolArray) -> FloatArray:
-    """Halves of tiles along columns and along rows, whole raster cells as long as there are several."""
-    tiles, split = tiles[split.any(axis=1)], split[split.any(axis=1)]
+def _middles(grid: Grid, tiles: FloatArray, directions: FloatArray, split: BoolArray) -> FloatArray:
+    """Where to halve tiles, (K, 2): between raster cells; inside one that the rim cuts, where it passes a side.
+
+    NaN along an axis that is better left whole.
+    """
+    low, high = tiles[:, :2], tiles[:, 2:]
+    middle = np.where(high - low > 1.0, np.floor((low + high) / 2.0), (low + high) / 2.0)
+    known = np.isfinite(directions[..., 0]).all(axis=(1, 2))
+    (cut,) = np.nonzero(split.any(axis=1) & ~known & (high - low <= 1.0).all(axis=1))
+    crossing = rims.crossings(grid, tiles[cut])
+    found = np.isfinite(crossing).any(axis=1)
+    middle[cut[found]] = crossing[found]
+    return np.asarray(middle)
+
+
+def _halve(tiles: FloatArray, split: BoolArray, middles: FloatArray) -> FloatArray:
+    """Parts of tiles on both sides of their middles along columns and along rows."""
+    some = split.any(axis=1)
+    tiles, split, middles = tiles[some], split[some], middles[some]
+    split = np.isfinite(middles) & (split | ~np.isfinite(middles).all(axis=1, keepdims=True))
     for axis in (0, 1):
         chosen = split[:, axis]
-        low, high = tiles[chosen, axis], tiles[chosen, axis + 2]
-        middle = np.where(high - low > 1.0, np.floor((low + high) / 2.0), (low + high) / 2.0)
+        middle = middles[chosen, axis]
         first, second = tiles[chosen].copy(), tiles[chosen].copy()
         first[:, axis + 2], second[:, axis] = middle, middle
         tiles = np.concatenate([tiles[~chosen], first, second])
         split = np.concatenate([split[~chosen], split[chosen], split[chosen]])
+        middles = np.concatenate([middles[~chosen], middles[chosen], middles[chosen]])
     return tiles

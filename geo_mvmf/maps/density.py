@@ -14,7 +14,7 @@ from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.maps import charts, frames, smoothing, stacks
 from geo_mvmf.maps.cell_raster import CellRaster
-from geo_mvmf.maps.geographic import GeographicRaster
+from geo_mvmf.maps.cylindrical import CylindricalRaster
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.maps.projected import ProjectedRaster
 from geo_mvmf.maps.raster_parts import crs_name
@@ -66,7 +66,7 @@ class Rasteriser:
         directions = np.asarray(mean_directions, dtype=np.float64).reshape(-1, 3)
         log_kappa = np.asarray(log_concentrations, dtype=np.float64).reshape(-1)
         make: Callable[[FloatArray, FloatArray, Grid], _Raster]
-        make = GeographicRaster if grid.is_geographic else ProjectedRaster
+        make = CylindricalRaster if grid.is_cylindrical else ProjectedRaster
         self._raster = make(directions, log_kappa, grid)
 
     def probabilities(self, mixing_weights: npt.ArrayLike) -> FloatArray:
@@ -101,8 +101,8 @@ def cell_area_km2(grid: Grid) -> FloatArray:
     Returns
     -------
     ndarray of float64, shape (rows, columns)
-        Square kilometres. Exact on geographic grids (read-only: a row is stored once); by quadrature of the projection
-        elsewhere, of the part inside the domain where that cuts a cell, NaN where nothing of it is inside.
+        Square kilometres. Exact on cylindrical grids (read-only: a row is stored once); by quadrature of the projection
+        elsewhere. Of the part inside the domain where that cuts a cell, NaN where nothing of it is inside.
 
     Examples
     --------
@@ -110,12 +110,13 @@ def cell_area_km2(grid: Grid) -> FloatArray:
     >>> round(float(areas.sum() / sphere.EARTH_AREA_KM2), 12)
     1.0
     """
-    if not grid.is_geographic:
+    if not grid.is_cylindrical:
         return charts.charts_of(grid).areas_sr() * sphere.EARTH_RADIUS_KM**2
-    x, y = grid.edges
+    x, y = grid.degree_edges
     south, north = np.minimum(y[:-1], y[1:]), np.maximum(y[:-1], y[1:])
-    # the width from the transform: differences of edges would carry their rounding
-    areas = sphere.rectangle_area_km2(0.0, south, grid.transform.a, north)
+    # the width from the transform where that is in degrees: differences of edges would carry their rounding
+    width = grid.transform.a if grid.is_geographic else (x[-1] - x[0]) / (x.size - 1)
+    areas = np.where(north > south, sphere.rectangle_area_km2(0.0, south, width, north), np.nan)
     return np.broadcast_to(areas[:, None], (y.size - 1, x.size - 1))
 
 

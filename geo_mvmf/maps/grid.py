@@ -2,7 +2,8 @@
 
 Raster cells are numbered by row (from the top) and column (from the left). Distances along the columns are x or
 longitude, along the rows y or latitude. A geographic grid is one whose columns are meridians and whose rows are
-parallels of WGS 84 (or of a datum within metres of it); every other grid goes through its projection.
+parallels of WGS 84 (or of a datum within metres of it). A cylindrical grid has meridians and parallels for edges, too,
+in units of a cylindrical projection; every other grid goes through its projection.
 """
 
 from __future__ import annotations
@@ -203,6 +204,35 @@ class Grid:
     def is_geographic(self) -> bool:
         """Whether columns are meridians and rows are parallels of WGS 84, in degrees."""
         return self.is_rectilinear and self.transform.a > 0.0 and raster_parts.is_longitude_latitude(self.crs)
+
+    @property
+    def is_cylindrical(self) -> bool:
+        """Whether columns are equally wide meridian strips and rows are bounded by parallels, in whatever units.
+
+        So are geographic grids, and those of cylindrical projections such as Web Mercator (EPSG:3857), the
+        equal-area EPSG:6933 and plate carree (EPSG:4087), as long as they do not go on beyond the map's own edges in
+        longitude.
+        """
+        return self._degree_edges is not None
+
+    @property
+    def degree_edges(self) -> tuple[FloatArray, FloatArray]:
+        """Edges of columns, longitude, shape (columns + 1,), and of rows, latitude, shape (rows + 1,), degrees.
+
+        Longitudes are evenly spaced and may exceed 180. Rows beyond a pole are empty: both edges are the pole. Only
+        where the grid is cylindrical.
+        """
+        if self._degree_edges is None:
+            raise ValueError(f"{self!r} has no meridians as columns and parallels as rows")
+        return self._degree_edges
+
+    @functools.cached_property
+    def _degree_edges(self) -> tuple[FloatArray, FloatArray] | None:
+        if self.is_geographic:
+            return self.edges
+        if not self.is_rectilinear or self.transform.a < 0.0 or self.crs.is_geographic:
+            return None
+        return raster_parts.cylinder_edges(*self.edges, self._unproject)
 
     @property
     def is_global(self) -> bool:

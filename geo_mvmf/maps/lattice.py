@@ -1,4 +1,4 @@
-"""Wide components on a geographic grid: their sum on a coarse lattice, integrated exactly from there.
+"""Wide components on a cylindrical grid: their sum on a coarse lattice, integrated exactly from there.
 
 A component of width sigma is sampled on the nodes of a lattice of meridians and parallels with spacing at most
 sigma / 3. Between nodes the density is the polynomial of degree 15 through the nearest 16, which leaves 1.4e-7 of the
@@ -241,21 +241,21 @@ def steps_between(coarse: Lattice, fine: Lattice) -> Steps:
 
 
 def steps_to_grid(lattice: Lattice, grid: Grid) -> Steps:
-    """Make the integration over the raster cells of a geographic grid.
+    """Make the integration over the raster cells of a cylindrical grid.
 
     Parameters
     ----------
     lattice : Lattice
         One that covers the grid.
     grid : Grid
-        Geographic.
+        Cylindrical.
 
     Returns
     -------
     Steps
         From densities per steradian to probabilities.
     """
-    x, y = (np.radians(edges) for edges in grid.edges)
+    x, y = (np.radians(edges) for edges in grid.degree_edges)
     rows = _row_positions(lattice, y)
     flip = rows[0] > rows[-1]
     shape = (grid.shape[0], lattice.rows)

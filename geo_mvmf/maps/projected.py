@@ -1,6 +1,6 @@
 """Probability of every raster cell of a grid in any projection.
 
-Wide components are summed on the same lattices of meridians and parallels as for geographic grids; quintic splines
+Wide components are summed on the same lattices of meridians and parallels as for cylindrical grids; quintic splines
 take the sum from there to two nodes along each side of every raster cell. Narrow ones are integrated over each raster
 cell that they reach, with as many nodes as their width asks for, in pieces where a raster cell is wider than they are:
 one sparse matrix for a grid and its components.
@@ -18,7 +18,7 @@ from scipy import ndimage, sparse
 from scipy.spatial import cKDTree
 
 from geo_mvmf import s2, sphere, vmf
-from geo_mvmf.maps import charts, geographic, lattice, quadrature, runs
+from geo_mvmf.maps import charts, cylindrical, lattice, quadrature, runs
 from geo_mvmf.maps.grid import Grid
 
 FloatArray = npt.NDArray[np.float64]
@@ -26,6 +26,7 @@ IntArray = npt.NDArray[np.int64]
 
 _WIDE = 2.6  # sigma over the side of a raster cell from which a component is wide
 _SPLIT = 4.0  # sigma along the side of a piece: beyond, it is quartered
+_BENT = 6  # nodes in charts inside a raster cell, at least: area varies in them, whatever the component does
 _CAUTION = 1.3  # errors of many pieces add up: nodes as for wider ones
 _NODES_PER_CELL, _NODES = 8, 1 << 20  # a lattice larger than both, as around a pole, costs more than raster cells
 _SPLINE = 12  # nodes of margin that a spline needs to forget its ends
@@ -115,7 +116,7 @@ class _WideNodes:
         west, east = _span(longitude)
         margin = (_SPLINE + 1) * spacing
         bounds = (west - margin, float(latitude.min()) - margin, east + margin, float(latitude.max()) + margin)
-        self.sum = geographic.make_wide_sum(mean_directions, log_concentrations, components, bounds)
+        self.sum = cylindrical.make_wide_sum(mean_directions, log_concentrations, components, bounds)
         nodes = self.sum.finest
         self.row = (latitude + 0.5 * math.pi) / spacing - 0.5 - nodes.first_row
         turned = west + np.mod(longitude - west, 2.0 * math.pi)
@@ -260,7 +261,10 @@ def _integrate(
 ) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
     component, piece = _near(shape[0], reach, component, piece, pieces)
     extent = math.sqrt(2.0) * pieces.radius[piece] * np.exp(0.5 * shape[1][component])
-    nodes = np.where(extent > _SPLIT, 0, quadrature.nodes_for(_CAUTION * np.minimum(extent, _SPLIT)))
+    nodes = quadrature.nodes_for(_CAUTION * np.minimum(extent, _SPLIT))
+    sides = atlas.bounds[pieces.chart[piece], 2:] - atlas.bounds[pieces.chart[piece], :2]
+    inside = (sides < 1.0).any(axis=1)
+    nodes = np.where(extent > _SPLIT, 0, np.where(inside, np.maximum(nodes, _BENT), nodes))
     for number in np.unique(nodes[nodes > 0]).tolist():
         chosen = nodes == number
         yield _at_nodes(shape, component[chosen], piece[chosen], atlas, pieces, int(number))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import affine
@@ -15,6 +16,9 @@ FloatArray = npt.NDArray[np.float64]
 Parts = tuple[Any, Any, Any]
 
 MAX_CELLS = 1 << 31  # numbers of raster cells fit an int32 below this
+_INSIDE = 1e-9  # of the width of a grid: bounds computed by others may lie a little beyond a map's edge
+_PROBES = 17  # points along a parallel: less than half a turn from one to the next
+_STRAIGHT = 1e-9  # degrees: meridians and parallels are straight lines of the grid within this, 0.1 mm
 _SAME_DATUM = 1e-4  # degrees: WGS 84, ETRS89, NAD83 agree within this, older datums do not
 
 
@@ -107,6 +111,70 @@ def is_longitude_latitude(crs: pyproj.CRS) -> bool:
     probes = np.array([[0.0, 0.0], [10.0, 50.0], [-100.0, 40.0], [140.0, -30.0]])
     moved = pyproj.Transformer.from_crs(crs, "OGC:CRS84", always_xy=True).transform(*probes.T)
     return bool(np.all(np.abs(np.stack(moved, axis=-1) - probes) < _SAME_DATUM))
+
+
+def cylinder_edges(
+    x: FloatArray, y: FloatArray, unproject: Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
+) -> tuple[FloatArray, FloatArray] | None:
+    """Find the meridians and parallels that bound the columns and rows of a cylindrical projection.
+
+    Nothing is known of the projection but where it puts points: if longitude goes with x alone, evenly, and latitude
+    with y alone, it is a cylinder.
+
+    Parameters
+    ----------
+    x, y : ndarray of float64, shapes (columns + 1,), (rows + 1,)
+        Edges in units of the CRS; x rising.
+    unproject : callable
+        From x and y (n,) to longitude and latitude (n,) in degrees, NaN outside the domain.
+
+    Returns
+    -------
+    longitude, latitude : ndarray of float64, shapes as x and y, or None
+        Degrees, longitude evenly spaced; edges beyond a pole are the pole. None for every other projection, and where
+        the grid goes on beyond the meridian at which the map ends.
+
+    Examples
+    --------
+    >>> def plate_carree(x, y):
+    ...     return x / 2.0, np.where(np.abs(y) <= 180.0, y / 2.0, np.nan)
+    >>> cylinder_edges(np.array([0.0, 20.0]), np.array([190.0, 170.0, 0.0]), plate_carree)
+    (array([ 0., 10.]), array([90., 85.,  0.]))
+    """
+    _, latitude = unproject(np.full(y.shape, x.mean()), y)
+    known = np.isfinite(latitude)
+    if not known.any():
+        return None
+    slack = _INSIDE * (x[-1] - x[0])
+    across = np.linspace(x[0] + slack, x[-1] - slack, _PROBES)
+    # meridians on three parallels, parallels on three meridians: what bends shows it there
+    rows = np.flatnonzero(known)[[0, -1]]
+    heights = np.append(y[rows], y[rows].mean())
+    turns = np.stack([unproject(across, np.full(_PROBES, height))[0] for height in heights])
+    longitudes = np.unwrap(turns, period=360.0, axis=1)
+    sides = np.stack([unproject(np.full(y.shape, side), y)[1] for side in across[[0, -1]]])
+    slope = (longitudes[-1, -1] - longitudes[-1, 0]) / (across[-1] - across[0])
+    centre = longitudes[-1, _PROBES // 2]
+    # on a pole itself, where the map may show one, every longitude is right
+    straight = np.append(np.abs(latitude[rows]) <= 90.0 - 1e-6, True)
+    bent = np.abs(longitudes - centre - slope * (across - across[_PROBES // 2]))[straight].max()
+    tilted = np.abs(sides - latitude)[:, known].max()
+    longitude = centre + slope * (x - across[_PROBES // 2])
+    width = longitude[-1] - longitude[0]
+    if not (bent <= _STRAIGHT and tilted <= _STRAIGHT and 0.0 < width <= 360.0 * (1.0 + _INSIDE)):
+        return None
+    return longitude, _to_the_poles(latitude, known)
+
+
+def _to_the_poles(latitude: FloatArray, known: npt.NDArray[np.bool_]) -> FloatArray:
+    """Put edges beyond the domain of a cylinder at the pole where it ends."""
+    (inside,) = np.nonzero(known)
+    first, last = int(inside[0]), int(inside[-1])
+    rises = latitude[last] > latitude[first] if last > first else first > 0
+    result = latitude.copy()
+    result[:first] = -90.0 if rises else 90.0
+    result[last + 1 :] = 90.0 if rises else -90.0
+    return result
 
 
 def parts_of_raster(source: Any, name: str) -> Parts:

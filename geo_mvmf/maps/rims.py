@@ -23,6 +23,9 @@ ORDER = 10
 """Nodes along each side of a chart."""
 
 _STRIPS = 16  # the last begins 10 microradians from a point, 60 m: a fifth of the narrowest component
+_NUDGE = 1e-9  # of a tile: how far beside a side it is looked at
+_SHORT = 1e-3  # of a tile: the rim is no farther from the side where a line of no length begins
+_CLOSE = 1e-6  # of a tile: what is nearer to a corner is the corner
 _BISECTIONS = 48  # to the last digit: next to a rim that is one point, angles go with the root of the distance
 
 
@@ -74,6 +77,50 @@ class _Lines(NamedTuple):
             return along, np.broadcast_to(self.across[..., None], along.shape)
         along = np.swapaxes(along, 1, 2)
         return np.broadcast_to(self.across[:, None, :], along.shape), along
+
+
+def crossings(grid: Grid, tiles: FloatArray) -> FloatArray:
+    """Find where the rim crosses one side of tiles, for a cut that leaves it no corner to go around.
+
+    Parameters
+    ----------
+    grid : Grid
+        What is cut into charts.
+    tiles : ndarray of float64, shape (K, 4)
+        Rectangles inside one raster cell.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, 2)
+        A column or a row, strictly inside the tile, and NaN for the other; both NaN where no side is crossed once.
+    """
+    result = np.full((tiles.shape[0], 2), np.nan)
+    steps = np.linspace(_NUDGE, 1.0 - _NUDGE, ORDER + 2)
+    for axis, end in ((0, 1), (0, 3), (1, 0), (1, 2)):
+        (todo,) = np.nonzero(np.isnan(result).all(axis=1))
+        size = tiles[todo, 2:] - tiles[todo, :2]
+        inwards = _NUDGE * size[:, 1 - axis] * (1.0 if end < 2 else -1.0)
+        side = (tiles[todo, end] + inwards)[:, None]
+
+        def known_at(along: FloatArray, own: FloatArray, axis: int = axis) -> BoolArray:
+            pair = (along, own) if axis == 0 else (own, along)
+            return np.isfinite(grid.to_directions(*pair)[..., 0])
+
+        along = tiles[todo, axis, None] + size[:, axis, None] * steps
+        pattern = known_at(along, np.broadcast_to(side, along.shape))
+        once = (np.diff(pattern.astype(np.int8), axis=1) != 0).sum(axis=1) == 1
+        pattern, along, side, todo = pattern[once], along[once], side[once], todo[once]
+        before = np.argmax(pattern != pattern[:, :1], axis=1) - 1
+        rows = np.arange(todo.size)
+        inner, outer, state = along[rows, before], along[rows, before + 1], pattern[:, 0]
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (inner + outer)
+            same = known_at(middle, side[:, 0]) == state
+            inner, outer = np.where(same, middle, inner), np.where(same, outer, middle)
+        low, high = tiles[todo, axis], tiles[todo, axis + 2]
+        clear = np.minimum(inner - low, high - inner) > _CLOSE * (high - low)
+        result[todo[clear], axis] = inner[clear]
+    return result
 
 
 def ends_in_a_point(values: FloatArray) -> BoolArray:
@@ -130,18 +177,27 @@ def _between(grid: Grid, tiles: FloatArray, axis: int) -> tuple[_Lines, BoolArra
     """Find lines along an axis that cross the rim once, all from the same side, and which tiles have them."""
     x, _ = quadrature.gauss_legendre(ORDER)
     low, high = tiles[:, axis, None], tiles[:, axis + 2, None]
-    across = tiles[:, 1 - axis, None] + (tiles[:, 3 - axis] - tiles[:, 1 - axis])[:, None] * x  # (K, lines)
+    begin, width = tiles[:, 1 - axis, None], (tiles[:, 3 - axis] - tiles[:, 1 - axis])[:, None]
 
     def known_at(along: FloatArray, lines: FloatArray) -> BoolArray:
         pair = (along, lines) if axis == 0 else (lines, along)
         return np.isfinite(grid.to_directions(*pair)[..., 0])
 
+    # lines crowd towards a corner in which they end as they begin: there, too, directions go with the root
+    ends = [
+        np.stack([known_at(side + nudge, begin + width * share) for share in (_CLOSE, 1.0 - _CLOSE)], axis=-1)
+        for side, nudge in ((low, _SHORT * (high - low)), (high, -_SHORT * (high - low)))
+    ]
+    shut = ~(ends[0] | ends[1])[:, 0]  # (K, 2): at the first line and at the last
+    share = np.where(shut[:, :1] & ~shut[:, 1:], x * x, np.where(shut[:, 1:] & ~shut[:, :1], x * (2.0 - x), x))
+    across = begin + width * share  # (K, lines)
     steps = np.concatenate([[1e-6], x, [1.0 - 1e-6]])
     along = low[..., None] + (high - low)[..., None] * steps  # (K, 1, steps)
     pattern = known_at(
         np.broadcast_to(along, (*across.shape, steps.size)), np.repeat(across[..., None], steps.size, -1)
     )
-    once = (np.diff(pattern.astype(np.int8), axis=-1) != 0).sum(axis=-1) <= 1
+    # every line must cross: where some reach the other side, what they end at would have a kink
+    once = (np.diff(pattern.astype(np.int8), axis=-1) != 0).sum(axis=-1) == 1
     from_low, from_high = (np.asarray(pattern[..., end].all(axis=1)) for end in (0, -1))
     possible = once.all(axis=1) & (from_low | from_high)
     start = np.where(from_low[:, None], low, high)[possible]

@@ -1,4 +1,4 @@
-"""Probability of narrow components in the raster cells of a geographic grid, exact by rows.
+"""Probability of narrow components in the raster cells of a cylindrical grid, exact by rows.
 
 Along a row of raster cells the integral over longitude is a closed form (`circle`), so only latitude needs
 quadrature: Gauss-Legendre nodes between the row's edges, as many as the component's width asks for. What a component
@@ -164,7 +164,7 @@ def reach_angle(log_concentrations: FloatArray) -> FloatArray:
 
 
 def make_runs(mean_directions: FloatArray, log_concentrations: FloatArray, components: IntArray, grid: Grid) -> Runs:
-    """Integrate components over the raster cells of a geographic grid.
+    """Integrate components over the raster cells of a cylindrical grid.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def make_runs(mean_directions: FloatArray, log_concentrations: FloatArray, compo
     components : ndarray of int64, shape (K,)
         Which of them.
     grid : Grid
-        Geographic.
+        Cylindrical.
 
     Returns
     -------
@@ -205,7 +205,7 @@ def make_runs(mean_directions: FloatArray, log_concentrations: FloatArray, compo
 def _find_pairs(
     mean_directions: FloatArray, log_concentrations: FloatArray, components: IntArray, grid: Grid
 ) -> _Pairs:
-    edges = np.radians(grid.edges[1])
+    edges = np.radians(grid.degree_edges[1])
     flipped = edges[0] > edges[-1]
     rising = edges[::-1] if flipped else edges
     _, latitude = sphere.to_longitude_latitude(mean_directions[components])
@@ -280,7 +280,8 @@ def _integrate(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid
     if np.any(wide):
         yield from _whole_rows(*_take(pairs, slices, longitude, wide), grid)
     q = slices.q.min(axis=1)
-    fine = np.sqrt(slices.q.max(axis=1)) * math.radians(grid.transform.a) <= _FINE
+    edges = np.radians(grid.degree_edges[0])
+    fine = np.sqrt(slices.q.max(axis=1)) * (edges[1] - edges[0]) <= _FINE
     kind = np.where(fine, 0, np.searchsorted([500.0, 1e4], q) + 1)  # so that few terms serve most
     for number in range(4):
         chosen = ~wide & (kind == number)
@@ -301,7 +302,7 @@ def _take(
 def _whole_rows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid) -> Iterator[_Piece]:
     """Near a pole, or for wide components: all columns, by the Fourier series over longitude."""
     columns = grid.shape[1]
-    edges = np.radians(grid.edges[0])
+    edges = np.radians(grid.degree_edges[0])
     step = max(1, _ENTRIES_AT_ONCE // columns)
     for start in range(0, pairs.row.size, step):
         part = slice(start, start + step)
@@ -318,7 +319,7 @@ def _whole_rows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Gri
 
 def _windows(pairs: _Pairs, slices: _Slices, longitude: FloatArray, grid: Grid, *, fine: bool) -> Iterator[_Piece]:
     """Integrate over the columns within reach, on whichever turn of 360 degrees they lie."""
-    edges = np.radians(grid.edges[0])
+    edges = np.radians(grid.degree_edges[0])
     width = edges[1] - edges[0]
     columns = grid.shape[1]
     start = np.mod(longitude - edges[0], 2.0 * math.pi)

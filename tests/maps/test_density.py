@@ -12,8 +12,9 @@ from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.maps import density, lattice, levels, runs, stacks
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.charts import charts_of
-from geo_mvmf.maps.geographic import GeographicRaster
+from geo_mvmf.maps.cylindrical import CylindricalRaster
 from geo_mvmf.maps.grid import Grid
+from geo_mvmf.maps.projected import ProjectedRaster
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 MERCATOR = 20037508.342789244
@@ -138,10 +139,31 @@ class TestValues:
         together = rasteriser.probabilities(weights)
         assert together == pytest.approx(np.tensordot(weights, parts, axes=1), abs=1e-7)
 
+    @pytest.mark.parametrize(("crs", "half"), [(3857, 3e6), (6933, 3e6), (4087, 3e6)])
+    def test_cylinders_agree_with_the_way_of_all_other_projections(self, crs, half):
+        """By rows and columns, and through charts of the projection: two ways that share no integral."""
+        generator = np.random.default_rng(crs)
+        grid = Grid.from_bounds(-half, -half, half, half, half / 12, crs=crs)
+        directions = sphere.to_directions(generator.uniform(-20, 20, 40), generator.uniform(-20, 20, 40))
+        log_kappa = generator.uniform(0.0, 20.0, 40)
+        weights = generator.dirichlet(np.ones(40))
+        by_rows = CylindricalRaster(directions, log_kappa, grid).probabilities(weights)
+        by_charts = ProjectedRaster(directions, log_kappa, grid).probabilities(weights)
+        assert np.abs(by_rows - by_charts).sum() < 1e-5
+        areas = charts_of(grid).areas_sr() * sphere.EARTH_RADIUS_KM**2
+        assert density.cell_area_km2(grid) == pytest.approx(areas, rel=1e-8)
+
+    def test_rows_beyond_a_pole_are_no_ground(self, mass_of, mixture_of):
+        grid = Grid.from_bounds(-17367530.445, -8e6, 17367530.445, 8e6, 5e5, crs=6933)
+        raster = density.density_raster(mixture_of(sphere.to_directions([0.0], [90.0]), 12.0), grid)
+        assert mass_of(raster) == pytest.approx(1.0, abs=1e-6)
+        assert raster[0, 0].isnull().all()
+        assert raster[0, 1].notnull().all()
+
     def test_single_precision_sums_stay_exact_for_many_components(self):
         generator = np.random.default_rng(2)
         directions = sphere.random_directions(4000, generator)
-        raster = GeographicRaster(directions, np.full(4000, 4.0), Grid.globe(2.0))
+        raster = CylindricalRaster(directions, np.full(4000, 4.0), Grid.globe(2.0))
         assert raster.probabilities(np.full(4000, 1 / 4000)).sum() == pytest.approx(1.0, abs=2e-7)
 
 

@@ -209,3 +209,62 @@ class TestLike:
         assert Grid.like(str(path)) == UTM
         with rasterio.open(path) as raster:
             assert Grid.like(raster) == UTM
+
+
+class TestCylinders:
+    """Grids whose columns are meridians and whose rows are parallels, whatever their units."""
+
+    @pytest.mark.parametrize(
+        ("crs", "bounds", "resolution"),
+        [
+            (4326, (-30.0, -40.0, 50.0, 70.0), 5.0),
+            (3857, (-20037508.342789244, -20037508.342789244, 20037508.342789244, 20037508.342789244), 1e6),
+            (3857, (1.0e6, 6.0e6, 1.2e6, 6.3e6), 1e4),
+            (3395, (-2e7, -1.5e7, 2e7, 1.5e7), 1e6),
+            (4087, (-1e7, -1e7, 1.5e7, 1e7), 5e5),
+            (6933, (-17367530.4451615, -7342230.1364987, 17367530.4451615, 7342230.1364987), 2e6),
+            (6933, (-1e6, -7e6, 1e6, 7e6), 4e7),  # one raster cell
+            ("+proj=cea +lat_ts=30 +lon_0=150 +datum=WGS84", (-9e6, -5e6, 9e6, 5e6), 1e6),
+        ],
+    )
+    def test_edges_lie_where_the_projection_puts_them(self, crs, bounds, resolution):
+        grid = Grid.from_bounds(*bounds, resolution, crs=crs)
+        assert grid.is_cylindrical
+        longitude, latitude = grid.degree_edges
+        rows, columns = grid.shape
+        column, row = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5)
+        mean_longitude = 0.5 * (longitude[1:] + longitude[:-1])
+        there, _ = sphere.to_longitude_latitude(grid.to_directions(column, row))
+        assert np.abs(np.mod(there - mean_longitude + 180.0, 360.0) - 180.0).max() < 1e-8
+        inner = np.clip(np.arange(rows + 1.0), 1e-9 * rows, rows * (1.0 - 1e-9))
+        _, at_edges = sphere.to_longitude_latitude(grid.to_directions(columns / 3.0, inner))
+        assert np.abs(at_edges - latitude).max() < 0.01  # where it goes with the root of y, at a pole
+        assert np.abs(at_edges - latitude)[np.abs(latitude) < 89.0].max(initial=0.0) < 1e-5
+
+    @pytest.mark.parametrize(
+        ("crs", "bounds"),
+        [
+            (8857, (-1e7, -5e6, 1e7, 5e6)),
+            (3035, (3e6, 2e6, 5e6, 4e6)),
+            (32632, (4e5, 5e6, 6e5, 5.2e6)),
+            (3031, (-1e6, -1e6, 1e6, 1e6)),
+            ("+proj=tmerc +lon_0=10 +datum=WGS84", (-1e4, -1e4, 1e4, 1e4)),  # within 10 km of the equator
+            (6933, (-2.2e7, -1e6, 2.2e7, 1e6)),  # goes on beyond the edges of the map
+        ],
+    )
+    def test_nothing_else_is_one(self, crs, bounds):
+        grid = Grid.from_bounds(*bounds, (bounds[2] - bounds[0]) / 8, crs=crs)
+        assert not grid.is_cylindrical
+        with pytest.raises(ValueError, match="no meridians"):
+            _ = grid.degree_edges
+
+    def test_a_turned_grid_is_none(self):
+        assert not Grid((4, 4), (1e5, 1e4, 0.0, 1e4, -1e5, 0.0), 3857).is_cylindrical
+
+    def test_rows_beyond_a_pole_are_empty(self):
+        grid = Grid.from_bounds(-1e6, -8e6, 1e6, 8e6, 2e6, crs=6933)
+        assert grid.degree_edges[1][[0, -1]].tolist() == [90.0, -90.0]
+        below = Grid.from_bounds(-1e6, 8e6, 1e6, 9e6, 5e5, crs=6933)
+        assert not below.is_cylindrical  # nothing of it is on the map
+        turned = Grid((8, 2), (1e6, 0.0, -1e6, 0.0, 2e6, -8e6), 6933)  # the south on top
+        assert turned.degree_edges[1][[0, -1]].tolist() == [-90.0, 90.0]

@@ -20,8 +20,8 @@ from geo_mvmf.mixture import VmfMixture
 MERCATOR = 20037508.342789244
 CYLINDER = (17367530.4451615, 7342230.1364987)  # half width and height of EPSG:6933 down to the poles
 DISK = 12774000.0  # a little more than the radius of a polar laea map of the whole Earth
-# a component of log kappa 19 at the pole of a cylinder, where latitude goes with the root of y, errs by 2.5e-5
-GLOBAL = {"longitude, latitude": 1e-6, "equal-area to the poles": 3e-5, "whole Earth about a pole": 1e-6}
+# mass before any normalisation; at the rim of the disk, which is one place, components of log kappa 20 err by 3e-5
+GLOBAL = {"longitude, latitude": 1e-6, "equal-area to the poles": 1e-6, "whole Earth about a pole": 3e-5}
 SUNFLOWER = 1 << 16
 NODES = 16
 GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
@@ -40,7 +40,7 @@ def grids(cells):
         "local equal-area": (square(-1e6, -1e6, 1e6, 1e6, 2e6 / cells, laea), (179.0, -33.0, 12.0)),
         "polar stereographic": (square(-2e6, -2e6, 2e6, 2e6, 4e6 / cells, 3031), (0.0, -90.0, 25.0)),
         "utm": (square(2e5, 6e6, 8e5, 6.6e6, 6e5 / cells, 32601), (-177.0, 57.0, 4.0)),
-        "whole Earth about a pole": (square(-DISK, -DISK, DISK, DISK, 2 * DISK / cells, whole), (0.0, 90.0, 150.0)),
+        "whole Earth about a pole": (square(-DISK, -DISK, DISK, DISK, 2 * DISK / cells, whole), None),
     }
 
 
@@ -186,11 +186,11 @@ def test_mass_inside_local_grids_against_samples(name):
         assert float(raster.probability_sum[image]) == pytest.approx(share, abs=4.5 * error)
 
 
-@pytest.mark.parametrize(("log_kappa", "allowed"), [(-3.0, 1e-6), (4.0, 1e-6), (8.0, 1e-4), (17.0, 0.01)])
+@pytest.mark.parametrize(("log_kappa", "allowed"), [(-3.0, 1e-6), (4.0, 1e-6), (8.0, 1e-6), (14.0, 1e-6), (20.0, 4e-5)])
 def test_the_rim_of_a_map_of_the_whole_earth_is_one_place(log_kappa, allowed):
     """A component there lies around all of the map. The twin that has no strips had 2.3 times its mass."""
     grid, _ = grids(9)["whole Earth about a pole"]
     south = density.density_raster(VmfMixture([[0.0, 0.0, -1.0]], [log_kappa], [[0.0]]), grid)
     assert float(south.probability_sum[0]) == pytest.approx(1.0, abs=allowed)
     around = (south * south.cell_area_km2)[0].to_numpy()
-    assert np.nansum(around[0]) == pytest.approx(np.nansum(around[-1]), rel=0.02)
+    assert np.nansum(around[0]) == pytest.approx(np.nansum(around[-1]), rel=1e-4)

@@ -1,4 +1,4 @@
-"""Probability of every raster cell of a geographic grid: narrow components by rows, wide ones by lattices."""
+"""Probability of raster cells between meridians and parallels: narrow components by rows, wide ones by lattices."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def make_wide_sum(
     return WideSum(tuple(stages), tuple(lattice.steps_between(coarse.nodes, fine.nodes) for coarse, fine in pairs))
 
 
-class GeographicRaster:
-    """Components integrated over the raster cells of a geographic grid, once for all images.
+class CylindricalRaster:
+    """Components integrated over the raster cells of a cylindrical grid, once for all images.
 
     Parameters
     ----------
@@ -111,11 +111,11 @@ class GeographicRaster:
     log_concentrations : ndarray of float64, shape (C,)
         Natural logarithms of kappa.
     grid : Grid
-        Geographic.
+        Cylindrical.
 
     Examples
     --------
-    >>> raster = GeographicRaster(np.array([[0.0, 0.0, 1.0]]), np.array([2.0]), Grid.globe(10.0))
+    >>> raster = CylindricalRaster(np.array([[0.0, 0.0, 1.0]]), np.array([2.0]), Grid.globe(10.0))
     >>> abs(float(raster.probabilities(np.array([1.0])).sum()) - 1.0) < 1e-6
     True
     """
@@ -129,7 +129,7 @@ class GeographicRaster:
         wide = order[~narrow[order]]
         self._wide: WideSum | None = None
         if wide.size:
-            x, y = (np.radians(edges) for edges in grid.edges)
+            x, y = (np.radians(edges) for edges in grid.degree_edges)
             bounds = (float(x[0]), float(y.min()), float(x[-1]), float(y.max()))
             self._wide = make_wide_sum(mean_directions, log_concentrations, wide, bounds)
             self._to_cells = lattice.steps_to_grid(self._wide.finest, grid)
@@ -161,7 +161,7 @@ class GeographicRaster:
 
 def _by_rows(log_concentrations: FloatArray, grid: Grid) -> npt.NDArray[np.bool_]:
     """Which components cost less as runs of raster cells than as nodes of a lattice."""
-    x, y = grid.edges
-    width, height = np.radians(abs(x[1] - x[0])), np.radians(abs(y[1] - y[0]))
+    x, y = grid.degree_edges
+    width, height = np.radians(abs(x[-1] - x[0])) / grid.shape[1], np.radians(abs(y[-1] - y[0])) / grid.shape[0]
     across = 2.0 * runs.reach_angle(log_concentrations)
     return np.asarray((across / width + 1.0) * (across / height + 1.0) <= _LATTICE_WIDTH**2)
