@@ -19,7 +19,7 @@ FloatArray = npt.NDArray[np.float64]
 COORDINATE_ALIASES = (("longitude", "latitude"), ("lon", "lat"), ("lng", "lat"), ("long", "lat"), ("x", "y"))
 """Names of coordinate columns that are understood, in this order, whatever their case; x and y only with a CRS."""
 
-SWAPPED = "longitude and latitude look swapped"
+SWAPPED = "are longitude and latitude swapped?"
 """Part of the message of a row whose values would be in range the other way round."""
 
 _NOTHING = frozenset(["", "nan", "na", "n/a", "null", "none", "<na>"])
@@ -145,7 +145,7 @@ def check_coordinates(x: FloatArray, y: FloatArray, crs: pyproj.CRS) -> Coordina
     --------
     >>> from geo_mvmf.inputs.coordinate_systems import parse_crs
     >>> check_coordinates(np.array([51.0]), np.array([107.0]), parse_crs("OGC:CRS84")).problems
-    {0: 'latitude 107.0 is not in -90..90; longitude and latitude look swapped'}
+    {0: 'latitude 107.0 is not in -90..90; are longitude and latitude swapped?'}
     """
     problems = _absent_halves(x, y)
     present = ~(np.isnan(x) | np.isnan(y))

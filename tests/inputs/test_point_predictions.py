@@ -31,7 +31,7 @@ def test_a_table_is_read_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("7.5,95,8,51,a,x", r"row 2: latitude 95\.0 is not in -90\.\.90; longitude and latitude look swapped"),
+        ("7.5,95,8,51,a,x", r"row 2: latitude 95\.0 is not in -90\.\.90; are longitude and latitude swapped\?"),
         ("7.5,50,8,-91,a,x", r"row 2: latitude -91\.0 .* without a truth is not compared"),
         ("7.5,,8,51,a,x", r"row 2: only one of the two coordinates"),
         ("7.5,north,8,51,a,x", r"row 2: 'north' is not a number; mend longitude, latitude"),
