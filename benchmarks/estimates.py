@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
+import mixtures
 import record
+from mixtures import AT_ONCE
 
 from geo_mvmf.maps.estimates import estimate
 from geo_mvmf.mixture import VmfMixture
-from geo_mvmf.model import partition
 
-AT_ONCE = 100  # images a mixture, as predictions come in batches
 RUNS = (("component", None), ("mode", None), ("median", None), ("best_within", 25.0), ("best_within", 750.0))
 TARGET_S = 60.0  # for the modes of 10,000 images on 2 cores
 
@@ -27,7 +24,7 @@ def main() -> None:
     parser.add_argument("--components", type=int, default=2**15)
     parser.add_argument("--heavy", type=int, default=300, help="components that hold all but 1e-4 of an image")
     options = parser.parse_args()
-    make = _maker(options.components, options.heavy)
+    make = mixtures.maker(options.components, options.heavy)
     rows = []
     for estimator, radius_km in RUNS:
         quick = estimator in ("component", "mode")
@@ -50,33 +47,6 @@ Figures of fewer than {options.images} images are scaled up.
 
 Target: the modes of {options.images} images in {TARGET_S:.0f} s. Wall {mode[3]} s, CPU of all cores {mode[4]} s."""
     record.write("estimates", "Cost of the estimators", body)
-
-
-def _maker(components: int, heavy: int) -> Callable[[int], VmfMixture]:
-    """Components as training begins with them: cells of towns, in which about as many photos lie."""
-    generator = np.random.default_rng(0)
-    towns = generator.uniform((-180.0, -50.0), (180.0, 65.0), (3000, 2))
-    places = towns[generator.integers(0, 3000, 500_000)] + generator.normal(0.0, 1.0, (500_000, 2))
-    cells = partition.partition_sphere((places[:, 0] + 180.0) % 360.0 - 180.0, places[:, 1], components)
-    concentrations = partition.initial_log_concentrations(cells)
-    nothing = np.empty((0, len(cells)))
-    shared = VmfMixture(cells.mean_directions, concentrations, nothing)
-    components = len(cells)
-
-    def make(seed: int) -> VmfMixture:
-        return shared.with_mixing_weights(_weights(components, heavy, np.random.default_rng(seed)))
-
-    return make
-
-
-def _weights(components: int, heavy: int, generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Log weights of one batch: a few components with nearly all weight, the rest with a ten-thousandth together."""
-    logits = np.full((AT_ONCE, components), np.log(1e-5 / components))
-    for row in logits:
-        row[generator.choice(components, heavy, replace=False)] = np.log(
-            generator.dirichlet(np.full(heavy, 0.5)) + 1e-9
-        )
-    return np.asarray(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
 
 
 def _all(batches: list[VmfMixture], number: int, estimator: str, radius_km: float | None) -> None:
