@@ -3,6 +3,7 @@
 A command's module is imported when the command is asked for, and what the command needs when it runs, so `--help`
 answers at once, also where torch cannot be imported. Errors of the exception tree become one line on stderr and the
 exit code of their branch; an interruption leaves what can be resumed, and exits with 130 (Ctrl-C) or 143 (SIGTERM).
+With `--progress json` stderr holds the events that the worker says on its output (docs/worker.md).
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from typing import NoReturn
 
 import click
 
-from geo_mvmf import __version__
-from geo_mvmf.errors import GeoMvmfError, UsageError
+from geo_mvmf import __version__, events
 from geo_mvmf.terminal import STYLES, Reporter
 
 COMMANDS = {
@@ -37,6 +37,9 @@ COMMANDS = {
     "env": "about",
 }
 """Every command with its module in `geo_mvmf.commands`, in the order of a job."""
+
+RESUMED = ("features", "train", "predict")
+"""Commands that go on where they were when they are given again."""
 
 
 class _TerminatedError(BaseException):
@@ -67,18 +70,18 @@ class _Group(click.Group):
         try:
             with report.showing_warnings(), _terminable():
                 return super().invoke(ctx)
-        except GeoMvmfError as error:
-            report.fail(str(error), error.exit_code)
-            ctx.exit(error.exit_code)
-        except click.UsageError as error:
-            if report.style != "json":
-                raise
-            report.fail(error.format_message(), UsageError.exit_code)
-            ctx.exit(UsageError.exit_code)
         except KeyboardInterrupt:
             _interrupted(ctx, report, 130)
         except _TerminatedError:
             _interrupted(ctx, report, 143)
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            why = events.explain(error)
+            if report.style != "json" and (why.code == "internal" or isinstance(error, click.ClickException)):
+                raise  # click shows the usage; a fault of our own shows where it is
+            report.fail(why)
+            ctx.exit(why.exit_code)
 
 
 @click.group("geo-mvmf", cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -115,7 +118,10 @@ def _style(wish: str) -> str:
 
 
 def _interrupted(ctx: click.Context, report: Reporter, code: int) -> NoReturn:
-    report.fail("interrupted, nothing is half-written; features, train and predict go on when given again", code)
+    goes_on = ctx.invoked_subcommand in RESUMED
+    hint = f"; {ctx.invoked_subcommand} goes on when given again" if goes_on else ""
+    report.say(f"geo-mvmf: interrupted, nothing is half-written{hint}")
+    report.cancelled()
     ctx.exit(code)
 
 

@@ -4,6 +4,7 @@
 
     GeoMvmfError                    1
     ├── UsageError                  2   an option, or a combination of options, is wrong
+    │   └── DeviceError             2   the device that was asked for is not there
     ├── BadInputError               3   a table, image, raster or polygon cannot be used
     │   ├── ImageError              3   one image; carries the row status it leads to
     │   └── RowsFailedError         3   `--strict`: at least one row failed
@@ -26,6 +27,8 @@ class GeoMvmfError(Exception):
     ----------
     exit_code : int
         What the command line exits with.
+    code : str
+        What programs are told (docs/worker.md).
 
     Examples
     --------
@@ -34,18 +37,27 @@ class GeoMvmfError(Exception):
     """
 
     exit_code = 1
+    code = "internal"
 
 
 class UsageError(GeoMvmfError):
     """An option, or a combination of options, is wrong."""
 
     exit_code = 2
+    code = "bad_input"
+
+
+class DeviceError(UsageError):
+    """The device to compute on is unknown or not there."""
+
+    code = "device"
 
 
 class BadInputError(GeoMvmfError):
     """A table, image, raster or polygon layer cannot be used."""
 
     exit_code = 3
+    code = "bad_input"
 
 
 class ImageError(BadInputError):
@@ -77,21 +89,25 @@ class BadBundleError(GeoMvmfError):
     """The file is not a bundle, is damaged, or is of a format this version does not know."""
 
     exit_code = 4
+    code = "model_missing"
 
 
 class OutputError(GeoMvmfError):
     """A result could not be written, or exists already and overwriting was not asked for."""
 
     exit_code = 5
+    code = "output"
 
 
 class LockedError(GeoMvmfError):
     """Another process works on the same folder."""
 
     exit_code = 6
+    code = "locked"
 
 
 class TrainingError(GeoMvmfError):
     """Training cannot start or go on."""
 
     exit_code = 7
+    code = "bad_input"

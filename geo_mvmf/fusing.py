@@ -31,6 +31,7 @@ from geo_mvmf.stored_mixtures import mixture_of_rows, to_stored, training_prior
 IntArray = npt.NDArray[np.int64]
 Source = str | os.PathLike[str]
 
+_MOST_NAMED = 12  # columns in a message
 PRIOR_MODES = ("replace", "multiply")
 COLUMNS = (
     "n_images",
@@ -234,8 +235,9 @@ def _groups(store: stores.StoredPredictions, by: str) -> list[_Group]:
         every = np.arange(len(store))
         return [_Group("all", every, every[store.is_predicted])]
     if by not in store.rows:
+        own = [str(name) for name in store.rows if not row_contract.is_of_contract(str(name))][:_MOST_NAMED]
         raise BadInputError(
-            f"{store.path}: no column {by!r} to group by; there are {', '.join(map(str, store.rows.columns))}; or all"
+            f"{store.path}: no column {by!r} to group by; choose {', '.join([*own, 'image_id'])}; or all: one group"
         )
     values = store.rows[by]
     known = values.notna().to_numpy()

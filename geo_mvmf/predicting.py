@@ -7,11 +7,10 @@ memory does not grow with the number of images.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import itertools
 import json
 import os
 import shutil
-import stat
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,21 +18,19 @@ from typing import TYPE_CHECKING, Any
 import geopandas
 import pandas as pd
 
-from geo_mvmf import __version__, durable, folder_lock, progress, sphere
+from geo_mvmf import durable, folder_lock, prediction_run, progress, row_contract
 from geo_mvmf.errors import BadInputError, RowsFailedError, UsageError
 from geo_mvmf.files import stores
-from geo_mvmf.inputs import tables
 from geo_mvmf.maps import estimates
 from geo_mvmf.prediction_parts import Predictor
 from geo_mvmf.predictions import Predictions, open_predictions
-from geo_mvmf.progress import Progress
+from geo_mvmf.progress import CancelledError, Failure, Progress
 from geo_mvmf.temporary_folder import TemporaryFolder
 
 if TYPE_CHECKING:
     from geo_mvmf.model.bundle import Bundle
 
 PART_ROWS = 256  # images per part file: what a kill can lose, and what is in memory at once
-_VERSION = 1  # of the part files; a change makes old parts useless
 
 
 def predict(
@@ -113,7 +110,11 @@ def predict_job(
     workers: int = 2,
     strict: bool = False,
 ) -> Generator[Progress, None, Predictions]:
-    """Predict as `predict` does, as a job that yields its progress; closing it cancels.
+    """Predict as `predict` does, as a job that yields its progress; closing it stops it, to go on another time.
+
+    When `CancelledError` is thrown into it, it writes what it has: images that were not reached have status
+    "cancelled", and `Predictions.run` says how many under "cancelled". Given again it goes on from the parts, which
+    stay, and replaces that file.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ def predict_job(
     >>> table = read_image_table(pd.DataFrame({"path": ["no.jpg"]}), root="/")
     >>> job = predict_job(untrained_bundle(), table)
     >>> [(event.done, event.total) for event in job]
-    [(1, 1)]
+    [(1, 1), (1, 1)]
     """
     estimates.check_estimator(estimator, radius_km)
     if not isinstance(table, pd.DataFrame):
@@ -158,12 +159,13 @@ def predict_job(
             holder, final = None, Path(out)
         if final.suffix.lower() != ".nc":
             raise UsageError(f"{final}: a predictions file ends in .nc")
+        run = prediction_run.describe(bundle, table, estimator, radius_km)
+        overwrite = overwrite or _is_rest_of(run, final)
         if not overwrite:
             durable.require_new(final)
         is_new_folder = not final.parent.exists()
         parts = final.with_name(f"{final.name}.parts")
         stack.enter_context(folder_lock.holding(parts))
-        run = _run_of(bundle, table, estimator, radius_km)
         predictor = Predictor(bundle, table, estimator, batch_size, workers, radius_km)
         _check_parts(parts, run, predictor.components)
         earlier = stores.existing_parts(parts)
@@ -172,7 +174,14 @@ def predict_job(
         except RowsFailedError:
             _leave_as_found(parts, set(earlier), is_new_folder=is_new_folder)
             raise
-        store = stores.merge_parts(parts, final, run=run, overwrite=overwrite)
+        except CancelledError:
+            if strict:  # a row that was not reached is one that failed
+                raise
+            store = _merge_unfinished(predictor, parts, final, run, overwrite=overwrite)
+            if row_contract.CANCELLED in store.run:
+                return Predictions(store, holder)
+        else:
+            store = stores.merge_parts(parts, final, run=run, overwrite=overwrite)
         shutil.rmtree(parts, ignore_errors=True)  # while they are held: the next holder's must stay
     return Predictions(store, holder)
 
@@ -217,7 +226,75 @@ def finished(
         return None
     if strict and (found.rows["status"] != "ok").any():
         return None
-    return found if found.run == _run_of(bundle, table, estimator, radius_km) else None
+    return found if found.run == prediction_run.describe(bundle, table, estimator, radius_km) else None
+
+
+def was_cancelled(
+    out: str | os.PathLike[str],
+    bundle: Bundle | None = None,
+    table: geopandas.GeoDataFrame | None = None,
+    *,
+    estimator: str = "component",
+    radius_km: float | None = None,
+) -> bool:
+    """Tell whether a predictions file is what a cancelled prediction left, of any images or of these.
+
+    Parameters
+    ----------
+    out : path
+        Predictions file; need not exist.
+    bundle, table : Bundle and GeoDataFrame, optional
+        Ask for a prediction of these images by this bundle.
+    estimator, radius_km
+        As `predict`; looked at where there are a bundle and a table.
+
+    Examples
+    --------
+    >>> was_cancelled("no/such/file.nc")
+    False
+    """
+    if bundle is None or table is None:
+        return _unfinished_run(Path(out)) is not None
+    return _is_rest_of(prediction_run.describe(bundle, table, estimator, radius_km), Path(out))
+
+
+def _is_rest_of(run: dict[str, Any], out: Path) -> bool:
+    return _unfinished_run(out) == run
+
+
+def _unfinished_run(out: Path) -> dict[str, Any] | None:
+    """What made a predictions file that was cancelled; None for any other file."""
+    if not os.path.lexists(out):
+        return None
+    try:
+        run = dict(open_predictions(out).run)
+    except BadInputError:
+        return None
+    return run if run.pop(row_contract.CANCELLED, None) else None
+
+
+def _merge_unfinished(
+    predictor: Predictor, folder: Path, out: Path, run: dict[str, Any], *, overwrite: bool
+) -> stores.StoredPredictions:
+    """Merge the parts that are there, the rows of the one that was begun, and rows that say they were not reached."""
+    total = len(predictor.table)
+    whole = set(stores.existing_parts(folder))
+    begun = next(number for number in itertools.count() if number not in whole)
+    behind = max(whole | {begun}) + 1
+    bounds = {n: (n * PART_ROWS, (n + 1) * PART_ROWS) for n in range(behind) if n not in whole}
+    bounds[behind] = (behind * PART_ROWS, total)  # all at once, however many parts they would have become
+    missing = {number: (start, min(stop, total)) for number, (start, stop) in bounds.items() if start < total}
+    left = 0
+    try:
+        for number, (start, stop) in missing.items():
+            rows, pruned = predictor.left(start, stop)
+            left += int((rows["status"] == row_contract.CANCELLED).sum())
+            stores.write_part(folder, number, rows=rows, pruned=pruned, components=predictor.components, run=run)
+        known = {**run, row_contract.CANCELLED: left} if left else run
+        return stores.merge_parts(folder, out, run=known, overwrite=overwrite)
+    finally:
+        for number in missing:
+            (folder / f"part-{number:06d}.nc").unlink(missing_ok=True)
 
 
 def _predict_parts(
@@ -231,9 +308,10 @@ def _predict_parts(
         stop = min(start + PART_ROWS, total)
         if number in done:
             finished = stop
+            yield Progress("predict", finished, total, failures=_failures(folder / f"part-{number:06d}.nc"))
             continue
         with contextlib.closing(predictor.part(start, stop)) as job:  # its threads end with it, cancelled or not
-            rows, pruned = yield from _reported(job, start, total)
+            rows, pruned = yield from job
         if strict:
             _require_all(rows)
         stores.write_part(folder, number, rows=rows, pruned=pruned, components=predictor.components, run=run)
@@ -241,16 +319,11 @@ def _predict_parts(
         yield Progress("predict", finished, total)
 
 
-def _reported(
-    job: Generator[int, None, tuple[pd.DataFrame, stores.Pruned]], finished: int, total: int
-) -> Generator[Progress, None, tuple[pd.DataFrame, stores.Pruned]]:
-    while True:
-        try:
-            finished += next(job)
-        except StopIteration as end:
-            result: tuple[pd.DataFrame, stores.Pruned] = end.value
-            return result
-        yield Progress("predict", finished, total)
+def _failures(part: Path) -> tuple[Failure, ...]:
+    """Images that could not be used when the part was made."""
+    rows = stores.open_store(part).rows
+    bad = rows.loc[rows["status"] != "ok", ["path", "status", "message"]]
+    return tuple(Failure(*map(str, row)) for row in bad.itertuples(index=False))
 
 
 def _check_parts(folder: Path, run: dict[str, Any], components: stores.Components) -> None:
@@ -274,7 +347,8 @@ def _is_whole(part: Path, number: int, images: int, components: stores.Component
     except BadInputError:
         return False
     rows = min(PART_ROWS, images - number * PART_ROWS)
-    return len(found) == rows and found.components.same_as(components)
+    is_finished = not (found.rows["status"] == row_contract.CANCELLED).any()
+    return len(found) == rows and is_finished and found.components.same_as(components)
 
 
 def _require_all(rows: pd.DataFrame) -> None:
@@ -298,44 +372,3 @@ def _leave_as_found(folder: Path, earlier: set[int], *, is_new_folder: bool) -> 
     if is_new_folder:
         with contextlib.suppress(OSError):  # others may have written there meanwhile
             folder.parent.rmdir()
-
-
-def _run_of(bundle: Bundle, table: geopandas.GeoDataFrame, estimator: str, radius_km: float | None) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for start in range(0, len(table), PART_ROWS):
-        digest.update(_named(table.iloc[start : start + PART_ROWS]).encode("utf-8", "surrogateescape"))
-    # claims and columns that pass through are part of the result, too
-    others = table.drop(columns=["image_id", "path", "status", "message", table.geometry.name])
-    digest.update(pd.util.hash_pandas_object(pd.DataFrame(others), index=False).to_numpy().tobytes())
-    digest.update("\0".join(map(str, others.columns)).encode("utf-8", "surrogateescape"))
-    return {
-        "geo_mvmf": __version__,
-        "parts": _VERSION,
-        "bundle": bundle.path.name if bundle.path else "",
-        "bundle_sha256": bundle.digest,
-        **({} if bundle.digest else {"bundle_content_sha256": bundle.content_sha256()}),
-        "estimator": estimator,
-        **({} if radius_km is None else {"radius_km": float(radius_km)}),
-        "claims": str(table.attrs.get("claimed_from", "none")),
-        "images": len(table),
-        "images_sha256": digest.hexdigest(),
-        "root": str(table.attrs.get("root", "")),
-        "licence": str(bundle.metadata.get("licence", "")),
-        "earth": f"sphere, R = {sphere.EARTH_RADIUS_KM} km",
-    }
-
-
-def _named(table: geopandas.GeoDataFrame) -> str:
-    """Text that tells these images from all others."""
-    files = map(_stamp, tables.absolute_paths(table))
-    named = zip(table["image_id"], table["path"], table["status"], files, strict=True)
-    return "".join("\t".join(map(str, each)) + "\0" for each in named)
-
-
-def _stamp(image: Path) -> str:
-    """Size and time of a file, by which another image of the same name is noticed without reading it."""
-    try:
-        found = image.stat()
-    except (OSError, ValueError):  # ValueError: a name that no file can have
-        return "none"
-    return f"{found.st_size} {found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else "none"

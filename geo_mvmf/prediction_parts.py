@@ -22,6 +22,7 @@ from geo_mvmf.files import stores
 from geo_mvmf.inputs import images, photos, tables
 from geo_mvmf.maps import estimates, summaries
 from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.progress import Failure, Progress
 
 if TYPE_CHECKING:
     from geo_mvmf.model.bundle import Bundle
@@ -34,6 +35,19 @@ _Piece = tuple[IntArray, stores.Pruned]  # numbers of some images within their p
 
 AHEAD = 4
 """Images read ahead per thread, beyond the next batch."""
+
+_SHARE = 8
+"""Most images whose densities a thread summarises in one go: so long an interruption waits for it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Begun:
+    """The part being predicted: rows that fill up, and the mixing weights of the images that are finished."""
+
+    start: int
+    stop: int
+    rows: row_contract.Rows
+    pieces: list[_Piece]
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,6 +78,7 @@ class Predictor:
     workers: int
     radius_km: float | None = None
     _is_warm: bool = dataclasses.field(default=False, init=False)
+    _begun: _Begun | None = dataclasses.field(default=None, init=False)
 
     @functools.cached_property
     def components(self) -> stores.Components:
@@ -76,7 +91,7 @@ class Predictor:
             concentrations = np.full(len(directions), np.nan)
         return stores.Components(kind, directions, concentrations, bundle.training_counts, bundle.cell_ids)
 
-    def part(self, start: int, stop: int) -> Generator[int, None, tuple[pd.DataFrame, stores.Pruned]]:
+    def part(self, start: int, stop: int) -> Generator[Progress, None, tuple[pd.DataFrame, stores.Pruned]]:
         """Predict the images of rows start..stop - 1.
 
         Parameters
@@ -85,8 +100,8 @@ class Predictor:
 
         Yields
         ------
-        int
-            Number of images finished since the last.
+        Progress
+            Stage "predict", in images of the whole table.
 
         Returns
         -------
@@ -103,6 +118,10 @@ class Predictor:
         rows, paths = row_contract.empty_rows(frame, has_truth=self._has_truth), tables.absolute_paths(frame)
         usable = np.flatnonzero(rows["status"] == "ok")
         pieces: list[_Piece] = []
+        self._begun = _Begun(start, stop, rows, pieces)
+        done, total = start + len(frame) - usable.size, len(self.table)
+        if usable.size < len(frame):  # what is missing is known before any image is read
+            yield Progress("predict", done, total, failures=_failures(rows, np.flatnonzero(rows["status"] != "ok")))
         ahead = self.batch_size + AHEAD * self.workers  # the next batch is read while one is in the network
         chosen = [paths[i] for i in usable]
         stream = images.read_images(chosen, self.bundle.spec, workers=self.workers, ahead=ahead, inside=self._inside)
@@ -111,7 +130,9 @@ class Predictor:
                 good = _without_failed(rows, batch)
                 if good:
                     pieces += self._predicted(rows, good, paths, threads)
-                yield len(batch)
+                done += len(batch)
+                own = np.array([i for i, _ in batch])
+                yield Progress("predict", done, total, failures=_failures(rows, own[rows["status"][own] != "ok"]))
         return pd.DataFrame(rows, index=pd.RangeIndex(len(frame))), _assembled(pieces, len(frame))
 
     def _predicted(
@@ -129,9 +150,36 @@ class Predictor:
 
         if not index.size:
             return []
-        shares = min(self.workers, index.size) if self._is_warm else 1  # what all images share is made once
+        # small shares, because an interruption waits for those that were begun
+        shares = np.array_split(np.arange(index.size), max(min(self.workers, index.size), -(-index.size // _SHARE)))
+        first = 0 if self._is_warm else 1  # what all images share is made once
+        pieces = [finish(chosen) for chosen in shares[:first]]
         self._is_warm = True
-        return list(threads.map(finish, np.array_split(np.arange(index.size), max(1, shares))))
+        return pieces + list(threads.map(finish, shares[first:]))
+
+    def left(self, start: int, stop: int) -> tuple[pd.DataFrame, stores.Pruned]:
+        """Rows of a cancelled prediction: those that were not reached have status "cancelled".
+
+        Parameters
+        ----------
+        start, stop : int
+            A part that was begun, or rows of which none was.
+
+        Returns
+        -------
+        rows, pruned
+            As `part`.
+        """
+        begun = self._begun
+        if begun is None or (begun.start, begun.stop) != (start, stop):
+            begun = _Begun(
+                start, stop, row_contract.empty_rows(self.table.iloc[start:stop], has_truth=self._has_truth), []
+            )
+        is_left = begun.rows["status"] == "ok"
+        for index, _ in begun.pieces:
+            is_left[index] = False
+        row_contract.cancel(begun.rows, np.flatnonzero(is_left))
+        return pd.DataFrame(begun.rows, index=pd.RangeIndex(stop - start)), _assembled(begun.pieces, stop - start)
 
     @functools.cached_property
     def _no_images(self) -> VmfMixture | None:
@@ -201,6 +249,10 @@ class Predictor:
     def _cell_of(self, places: FloatArray) -> IntArray:
         leaves = s2.leaf_ids(sphere.to_directions(places[:, 0], places[:, 1]))
         return np.minimum(np.searchsorted(s2.range_max(self.bundle.cell_ids), leaves), self.bundle.num_components - 1)
+
+
+def _failures(rows: row_contract.Rows, images: IntArray) -> tuple[Failure, ...]:
+    return tuple(Failure(*(str(rows[name][i]) for name in ("path", "status", "message"))) for i in images)
 
 
 def _finite(rows: row_contract.Rows, images: IntArray, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

@@ -1,16 +1,58 @@
 """The event that long jobs yield.
 
-A long job is a generator: it yields `Progress` events and returns its result; closing it cancels the job. So a
-terminal, a JSON stream and QGIS show the same job without the job knowing any of them.
+A long job is a generator: it yields `Progress` events and returns its result; closing it cancels the job, and
+throwing `CancelledError` into it lets it return what it has done so far. So a terminal, a JSON stream and QGIS show
+the same job without the job knowing any of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 Result = TypeVar("Result")
+
+
+class CancelledError(BaseException):
+    """Somebody asked a job to stop: not an error of anything, so nothing but doors and jobs that can stop catches it.
+
+    Parameters
+    ----------
+    done, total : int, optional
+        Units finished and units in all, where a job knows better than its last event.
+
+    Examples
+    --------
+    >>> CancelledError(3, 10).done
+    3
+    """
+
+    def __init__(self, done: int | None = None, total: int | None = None) -> None:
+        super().__init__("cancelled")
+        self.done, self.total = done, total
+
+
+class Failure(NamedTuple):
+    """One item that a job could not use, and went on without.
+
+    Parameters
+    ----------
+    path : str
+    status : str
+        Of its row, such as "missing".
+    message : str
+
+    Examples
+    --------
+    >>> Failure("a.jpg", "missing", "a.jpg: there is no such file").status
+    'missing'
+    """
+
+    path: str
+    status: str
+    message: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +67,8 @@ class Progress:
         Units finished and units in all (0 where unknown).
     message : str
         One line for a person; empty most of the time.
+    failures : tuple of Failure
+        Items that could not be used, since the last event.
 
     Examples
     --------
@@ -36,6 +80,7 @@ class Progress:
     done: int
     total: int
     message: str = ""
+    failures: tuple[Failure, ...] = ()
 
     @property
     def fraction(self) -> float:
@@ -51,7 +96,17 @@ def run(job: Generator[Progress, None, Result], report: Callable[[Progress], Non
     job : generator of Progress
         A long job.
     report : callable, optional
-        Called with every event.
+        Called with every event. It may raise `CancelledError`, as signals may at any moment: the job is then told,
+        and one that can stop with what it has done returns that.
+
+    Returns
+    -------
+    The job's result
+
+    Raises
+    ------
+    CancelledError
+        If the job was cancelled and has nothing to return.
 
     Examples
     --------
@@ -63,9 +118,14 @@ def run(job: Generator[Progress, None, Result], report: Callable[[Progress], Non
     """
     try:
         while True:
-            event = next(job)
-            if report is not None:
-                report(event)
+            try:
+                event = next(job)
+                if report is not None:
+                    report(event)
+            except CancelledError as cancelled:
+                if inspect.getgeneratorstate(job) == inspect.GEN_CLOSED:  # it was raised inside, and ended the job
+                    raise
+                job.throw(cancelled)
     except StopIteration as stop:
         result: Result = stop.value
         return result

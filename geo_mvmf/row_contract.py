@@ -49,9 +49,27 @@ CLAIM = ("claimed_longitude", "claimed_latitude", "claimed_level")
 TRUTH = ("true_longitude", "true_latitude", "error_km", "searched_probability", "searched_area_km2")
 """Columns of a table that knows the places of some of its images."""
 
+CANCELLED = "cancelled"
+"""Status of an image that was not reached before somebody stopped the run."""
+
 _NAMES = ("image_id", "path", "filename", "status", "message")
 _OWN = (*_NAMES, *COMPUTED, *CLAIM, *TRUTH)
 _USED = ("image_id", "path", "status", "message", "longitude", "latitude", "weight", "geometry", *CLAIM[:2])
+
+
+def is_of_contract(column: str) -> bool:
+    """Tell whether a column of predictions is one of the contract, and not passed through from the image table.
+
+    Parameters
+    ----------
+    column : str
+
+    Examples
+    --------
+    >>> is_of_contract("area_90_km2"), is_of_contract("continent")
+    (True, False)
+    """
+    return column in _OWN
 
 
 def empty_rows(frame: geopandas.GeoDataFrame, *, has_truth: bool = False) -> Rows:
@@ -115,6 +133,32 @@ def fill(rows: Rows, images: IntArray, values: Mapping[str, Any] | pd.DataFrame)
     """
     for name, column in values.items():
         rows[str(name)][images] = np.asarray(column)
+
+
+def cancel(rows: Rows, images: IntArray) -> None:
+    """Mark images that were not reached, and take away what was computed of them already.
+
+    Parameters
+    ----------
+    rows : dict of str to ndarray
+        Changed in place.
+    images : ndarray of int64, (k,)
+        Their row numbers.
+
+    Examples
+    --------
+    >>> names = {"status": ["ok", "ok"], "message": ["", ""], "path": ["a.jpg", "b.jpg"]}
+    >>> rows = {name: np.array(values, dtype=object) for name, values in names.items()}
+    >>> rows["latitude"] = np.array([1.0, 2.0])
+    >>> cancel(rows, np.array([1]))
+    >>> rows["status"].tolist(), rows["latitude"].tolist()
+    (['ok', 'cancelled'], [1.0, nan])
+    """
+    nothing = {**COMPUTED, **dict.fromkeys((*CLAIM[2:], *TRUTH[2:]), np.nan)}
+    fill(rows, images, {name: value for name, value in nothing.items() if name in rows})
+    rows["status"][images] = CANCELLED
+    for i in images:
+        rows["message"][i] = f"{rows['path'][i]}: cancelled before it was reached; the same command goes on"
 
 
 def judge(rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture) -> None:

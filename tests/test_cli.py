@@ -135,6 +135,13 @@ MISTAKES = [  # command, exit code, what its message says
     ("predict photos --bundle model.safetensors --out x --device gpu", 2, "device 'gpu' is not auto"),
     ("predict photos --bundle model.safetensors --out x --batch-size 0", 2, "0 is not in the range"),
     ("predict photos --bundle model.safetensors --out x --estimator best", 2, "'best' is not one of"),
+    ("predict photos --bundle model.safetensors --out x --estimator best_within", 2, "best_within needs --radius-km"),
+    (
+        "predict photos --bundle m --out x --estimator best_within --radius-km -5",
+        2,
+        "--radius-km, kilometres above 0, not",
+    ),
+    ("predict photos --bundle m --out x --radius-km 5", 2, "--radius-km 5 goes with --estimator best_within"),
     ("predict photos --bundle model.safetensors --out x --frobnicate", 2, "No such option"),
     ("predict photos --out x", 2, "Missing option '--bundle'"),
     ("predict photos --bundle model.safetensors --out x --root nope", 2, "nope"),
@@ -238,23 +245,31 @@ def test_progress_json_is_one_object_a_line(house, tmp_path, place):
     command = ["predict", house / "photos", "--bundle", house / "model.safetensors", "--out", tmp_path / "a.nc"]
     result = run(*(style + command if place == "before" else command + style))
     events = [json.loads(line) for line in result.stderr.splitlines()]
-    assert {event["event"] for event in events} == {"log", "progress"}
-    done = [event["done"] for event in events if event["event"] == "progress"]
-    assert done == sorted(done)
-    assert done[-1] == 5
+    assert {event["event"] for event in events} == {"log", "progress", "item_error", "result"}
+    predicted = [event["done"] for event in events if event.get("stage") == "predict"]
+    assert predicted == sorted(predicted)
+    assert predicted[-1] == 5
+    assert (events[-1]["event"], events[-1]["counts"]["ok"], events[-1]["counts"]["failed"]) == ("result", 4, 1)
+    (bad,) = [event for event in events if event["event"] == "item_error"]
+    assert (bad["path"], bad["code"]) == ("broken.jpg", "unreadable")
     assert result.stdout.startswith("status: 4 ok, 1 unreadable\n")
 
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("predict photos --bundle pickle.safetensors --out x", 4), ("predict --bogus", 2), ("fly", 2)],
+    [
+        ("predict photos --bundle pickle.safetensors --out x", "model_missing"),
+        ("predict --bogus", "bad_input"),
+        ("fly", "bad_input"),
+        ("predict photos --bundle model.safetensors --out x --device cuda:99", "device"),
+        ("regions album.nc --out taken.gpkg", "output"),
+    ],
 )
 def test_errors_are_json_too(house, monkeypatch, command, code):
     monkeypatch.chdir(house)
     result = run("--progress", "json", *command.split())
-    assert result.exit_code == code
-    (line,) = result.stderr.splitlines()
-    event = json.loads(line)
+    assert result.exit_code == {"model_missing": 4, "output": 5}.get(code, 2)
+    event = json.loads(result.stderr.splitlines()[-1])
     assert (event["event"], event["code"]) == ("error", code)
     assert event["message"]
 
@@ -265,8 +280,8 @@ def test_warnings_are_lines_without_the_code_that_raised_them(house, tmp_path):
     assert plain.exit_code == 0
     assert plain.stderr.startswith("warning: only ")
     assert ".py" not in plain.stderr
-    (line,) = run("--progress", "json", *command, "--out", tmp_path / "b.gpkg").stderr.splitlines()
-    assert json.loads(line)["event"] == "warning"
+    said = map(json.loads, run("--progress", "json", *command, "--out", tmp_path / "b.gpkg").stderr.splitlines())
+    assert [(event["event"], event.get("level")) for event in said] == [("log", "warning"), ("result", None)]
 
 
 def test_info_is_one_json_document(house):

@@ -223,7 +223,7 @@ def test_cells_that_overlap_in_one_image_are_refused_when_read(places, tmp_path)
 
 
 MISTAKES = [
-    ({"by": "colour"}, BadInputError, "no column 'colour' to group by; there are image_id, path"),
+    ({"by": "colour"}, BadInputError, "no column 'colour' to group by; choose .*image_id; or all: one group"),
     ({"independence": 2.0}, UsageError, "independence 2.0 is not in 0..1"),
     ({"independence": float("nan")}, UsageError, "independence nan"),
     ({"prior_mode": "add"}, UsageError, "prior_mode 'add'"),

@@ -306,8 +306,8 @@ def constant_calls(job):
     """How often everything was called that needs no image: the network, its layers, and constants of the bundle."""
     counts = collections.Counter()
     watched = {
-        "forward", "components", "_percentile", "area_sr", "centre", "_run_of", "log_mixing_weights", "mean_directions",
-        "log_concentrations", "_unit", "_felt_by_components", "_felt",
+        "forward", "components", "_percentile", "area_sr", "centre", "describe", "log_mixing_weights",
+        "mean_directions", "log_concentrations", "_unit", "_felt_by_components", "_felt",
     }  # fmt: skip
     lock = threading.Lock()
 

@@ -24,20 +24,25 @@ def table(tmp_path_factory):
 
 def part_of(table, batch_size, workers):
     predictor = prediction_parts.Predictor(untrained_bundle(), table, "component", batch_size, workers)
-    job, counts = predictor.part(0, len(table)), []
+    job, events = predictor.part(0, len(table)), []
     while True:
         try:
-            counts.append(next(job))
+            events.append(next(job))
         except StopIteration as end:
-            return counts, *end.value
+            return events, *end.value
 
 
 def test_batches_and_threads_change_no_row(table):
     _, rows, pruned = part_of(table, 8, 1)
     assert rows["status"].tolist() == ["ok", "ok", "missing", "ok", "unsupported", "ok", "ok", "ok"]
     for batch_size, workers in ((1, 0), (2, 2), (3, 3), (8, 5)):
-        counts, other_rows, other = part_of(table, batch_size, workers)
-        assert sum(counts) == 7  # what is missing is known before any image is read
+        events, other_rows, other = part_of(table, batch_size, workers)
+        assert [event.done for event in events] == [1, *range(1 + batch_size, 8, batch_size), 8]
+        failures = [failure for event in events for failure in event.failures]
+        assert [(failure.path, failure.status) for failure in failures] == [
+            ("9.png", "missing"),
+            ("3.png", "unsupported"),
+        ]
         # sums of a network differ in the last digits with the size of its batches
         pd.testing.assert_frame_equal(rows, other_rows, rtol=1e-4)
         assert np.array_equal(pruned.offsets, other.offsets)

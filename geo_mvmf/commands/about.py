@@ -9,13 +9,15 @@ from typing import Any
 import click
 
 from geo_mvmf.commands import options
+from geo_mvmf.terminal import Reporter
 
 RESPONSIBLE_USE_PAGE = "docs/responsible_use.md"
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-def info(*, file: Path) -> None:
+@click.pass_obj
+def info(report: Reporter, *, file: Path) -> None:
     """Say what a bundle or a predictions file is, without loading torch."""
     from geo_mvmf.model import bundle_format
 
@@ -29,18 +31,16 @@ def info(*, file: Path) -> None:
         content = bundle_format.read_header(file)  # with the statement of whoever made the bundle
     # one JSON document, for programs too
     content["responsible_use_page"] = RESPONSIBLE_USE_PAGE
-    click.echo(json.dumps(content, indent=2, default=str, ensure_ascii=False))
+    report.result(json.dumps(content, indent=2, default=str, ensure_ascii=False), facts=content)
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def env(*, as_json: bool) -> None:
+@click.pass_obj
+def env(report: Reporter, *, as_json: bool) -> None:
     """Say which Python, libraries and devices are in use."""
     from geo_mvmf.environment import describe
 
     content = describe()
-    if as_json:
-        click.echo(json.dumps(content))
-        return
-    for key, value in content.items():
-        click.echo(f"{key:<12} {value}")
+    lines = [f"{key:<12} {value}" for key, value in content.items()]
+    report.result(json.dumps(content) if as_json else "\n".join(lines), facts=content)

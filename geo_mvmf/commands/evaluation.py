@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from geo_mvmf.commands import options
+from geo_mvmf.terminal import Reporter
 
 
 @click.command()
@@ -19,7 +20,9 @@ from geo_mvmf.commands import options
 @click.option("--block-level", type=click.IntRange(0, 30), help="Or: images in one S2 cell of this level do.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of ranks among equal densities.")
 @click.option("--overwrite", is_flag=True)
+@click.pass_obj
 def evaluate(
+    report: Reporter,
     *,
     predictions: Path,
     truth: Path | None,
@@ -62,16 +65,17 @@ def evaluate(
         seed=seed,
     )
     figures = result.table()
-    click.echo(figures.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    lines = [figures.to_string(index=False, float_format=lambda value: f"{value:.4g}")]
     if result.n_without_truth:
         total = result.n + result.n_without_truth
-        click.echo(f"{result.n_without_truth} of {total} images have no truth: they are not compared")
-    if out is None:
-        return
-    if out.suffix.lower() == ".csv":
+        lines.append(f"{result.n_without_truth} of {total} images have no truth: they are not compared")
+    if out is not None and out.suffix.lower() == ".csv":
         durable.write_text(out, figures.to_csv(index=False), overwrite=overwrite)
-    elif is_store:
+    elif out is not None and is_store:
         album_report.write_album_report(out, found, evaluation=result, overwrite=overwrite)
-    else:
+    elif out is not None:
         album_report.write_points_report(out, result, title=f"How good is {predictions.name}?", overwrite=overwrite)
-    click.echo(f"wrote {out}")
+    if out is not None:
+        report.wrote("table" if out.suffix.lower() == ".csv" else "report", out)
+        lines.append(f"wrote {out}")
+    report.result("\n".join(lines), counts={"compared": result.n, "without_truth": result.n_without_truth})

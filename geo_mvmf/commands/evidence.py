@@ -61,11 +61,14 @@ def fuse(
     options.check_new(out, overwrite=overwrite)
     wanted = fusing.Options(by, area, prior, prior_mode, independence, max_mass_error)
     store = report.run(fusing.fuse_job(open_predictions(predictions).store, out, wanted, overwrite=overwrite))
-    click.echo(f"status: {options.counts(store.rows['status'])}")
+    report.wrote("predictions", out)
+    report.failed(options.failures(store.rows))
     good = store.rows[store.rows["status"] == "ok"]
-    click.echo(
+    report.result(
+        f"status: {options.counts(store.rows['status'])}\n"
         f"information: {good['information_bits'].median():.1f} bits, {good['gained_bits'].median():+.1f} against the"
         f" most informative image; 90 % region: {good['area_90_km2'].median():.4g} km2,"
-        f" {good['saved_area_90_km2'].median():.4g} km2 saved (medians of {len(good)})"
+        f" {good['saved_area_90_km2'].median():.4g} km2 saved (medians of {len(good)})\n"
+        f"wrote {out}",
+        counts=options.row_counts(store.rows),
     )
-    click.echo(f"wrote {out}")

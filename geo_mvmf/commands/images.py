@@ -61,7 +61,10 @@ def chips(
         format=kind,
         overwrite=overwrite,
     )
-    click.echo(f"wrote {report.run(job)}")
+    found = report.run(job)
+    report.wrote("table", found)
+    report.wrote("folder", out)
+    report.result(f"wrote {found}", counts={"chips": report.done})
 
 
 @click.command()
@@ -72,7 +75,9 @@ def chips(
 @click.option("--exif", is_flag=True, help="Take positions from EXIF.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the cleaned table (.gpkg .csv .geojson .parquet).")
 @click.option("--overwrite", is_flag=True)
+@click.pass_obj
 def table(
+    report: Reporter,
     *,
     source: Path,
     root: Path | None,
@@ -91,9 +96,11 @@ def table(
         options.check_new(out, overwrite=overwrite)
     frame = tables.read_image_table(source, root=root, layer=layer, crs=crs, exif=exif)
     options.check_images(source, len(frame))
-    click.echo(f"{len(frame)} rows; status: {options.counts(frame['status'])}")
-    for problem, number in tables.describe_problems(frame).items():
-        click.echo(f"  {problem}: {number}")
+    report.failed(options.failures(frame))
+    lines = [f"{len(frame)} rows; status: {options.counts(frame['status'])}"]
+    lines += [f"  {problem}: {number}" for problem, number in tables.describe_problems(frame).items()]
     if out is not None:
         vector.write_layers(out, {"images": frame}, overwrite=overwrite)
-        click.echo(f"wrote {out}")
+        report.wrote("table", out)
+        lines.append(f"wrote {out}")
+    report.result("\n".join(lines), counts=options.row_counts(frame))

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 @click.option("--exif", is_flag=True, help="Take positions from EXIF.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Layer to write (.gpkg ...).")
 @click.option("--overwrite", is_flag=True)
-def partition(*, source: Path, num_cells: int, mean_direction: str, exif: bool, out: Path, overwrite: bool) -> None:
+@click.pass_obj
+def partition(
+    report: Reporter, *, source: Path, num_cells: int, mean_direction: str, exif: bool, out: Path, overwrite: bool
+) -> None:
     """Split the sphere into S2 cells, fine where a table has many images, and write them with counts."""
     from geo_mvmf.files import vector
     from geo_mvmf.inputs import tables
@@ -35,7 +38,9 @@ def partition(*, source: Path, num_cells: int, mean_direction: str, exif: bool, 
     used = frame[tables.training_rows(frame)]
     cells = partition_sphere(used["longitude"], used["latitude"], num_cells, mean_direction=mean_direction)
     vector.write_layers(out, {"cells": _layer(cells)}, overwrite=overwrite)
-    click.echo(f"wrote {len(cells)} cells of {len(used)} images to {out}")
+    report.wrote("layers", out)
+    message = f"wrote {len(cells)} cells of {len(used)} images to {out}"
+    report.result(message, counts={"cells": len(cells), "images": len(used)})
 
 
 def _layer(cells: Partition) -> geopandas.GeoDataFrame:
@@ -95,7 +100,10 @@ def features(
         workers=workers,
     )
     found = report.run(job)
-    click.echo(f"{int((found.index >= 0).sum())} of {len(found.index)} images have features, in {cache}")
+    good, total = int((found.index >= 0).sum()), len(found.index)
+    report.failed(options.failures(frame.assign(status=found.status, message=found.message)))
+    report.wrote("folder", cache)
+    report.result(f"{good} of {total} images have features, in {cache}", counts={"ok": good, "failed": total - good})
 
 
 @click.command()
@@ -106,7 +114,9 @@ def train(report: Reporter, *, config: Path, overwrite: bool) -> None:
     """Train as a TOML file says; after a crash the same command goes on from the last checkpoint."""
     from geo_mvmf.model import training
 
-    click.echo(f"wrote {report.run(training.train_job(config, overwrite=overwrite))}")
+    found = report.run(training.train_job(config, overwrite=overwrite))
+    report.wrote("bundle", found)
+    report.result(f"wrote {found}")
 
 
 @click.command()
@@ -152,6 +162,7 @@ def calibrate(
 
     frame = tables.read_image_table(source, exif=exif, root=root)
     options.check_images(source, len(frame))
+    report.stage("load")
     job = calibration.calibrate_job(
         load_bundle(bundle, device),
         frame,
@@ -162,9 +173,10 @@ def calibrate(
     )
     found = report.run(job)
     save_bundle(found, out, half=half, overwrite=overwrite)
-    for line in _calibration_lines(found.metadata["training"]["calibration"]):
-        click.echo(line)
-    click.echo(f"wrote {out}")
+    about = found.metadata["training"]["calibration"]
+    report.wrote("bundle", out)
+    counts = {"ok": about["num_images"], "failed": about["num_failed"], "groups": about["num_groups"]}
+    report.result("\n".join([*_calibration_lines(about), f"wrote {out}"]), counts=counts)
 
 
 def _calibration_lines(about: dict[str, Any]) -> list[str]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import collections
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geo_mvmf.errors import BadInputError, OutputError, UsageError
+from geo_mvmf.progress import Failure
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from geo_mvmf.maps.grid import Grid
 
 
@@ -253,7 +257,7 @@ def check_new(*outs: Path, overwrite: bool) -> None:
     >>> check_new(Path("no/such/file.gpkg"), overwrite=False)
     """
     for out in outs:
-        if out.exists() and not overwrite:
+        if os.path.lexists(out) and not overwrite:
             raise OutputError(f"{out}: exists already; choose another name, or add --overwrite")
 
 
@@ -299,3 +303,81 @@ def counts(status: Iterable[object]) -> str:
     """
     found = collections.Counter(str(value) for value in status)
     return ", ".join(f"{number} {name}" for name, number in found.most_common()) or "no images"
+
+
+def failures(rows: pd.DataFrame) -> list[Failure]:
+    """List the rows that could not be used.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        With the columns path, status and message; image_id stands for a path that is not known.
+
+    Returns
+    -------
+    list of Failure
+
+    Examples
+    --------
+    >>> import pandas
+    >>> rows = pandas.DataFrame({"path": ["a", "b"], "status": ["ok", "missing"], "message": ["", "b: no such file"]})
+    >>> failures(rows)
+    [Failure(path='b', status='missing', message='b: no such file')]
+    """
+    bad = rows[rows["status"] != "ok"]
+    paths = bad["path"].where(bad["path"].notna(), bad.get("image_id", ""))
+    return list(map(Failure, paths.astype(str), bad["status"].astype(str), bad["message"].astype(str)))
+
+
+def row_counts(rows: pd.DataFrame) -> dict[str, Any]:
+    """Count rows for programs.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        With the column status, and area_90_km2 where the rows are predictions.
+
+    Returns
+    -------
+    dict
+        ok, failed and, where it is known, median_area_90_km2.
+
+    Examples
+    --------
+    >>> import pandas
+    >>> row_counts(pandas.DataFrame({"status": ["ok", "missing"], "area_90_km2": [5.0, math.nan]}))
+    {'ok': 1, 'failed': 1, 'median_area_90_km2': 5.0}
+    """
+    good = int((rows["status"] == "ok").sum())
+    found: dict[str, Any] = {"ok": good, "failed": len(rows) - good}
+    if "area_90_km2" in rows and rows["area_90_km2"].notna().any():
+        found["median_area_90_km2"] = float(rows["area_90_km2"].median())
+    return found
+
+
+def radius(estimator: str, radius_km: float | None) -> None:
+    """Refuse a radius that its estimator has no use for, and an estimator without the radius it needs.
+
+    Parameters
+    ----------
+    estimator : str
+    radius_km : float or None
+
+    Raises
+    ------
+    UsageError
+        If they do not fit, by the names that the user wrote.
+
+    Examples
+    --------
+    >>> radius("mode", 25.0)
+    Traceback (most recent call last):
+    geo_mvmf.errors.UsageError: --radius-km 25 goes with --estimator best_within; --estimator mode takes none
+    """
+    if estimator != "best_within" and radius_km is not None:
+        raise UsageError(
+            f"--radius-km {radius_km:g} goes with --estimator best_within; --estimator {estimator} takes none"
+        )
+    if estimator == "best_within" and (radius_km is None or not (math.isfinite(radius_km) and radius_km > 0.0)):
+        given = "" if radius_km is None else f", not {radius_km:g}"
+        raise UsageError(f"--estimator best_within needs --radius-km, kilometres above 0{given}")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from geo_mvmf.commands import options
+from geo_mvmf.progress import CancelledError
 from geo_mvmf.terminal import Reporter
+
+if TYPE_CHECKING:
+    from geo_mvmf.predictions import Predictions
 
 _SUFFIXES = (".nc", ".gpkg", ".parquet", ".geoparquet", ".geojson", ".csv")
 _FOLDER_LEVELS = (0.5, 0.9)
@@ -46,7 +51,7 @@ class Outputs(NamedTuple):
 
 def _outputs(out: Path, levels: str | None) -> Outputs:
     wanted = options.levels(levels)
-    if not out.suffix or out.is_dir():
+    if not out.suffix or os.path.isdir(out):  # noqa: PTH112 (no error where a name is too long)
         levels_wanted = wanted or _FOLDER_LEVELS
         return Outputs(out / "predictions.nc", out / "predictions.gpkg", out / "report.html", levels_wanted)
     options.check_suffix(out, _SUFFIXES)
@@ -100,28 +105,31 @@ def predict(
     regions) and report.html; a layer as --out has its predictions file, .nc, beside it. A killed run goes on where
     it was when the same command is given again.
     """
+    options.radius(estimator, radius_km)
     outputs = _outputs(out, levels)
-    waiting = [path for path in outputs.after if not path.exists()]
-    if not (waiting and outputs.store.exists()):  # otherwise a run may have been killed between its files
+    waiting = {path for path in outputs.after if not os.path.lexists(path)}
+    may_go_on = _may_go_on(outputs, waiting)
+    if not may_go_on:
         options.check_new(*(outputs.after or [outputs.store]), overwrite=overwrite)
 
-    from geo_mvmf import album_report
     from geo_mvmf import predicting as module
+    from geo_mvmf import row_contract
     from geo_mvmf.inputs import tables
-    from geo_mvmf.maps.estimates import check_estimator
     from geo_mvmf.model.bundle import load_bundle
 
-    check_estimator(estimator, radius_km)
-
+    report.stage("load")
     frame = tables.read_image_table(source, root=root, claimed_from=claims)
     options.check_images(source, len(frame))
     model = load_bundle(bundle, device)
     report.say(f"{len(frame)} images, bundle {bundle.name}, device {model.device}")
     found = None
-    if waiting and not overwrite:
+    if may_go_on and not overwrite:
         found = module.finished(model, frame, outputs.store, estimator=estimator, radius_km=radius_km, strict=strict)
+        if module.was_cancelled(outputs.store, model, frame, estimator=estimator, radius_km=radius_km):
+            waiting |= _without_rest(outputs)
     if found is not None:
         report.say(f"{outputs.store}: predicted before, from the same images; it is used")
+        report.failed(options.failures(found.rows))
     else:
         options.check_new(*outputs.after, overwrite=overwrite)
         job = module.predict_job(
@@ -136,10 +144,53 @@ def predict(
             strict=strict,
         )
         found = report.run(job)
-    if outputs.layers is not None and (overwrite or outputs.layers in waiting):
-        found.write(outputs.layers, levels=outputs.levels, overwrite=overwrite)
-    if outputs.page is not None and (overwrite or outputs.page in waiting):
-        album_report.write_album_report(outputs.page, found, overwrite=overwrite)
-    click.echo(f"status: {options.counts(found.rows['status'])}")
+    report.wrote("predictions", outputs.store)
+    if row_contract.CANCELLED in found.run:
+        if outputs.layers is not None:  # the points; regions and a page would take their time
+            found.write(outputs.layers, overwrite=overwrite)
+            report.wrote("layers", outputs.layers)
+        raise CancelledError(len(found) - int(found.run[row_contract.CANCELLED]), len(found))
+    _write_others(report, outputs, found, waiting, overwrite=overwrite)
     written = [out] if outputs.page is not None or out == outputs.store else [out, outputs.store]
-    click.echo(f"wrote {' and '.join(map(str, written))}" + (" (for further maps)" if len(written) > 1 else ""))
+    report.result(
+        f"status: {options.counts(found.rows['status'])}\n"
+        f"wrote {' and '.join(map(str, written))}" + (" (for further maps)" if len(written) > 1 else ""),
+        counts=options.row_counts(found.rows),
+    )
+
+
+def _may_go_on(outputs: Outputs, waiting: set[Path]) -> bool:
+    """Tell whether a run may have been killed between its files, or cancelled."""
+    if not os.path.lexists(outputs.store):
+        return False
+    if waiting:
+        return True
+    from geo_mvmf.predicting import was_cancelled
+
+    return was_cancelled(outputs.store)
+
+
+def _without_rest(outputs: Outputs) -> set[Path]:
+    """Take away the layer that a cancelled run wrote: a run that is killed now must find it missing."""
+    if outputs.layers is None:
+        return set()
+    outputs.layers.unlink(missing_ok=True)
+    return {outputs.layers}
+
+
+def _write_others(
+    report: Reporter, outputs: Outputs, found: Predictions, waiting: set[Path], *, overwrite: bool
+) -> None:
+    """Write what is made from the predictions file, and is not there already."""
+    from geo_mvmf import album_report
+
+    report.stage("export", 0, len(outputs.after))
+    if outputs.layers is not None:
+        if overwrite or outputs.layers in waiting:
+            found.write(outputs.layers, levels=outputs.levels, overwrite=overwrite)
+        report.wrote("layers", outputs.layers)
+    if outputs.page is not None:
+        report.stage("export", 1, len(outputs.after))
+        if overwrite or outputs.page in waiting:
+            album_report.write_album_report(outputs.page, found, overwrite=overwrite)
+        report.wrote("report", outputs.page)

@@ -9,6 +9,7 @@ import click
 
 from geo_mvmf.commands import options
 from geo_mvmf.errors import UsageError
+from geo_mvmf.terminal import Reporter
 
 if TYPE_CHECKING:
     from geo_mvmf.maps.grid import Grid
@@ -33,7 +34,9 @@ _RASTERS = (".tif", ".tiff", ".nc")
     "--bandwidth-km", type=float, help="Smooth with a kernel of this standard deviation. Default: not at all."
 )
 @click.option("--overwrite", is_flag=True)
+@click.pass_obj
 def density(
+    report: Reporter,
     *,
     predictions: Path,
     out: Path,
@@ -51,7 +54,8 @@ def density(
 
     options.check_suffix(out, _RASTERS)
     level = out.with_name(f"{out.stem}_level{out.suffix}")  # beside a GeoTIFF
-    options.check_new(out, *([] if out.suffix.lower() == ".nc" else [level]), overwrite=overwrite)
+    written = {"density": out} if out.suffix.lower() == ".nc" else {"density": out, "level": level}
+    options.check_new(*written.values(), overwrite=overwrite)
     if by is not None and image_id is not None:
         raise UsageError(f"--by {by} makes a mean of each group, and --image-id {image_id} is one image: choose one")
     where = _where(grid, bounds, resolution, crs, one=image_id is not None)
@@ -64,7 +68,10 @@ def density(
         bandwidth_km=bandwidth_km,
         overwrite=overwrite,
     )
-    click.echo(f"wrote {out}; probability inside: {float(raster['probability_sum'][0]):.6f}")
+    for name, path in written.items():
+        report.wrote(name, path)
+    inside = float(raster["probability_sum"][0])
+    report.result(f"wrote {out}; probability inside: {inside:.6f}", counts={"probability_inside": inside})
 
 
 def _where(
@@ -87,7 +94,10 @@ def _where(
 @click.option("--levels", default="0.5,0.9", show_default=True)
 @click.option("--image-id", "image_ids", multiple=True, help="Repeatable. Default: all.")
 @click.option("--overwrite", is_flag=True)
-def regions(*, predictions: Path, out: Path, levels: str, image_ids: tuple[str, ...], overwrite: bool) -> None:
+@click.pass_obj
+def regions(
+    report: Reporter, *, predictions: Path, out: Path, levels: str, image_ids: tuple[str, ...], overwrite: bool
+) -> None:
     """Write the smallest regions that hold given probabilities."""
     from geo_mvmf.files import vector
     from geo_mvmf.predictions import open_predictions
@@ -97,4 +107,5 @@ def regions(*, predictions: Path, out: Path, levels: str, image_ids: tuple[str, 
     wanted = options.levels(levels) or ()
     layer = open_predictions(predictions).credible_regions(wanted, image_ids=image_ids or None)
     vector.write_layers(out, {"regions": layer}, overwrite=overwrite)
-    click.echo(f"wrote {len(layer)} regions to {out}")
+    report.wrote("layers", out)
+    report.result(f"wrote {len(layer)} regions to {out}", counts={"regions": len(layer)})

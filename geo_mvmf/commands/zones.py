@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from geo_mvmf.commands import options
+from geo_mvmf.terminal import Reporter
 
 _SUFFIXES = (".csv", ".parquet", ".geoparquet", ".gpkg", ".geojson")
 
@@ -22,8 +23,16 @@ _SUFFIXES = (".csv", ".parquet", ".geoparquet", ".gpkg", ".geojson")
 )
 @click.option("--top", type=click.IntRange(1), help="Only the most probable zones of each image. Layers: 3.")
 @click.option("--overwrite", is_flag=True)
+@click.pass_obj
 def zones(
-    *, predictions: Path, polygons: Path, name_column: str | None, out: Path, top: int | None, overwrite: bool
+    report: Reporter,
+    *,
+    predictions: Path,
+    polygons: Path,
+    name_column: str | None,
+    out: Path,
+    top: int | None,
+    overwrite: bool,
 ) -> None:
     """Write the probability of every polygon, such as countries, for every image.
 
@@ -42,7 +51,12 @@ def zones(
     found = open_predictions(predictions)
     held = found.zones(layer)
     zone_files.write_zones(out, found, layer, held, top=top, overwrite=overwrite)
-    for row in held.expected().nlargest(5, "expected_images").itertuples():
-        click.echo(f"{row.name}: {row.expected_images:.2f} images expected (s.d. {row.standard_deviation:.2f})")
-    click.echo(f"in no zone: {float(held.in_no_zone.sum()):.2f} of {len(held.image_ids)} images")
-    click.echo(f"wrote {out}")
+    report.wrote("table", out)
+    expected = held.expected()
+    lines = [
+        f"{row.name}: {row.expected_images:.2f} images expected (s.d. {row.standard_deviation:.2f})"
+        for row in expected.nlargest(5, "expected_images").itertuples()
+    ]
+    lines.append(f"in no zone: {float(held.in_no_zone.sum()):.2f} of {len(held.image_ids)} images")
+    counts = {"images": len(held.image_ids), "zones": len(expected)}
+    report.result("\n".join([*lines, f"wrote {out}"]), counts=counts)

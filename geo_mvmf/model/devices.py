@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from geo_mvmf.errors import UsageError
+from geo_mvmf.errors import DeviceError
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -24,7 +24,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
     Raises
     ------
-    UsageError
+    DeviceError
         If the name is unknown or the device is not there.
 
     Examples
@@ -39,9 +39,9 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("cpu")
     kind, colon, number = name.partition(":")
     if kind != "cuda" or (colon and not number.isdecimal()):
-        raise UsageError(f"device {name!r} is not auto, cpu, cuda or cuda:N")
+        raise DeviceError(f"device {name!r} is not auto, cpu, cuda or cuda:N")
     if int(number or 0) >= count:
-        raise UsageError(f"device {name}: this machine has {count} CUDA devices; use auto or cpu")
+        raise DeviceError(f"device {name}: this machine has {count} CUDA devices; use auto or cpu")
     return torch.device("cuda", int(number or 0))
 
 
