@@ -87,8 +87,9 @@ class Job:
         self.cancelled = False
 
     def given(self, name):
-        """Tell whether a parameter has a value."""
-        value = self.values.get(name)
+        """Tell whether a parameter has a value, its own or its default."""
+        definition = self.algorithm.parameterDefinition(name)
+        value = self.values[name] if name in self.values or definition is None else definition.defaultValue()
         return value is not None and value != core.NULL and value != ""
 
     def text(self, name):
