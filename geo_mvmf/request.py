@@ -78,11 +78,11 @@ def read_request(line: bytes, tasks: Collection[str]) -> Request:
     if unknown:
         raise UsageError(f"the request has an unknown field {_shown(unknown[0])}; known are {', '.join(_FIELDS)}")
     task, params = found.get("task"), found.get("params", {})
-    if task not in tasks:
+    if not isinstance(task, str) or task not in tasks:
         raise UsageError(f"the request's task is {_shown(task)}; known are {', '.join(tasks)}")
     if not isinstance(params, dict):
         raise UsageError(f"the request's params are {_shown(params)}; an object of names and values is wanted")
-    return Request(str(task), params)
+    return Request(task, params)
 
 
 def arguments(command: click.Command, params: Mapping[str, Any]) -> list[str]:

@@ -151,10 +151,12 @@ def main() -> int:
     try:
         cancellation.install()
         line, rest = _received(source)
+        command, arguments = understood(line)
         watched = (source, rest, cancellation, voice, report)
         threading.Thread(target=_watch, args=watched, name="input", daemon=True).start()
-        code = _answer(line, report)
+        run(command, arguments, report)
         cancellation.finish()
+        code = 0
     except CancelledError as cancelled:
         cancellation.finish()
         report.cancelled(cancelled)
@@ -194,15 +196,59 @@ def _received(source: int) -> tuple[bytes, bytes]:
     return line, rest
 
 
-def _answer(line: bytes, report: Reporter) -> int:
+def understood(line: bytes) -> tuple[click.Command, list[str]]:
+    """Find the command that a request asks for, and its arguments.
+
+    Parameters
+    ----------
+    line : bytes
+        The request.
+
+    Returns
+    -------
+    command : click.Command
+    arguments : list of str
+
+    Raises
+    ------
+    UsageError
+        If it is no request.
+
+    Examples
+    --------
+    >>> understood(b'{"protocol": 1, "task": "info", "params": {"file": "--help"}}')
+    (<Command info>, ['--', '--help'])
+    """
     request = read_request(line, cli.COMMANDS)
     command = cli.main.get_command(click.Context(cli.main), request.task)
     if command is None:
         raise UsageError(f"the request's task {request.task!r} is no command")
-    arguments = as_arguments(command, request.params)
-    with report.showing_warnings(), command.make_context(request.task, arguments, obj=report) as context:
+    return command, as_arguments(command, request.params)
+
+
+def run(command: click.Command, arguments: list[str], report: Reporter) -> None:
+    """Run a command; it says its result itself.
+
+    Parameters
+    ----------
+    command, arguments
+        As `understood` gives them.
+    report : Reporter
+
+    Raises
+    ------
+    GeoMvmfError, click.UsageError
+        If the command ends without a result.
+
+    Examples
+    --------
+    >>> info = understood(b'{"protocol": 1, "task": "info", "params": {"file": "no.nc"}}')
+    >>> run(*info, Reporter("json", print))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    geo_mvmf.errors.ImageError: '...no.nc': there is no such file
+    """
+    with report.showing_warnings(), command.make_context(command.name, arguments, obj=report) as context:
         command.invoke(context)
-    return 0
 
 
 def _watch(source: int, rest: bytes, cancellation: _Cancellation, voice: _Voice, report: Reporter) -> None:

@@ -182,8 +182,6 @@ def _write_others(
     report: Reporter, outputs: Outputs, found: Predictions, waiting: set[Path], *, overwrite: bool
 ) -> None:
     """Write what is made from the predictions file, and is not there already."""
-    from geo_mvmf import album_report
-
     report.stage("export", 0, len(outputs.after))
     if outputs.layers is not None:
         if overwrite or outputs.layers in waiting:
@@ -192,5 +190,7 @@ def _write_others(
     if outputs.page is not None:
         report.stage("export", 1, len(outputs.after))
         if overwrite or outputs.page in waiting:
+            from geo_mvmf import album_report
+
             album_report.write_album_report(outputs.page, found, overwrite=overwrite)
         report.wrote("report", outputs.page)
