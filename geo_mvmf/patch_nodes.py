@@ -40,6 +40,38 @@ def rule() -> tuple[FloatArray, FloatArray]:
     return (x + 1.0) / 2.0, np.asarray(inverse, dtype=np.float64)
 
 
+@functools.cache
+def operators(depth: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Give what turns values at the nodes of a side into those of its parts.
+
+    Parameters
+    ----------
+    depth : int
+        The side is cut into 2^depth parts.
+
+    Returns
+    -------
+    mean, first, second : ndarray of float64, shape (2^depth, NODES)
+        Mean over each part; mean derivative times the part's length, and mean second derivative times its square.
+
+    Examples
+    --------
+    >>> mean, first, _ = operators(1)
+    >>> (mean @ rule()[0]).round(12).tolist(), (first @ rule()[0]).round(12).tolist()
+    ([0.25, 0.75], [0.5, 0.5])
+    """
+    _, coefficients = rule()
+    edges = np.linspace(-1.0, 1.0, (1 << depth) + 1)
+    width = edges[1] - edges[0]
+    legendre = np.polynomial.legendre
+    basis = np.eye(NODES)
+    integral = np.array([legendre.legval(edges, legendre.legint(row)) for row in basis])
+    value = np.array([legendre.legval(edges, row) for row in basis])
+    slope = np.array([legendre.legval(edges, legendre.legder(row)) for row in basis])
+    mean, first, second = (np.diff(part, axis=1).T @ coefficients for part in (integral, value, slope))
+    return mean / width, first, second * width
+
+
 def nodes_of(cells: IdArray) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
     """Give the nodes of cells, in the frame of their face of the cube.
 

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from geo_mvmf import s2, s2_curve, vmf
-from geo_mvmf.patch_nodes import NODES, member_terms, nodes_of, point_terms
+from geo_mvmf import patch_density, s2, vmf
+from geo_mvmf.patch_density import Components, handed_down
+from geo_mvmf.patch_nodes import NODES, nodes_of
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
@@ -26,9 +27,6 @@ BoolArray = npt.NDArray[np.bool_]
 PATCH_SIGMAS = 1.5
 """Longest edge of a patch in units of the narrowest sigma."""
 
-VALUES_AT_ONCE = 1 << 17
-"""Values of a temporary array: 1 MB, which stays in the cache."""
-
 _MAX_EDGE = 1.704897179199218  # S2 library, kMaxEdge of the quadratic projection: radians at level 0
 _MAX_RADIUS = 1.219328  # half of its kMaxDiag: no point of a cell of level 0 is farther from its centre (tested)
 _NARROWEST = 36.0  # log concentration whose patch, level 28, still leaves cells to split it into
@@ -36,31 +34,33 @@ _COARSEST = 2  # a patch of lower level would see the projection's area element 
 _KEPT_NODES = 1 << 25  # node values kept for a second pass: 512 MB of density and element; beyond, computed twice
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Components:
-    """The components of one mixture that matter.
+class Fields(NamedTuple):
+    """Densities of components at the nodes of cells that are as small as they ask for, but larger than a patch.
 
     Parameters
     ----------
-    mean_directions : ndarray of float64, shape (A, 3)
-        Unit vectors.
-    log_concentrations : ndarray of float64, shape (A,)
-        Natural logarithms of kappa.
-    log_weights : ndarray of float64, shape (A,)
-        Natural logarithms of the mixing weights.
-    reach : ndarray of float64, shape (A,)
-        How far each component reaches, as a chord; its tail beyond is left out.
+    cell_ids : ndarray of uint64, shape (F,)
+    density : ndarray of float64, shape (F, NODES, NODES)
+        Per steradian, of all components that are smooth on the cell or on one around it.
 
     Examples
     --------
-    >>> choose_components(np.eye(3), np.zeros(3), np.array([0.5, 0.5, 0.0]), cut=1e-3).reach.size
-    2
+    >>> Fields(s2.face_cells(), np.ones((6, NODES, NODES))).density.shape
+    (6, 8, 8)
     """
 
-    mean_directions: FloatArray
-    log_concentrations: FloatArray
-    log_weights: FloatArray
-    reach: FloatArray
+    cell_ids: IdArray
+    density: FloatArray
+
+    def at(self, rows: IntArray, cells: IdArray) -> FloatArray:
+        """Interpolate fields to the nodes of cells inside, (m, NODES, NODES); 0 where the row is -1."""
+        result = np.zeros((cells.size, NODES, NODES))
+        (some,) = np.nonzero(rows >= 0)
+        step = patch_density.VALUES_AT_ONCE // NODES**2
+        for start in range(0, some.size, step):
+            own = some[start : start + step]
+            result[own] = handed_down(self.density[rows[own]], self.cell_ids[rows[own]], cells[own])
+        return result
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +77,9 @@ class Patches:
         Rows of `Components`.
     empty : ndarray of uint64
         The cells that tile the rest of the sphere, which no component reaches.
+    field_of : ndarray of int64, shape (P,)
+        Row of the field that a patch inherits from, -1 for none: what much wider components are there.
+    fields : Fields
 
     Examples
     --------
@@ -90,6 +93,8 @@ class Patches:
     starts: IntArray
     members: IntArray
     empty: IdArray
+    field_of: IntArray
+    fields: Fields
 
 
 def choose_components(
@@ -148,33 +153,95 @@ def find_patches(components: Components) -> Patches:
     >>> find_patches(wide).cell_ids.size, find_patches(wide).empty.size
     (96, 0)
     """
-    root_kappa = np.exp(components.log_concentrations / 2.0)
-    cells = s2.face_cells()
-    owner = np.repeat(np.arange(6), components.reach.size)  # row of `cells`, ascending
-    member = np.tile(np.arange(components.reach.size), 6)
-    done: list[tuple[IdArray, IntArray, IntArray]] = []
-    empty: list[IdArray] = []
+    search = _Search(components)
     for level in range(s2.MAX_LEVEL + 1):
-        near = _meets(cells, level, owner, member, components)
-        owner, member = owner[near], member[near]
-        counts = np.bincount(owner, minlength=cells.size)
-        narrow = _largest(root_kappa[member], counts)
-        ready = (counts > 0) & (np.ldexp(_MAX_EDGE, -level) * narrow <= PATCH_SIGMAS) & (level >= _COARSEST)
-        done.append((cells[ready], counts[ready], member[ready[owner]]))
-        empty.append(cells[counts == 0])
-        cells, owner, member = _split(cells, counts, owner, member, (counts > 0) & ~ready)
-        if not cells.size:
+        search.step(level)
+        if not search.cells.size:
             break
-    return _join(done, np.concatenate(empty))
+    return search.found()
 
 
-def _largest(values: FloatArray, counts: IntArray) -> FloatArray:
-    """Largest of each run of values, 0 for an empty run."""
-    result = np.zeros(counts.size)
-    filled = np.flatnonzero(counts)
-    if filled.size:
-        result[filled] = np.maximum.reduceat(values, (np.cumsum(counts) - counts)[filled])
-    return result
+class _Done(NamedTuple):
+    """Patches of one level."""
+
+    cell_ids: IdArray
+    counts: IntArray
+    members: IntArray
+    field_of: IntArray
+
+
+class _Search:
+    """The cells of a level, and the components that are not yet smooth on them."""
+
+    def __init__(self, components: Components) -> None:
+        self._components = components
+        self._root_kappa = np.exp(components.log_concentrations / 2.0)
+        self.cells = s2.face_cells()
+        self._owner = np.repeat(np.arange(6), components.reach.size)  # row of `cells`, ascending
+        self._member = np.tile(np.arange(components.reach.size), 6)
+        self._field_of = np.full(6, -1)
+        self._fields = Fields(np.empty(0, dtype=np.uint64), np.empty((0, NODES, NODES)))
+        self._done: list[_Done] = []
+        self._empty: list[IdArray] = []
+
+    def step(self, level: int) -> None:
+        """Sort the cells into patches, empty cells, and cells that are replaced by their children."""
+        cells = self.cells
+        near = _meets(cells, level, self._owner, self._member, self._components)
+        owner, member = self._owner[near], self._member[near]
+        smooth = np.ldexp(_MAX_EDGE, -level) * self._root_kappa[member] <= PATCH_SIGMAS
+        smooth = (smooth | (level == s2.MAX_LEVEL)) & (level >= _COARSEST)
+        counts = np.bincount(owner, minlength=cells.size)
+        again = np.bincount(owner[~smooth], minlength=cells.size) > 0
+        filled = (counts > 0) | (self._field_of >= 0)
+        ready = filled & ~again
+        self._done.append(_Done(cells[ready], counts[ready], member[ready[owner]], self._field_of[ready]))
+        self._empty.append(cells[~filled])
+        kept = smooth & again[owner]
+        self._keep(owner[kept], member[kept])
+        rest = ~smooth
+        self._split(again, owner[rest], member[rest])
+
+    def _keep(self, owner: IntArray, member: IntArray) -> None:
+        """Make fields of components that are smooth on cells which are split for narrower ones."""
+        counts = np.bincount(owner, minlength=self.cells.size)
+        (rows,) = np.nonzero(counts)
+        if not rows.size:
+            return
+        cells, starts, members = _ordered(self.cells[rows], counts[rows], member)
+        order = np.argsort(-counts[rows], kind="stable")
+        above = self._fields.at(self._field_of[rows[order]], cells)
+        density = patch_density.sums(self._components, nodes_of(cells), starts, members) + above
+        self._field_of[rows[order]] = self._fields.cell_ids.size + np.arange(rows.size)
+        self._fields = Fields(*(np.concatenate(pair) for pair in zip(self._fields, (cells, density), strict=True)))
+
+    def _split(self, again: BoolArray, owner: IntArray, member: IntArray) -> None:
+        """Replace the cells that go on by their children; each child inherits all that is left."""
+        counts = np.bincount(owner, minlength=again.size)[again]
+        starts = np.cumsum(counts) - counts
+        each = np.repeat(counts, 4)  # members of every child
+        offset = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each)
+        rows = np.repeat(np.repeat(starts, 4), each) + offset
+        self.cells = s2.children(self.cells[again]).ravel()
+        self._owner, self._member = np.repeat(np.arange(each.size), each), member[rows]
+        self._field_of = np.repeat(self._field_of[again], 4)
+
+    def found(self) -> Patches:
+        """Join the patches of all levels."""
+        done = _Done(*(np.concatenate(part) for part in zip(*self._done, strict=True)))
+        cells, starts, members = _ordered(done.cell_ids, done.counts, done.members)
+        field_of = done.field_of[np.argsort(-done.counts, kind="stable")]
+        return Patches(cells, starts, members, np.concatenate(self._empty), field_of, self._fields)
+
+
+def _ordered(cells: IdArray, counts: IntArray, members: IntArray) -> tuple[IdArray, IntArray, IntArray]:
+    """Put the cells with most members first: ids, starts of their members, members."""
+    order = np.argsort(-counts, kind="stable")
+    first = (np.cumsum(counts) - counts)[order]
+    counts = counts[order]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    rows = np.repeat(first - starts[:-1], counts) + np.arange(starts[-1])
+    return cells[order], starts, members[rows]
 
 
 def _meets(cells: IdArray, level: int, owner: IntArray, member: IntArray, components: Components) -> BoolArray:
@@ -185,29 +252,6 @@ def _meets(cells: IdArray, level: int, owner: IntArray, member: IntArray, compon
     for axis in range(3):
         squared += np.square(middles[owner, axis] - components.mean_directions[member, axis])
     return np.asarray(squared <= np.square(limit))
-
-
-def _split(
-    cells: IdArray, counts: IntArray, owner: IntArray, member: IntArray, again: BoolArray
-) -> tuple[IdArray, IntArray, IntArray]:
-    """Replace the cells that go on by their children; each child inherits all members."""
-    member = member[again[owner]]
-    counts = counts[again]
-    starts = np.cumsum(counts) - counts
-    each = np.repeat(counts, 4)  # members of every child
-    offset = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each)
-    rows = np.repeat(np.repeat(starts, 4), each) + offset
-    return s2.children(cells[again]).ravel(), np.repeat(np.arange(each.size), each), member[rows]
-
-
-def _join(done: list[tuple[IdArray, IntArray, IntArray]], empty: IdArray) -> Patches:
-    cell_ids, counts, members = (np.concatenate(part) for part in zip(*done, strict=True))
-    order = np.argsort(-counts, kind="stable")
-    first = (np.cumsum(counts) - counts)[order]
-    counts = counts[order]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    rows = np.repeat(first - starts[:-1], counts) + np.arange(starts[-1])
-    return Patches(cell_ids[order], starts, members[rows], empty)
 
 
 class Block(NamedTuple):
@@ -254,8 +298,6 @@ class NodeValues:
     def __init__(self, patches: Patches, components: Components) -> None:
         self.patches = patches
         self._components = components
-        self._half_kappas = -0.5 * np.exp(components.log_concentrations)
-        self._log_peaks = vmf.log_normaliser(components.log_concentrations) + components.log_weights
         self._keep = patches.cell_ids.size * NODES**2 <= _KEPT_NODES
         self._kept: dict[int, Block] = {}
 
@@ -268,7 +310,7 @@ class NodeValues:
         >>> list(NodeValues(find_patches(wide), wide).blocks())
         [slice(0, 96, None)]
         """
-        step = VALUES_AT_ONCE // NODES**2
+        step = patch_density.VALUES_AT_ONCE // NODES**2
         size = self.patches.cell_ids.size
         return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
@@ -296,43 +338,11 @@ class NodeValues:
         if kept is not None:
             return kept
         cells = self.patches.cell_ids[block]
-        face, local, middle, element = nodes_of(cells)
-        density = np.empty((cells.size, NODES**2))
-        for part in self._parts(block):
-            here = slice(part.start - block.start, part.stop - block.start)
-            density[here] = self._density(part, s2_curve.FROM_FACE[face[here]], local[here], middle[here])
-        values = Block(cells, density.reshape(element.shape), element)
+        starts = self.patches.starts[block.start : block.stop + 1]
+        nodes = nodes_of(cells)
+        density = patch_density.sums(self._components, nodes, starts, self.patches.members)
+        density += self.patches.fields.at(self.patches.field_of[block], cells)
+        values = Block(cells, density, nodes[3])
         if self._keep:
             self._kept[block.start] = values
         return values
-
-    def _parts(self, block: slice) -> Iterator[slice]:
-        """Ranges of a block so short that all members' values at all nodes fit into one temporary array."""
-        start = block.start
-        while start < block.stop:
-            step = max(1, VALUES_AT_ONCE // (NODES**2 * self._members_of(start)))
-            yield slice(start, min(start + step, block.stop))
-            start += step
-
-    def _members_of(self, patch: int) -> int:
-        return int(self.patches.starts[patch + 1] - self.patches.starts[patch])
-
-    def _density(self, part: slice, frames: FloatArray, local: FloatArray, middle: FloatArray) -> FloatArray:
-        """Sum of the members' densities at points (m, 3, NODES^2) given in the faces' own frames, in the chord form."""
-        right = point_terms(local, middle)
-        most = self._members_of(part.start)
-        step = max(1, VALUES_AT_ONCE // local.shape[2])
-        total = np.zeros((local.shape[0], local.shape[2]))
-        for low in range(0, most, step):
-            terms = self._terms(part, frames, middle, np.arange(low, min(low + step, most)))
-            exponents = terms @ right  # (m, k, NODES^2)
-            total += np.exp(exponents, out=exponents).sum(axis=1)
-        return total
-
-    def _terms(self, part: slice, frames: FloatArray, middle: FloatArray, column: IntArray) -> FloatArray:
-        """Coefficients (m, k, 5) of each patch's members of some columns; where it has fewer, a density of 0."""
-        starts = self.patches.starts[part.start : part.stop + 1]
-        present = column < np.diff(starts)[:, None]  # (m, k)
-        member = self.patches.members[np.where(present, starts[:-1, None] + column, starts[:-1, None])]
-        apart = middle[:, None] - self._components.mean_directions[member] @ frames  # (m, k, 3)
-        return member_terms(apart, self._half_kappas[member], self._log_peaks[member], present)

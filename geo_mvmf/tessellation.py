@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -20,9 +19,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from geo_mvmf import patches, s2, s2_curve
+from geo_mvmf import patch_density, patches, s2, s2_curve
 from geo_mvmf.cell_mixture import CellMixture
-from geo_mvmf.patch_nodes import NODES, rule
+from geo_mvmf.patch_nodes import operators
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
@@ -33,6 +32,9 @@ _CUT = 0.05  # share of the allowed error given to dropped components and tails
 _AIM = 1.02  # share of the rest aimed at: real sums come out 2 to 11 per cent below the predicted ones
 _ATTEMPTS = 6  # at lowering the threshold
 _BINS_PER_LEVEL = 32  # of the histogram of errors
+_THINNEST, _DENSEST, _BIN = -60.0, 40.0, 0.01  # logarithms of densities per steradian that are told apart
+_DOUBT = 1.25  # third derivatives are neglected
+_BAND = 0.03  # of a density that is crossed: it is known to a per cent or so
 _DEEPEST = -100  # its lower end in levels: errors below 8^-100 count as that
 
 
@@ -100,6 +102,7 @@ def tessellate(
     *,
     max_mass_error: float,
     max_cells: int,
+    levels: Sequence[float] | None = None,
 ) -> Tessellation:
     """Tile the sphere with cells of uniform density close to one mixture.
 
@@ -115,6 +118,9 @@ def tessellate(
         Largest total variation distance to the mixture, in 1e-5..0.5.
     max_cells : int
         About how many cells there may be.
+    levels : sequence of float, optional
+        For credible regions at these levels only: cells are fine along the borders of the regions, and only those
+        count for the error, which then may exceed what was asked for by a tenth or two.
 
     Returns
     -------
@@ -138,11 +144,14 @@ def tessellate(
         raise ValueError(f"max_cells is {max_cells}; it must be positive")
     chosen = patches.choose_components(mean_directions, log_concentrations, weights, cut=_CUT * max_mass_error)
     nodes = patches.NodeValues(patches.find_patches(chosen), chosen)
-    pieces, error = refine(nodes, (1.0 - _CUT) * max_mass_error, max_cells)
+    crossed = values_of_levels(nodes, levels) if levels is not None else None
+    pieces, error = refine(nodes, (1.0 - _CUT) * max_mass_error, max_cells, crossed=crossed)
     return _spread([*pieces, _without_mass(nodes.patches.empty)], error, max_mass_error)
 
 
-def refine(nodes: Nodes, budget: float, max_cells: int) -> tuple[list[Pieces], float]:
+def refine(
+    nodes: Nodes, budget: float, max_cells: int, *, crossed: FloatArray | None = None
+) -> tuple[list[Pieces], float]:
     """Split patches into the fewest cells whose uniform densities err by no more than allowed.
 
     Parameters
@@ -150,16 +159,19 @@ def refine(nodes: Nodes, budget: float, max_cells: int) -> tuple[list[Pieces], f
     nodes : Nodes
         Density at the nodes of patches, whose integral over all patches is about 1.
     budget : float
-        Allowed half integral of |density - mean|, over all cells.
+        Allowed half integral of |density - mean|, over all cells that count.
     max_cells : int
         About how many cells there may be.
+    crossed : ndarray of float64, optional
+        Densities per steradian: only cells in which the density may cross one of them count and are split, once, as
+        predicted.
 
     Returns
     -------
     pieces : list of Pieces
         Cells that tile the patches.
     error : float
-        What was reached; exceeds the budget only where `max_cells` was too few.
+        What was reached; exceeds the budget only where `max_cells` was too few, or a little with `crossed`.
 
     Examples
     --------
@@ -167,14 +179,49 @@ def refine(nodes: Nodes, budget: float, max_cells: int) -> tuple[list[Pieces], f
     >>> refine(patches.NodeValues(patches.find_patches(wide), wide), 0.01, 10_000)[1] <= 0.01
     True
     """
-    threshold, enough = _threshold(nodes, _AIM * budget, max_cells)
-    pieces, error = _refine(nodes, threshold)
-    for _ in range(_ATTEMPTS if enough else 0):
+    threshold, enough = _threshold(nodes, _AIM * budget, max_cells, crossed)
+    pieces, error = _refine(nodes, threshold, crossed)
+    for _ in range(_ATTEMPTS if enough and crossed is None else 0):
         if error <= budget:
             break
         threshold *= 0.9 * (_AIM * budget / error) ** 3
-        pieces, error = _refine(nodes, threshold)
+        pieces, error = _refine(nodes, threshold, crossed)
     return pieces, error
+
+
+def values_of_levels(nodes: Nodes, levels: Sequence[float]) -> FloatArray:
+    """Find the densities above which given shares of the probability lie.
+
+    Parameters
+    ----------
+    nodes : Nodes
+    levels : sequence of float
+        Shares of the probability of all patches, between 0 and 1.
+
+    Returns
+    -------
+    ndarray of float64, shape (L,)
+        Per steradian, to about a per cent: from the means of cells two levels below the patches.
+
+    Examples
+    --------
+    >>> peak = patches.choose_components(np.eye(3)[:1], np.full(1, 12.0), np.ones(1), cut=1e-6)
+    >>> nodes = patches.NodeValues(patches.find_patches(peak), peak)
+    >>> (values_of_levels(nodes, [0.5]) / (np.exp(12.0) / (2.0 * np.pi))).round(2).tolist()
+    [0.5]
+    """
+    masses = np.zeros(round((_DENSEST - _THINNEST) / _BIN) + 1)
+    mean, _, _ = operators(2)
+    for block in nodes.blocks():
+        values = nodes.of(block)
+        density = np.maximum(mean @ values.density @ mean.T, 1e-300)
+        square = np.ldexp(1.0, -2 * (s2.level(values.cell_ids) + 2))[:, None, None]
+        bins = np.clip((np.log(density) - _THINNEST) / _BIN, 0, masses.size - 1).astype(np.int64)
+        held = mean @ (values.density * values.element) @ mean.T * square
+        masses += np.bincount(bins.ravel(), held.ravel(), minlength=masses.size)
+    above = np.cumsum(masses[::-1])[::-1]  # held from the lower edge of each bin on
+    edges = _THINNEST + _BIN * np.arange(masses.size)
+    return np.asarray(np.exp(np.interp(-np.asarray(levels) * above[0], -above, edges)))
 
 
 def assemble(pieces: Sequence[Tessellation], max_mass_error: float) -> CellMixture:
@@ -214,28 +261,30 @@ def assemble(pieces: Sequence[Tessellation], max_mass_error: float) -> CellMixtu
     )
 
 
-def _threshold(nodes: Nodes, target: float, max_cells: int) -> tuple[float, bool]:
+def _threshold(nodes: Nodes, target: float, max_cells: int, crossed: FloatArray | None) -> tuple[float, bool]:
     """Give the error per cell for which all errors sum to the target; larger where that needs too many cells.
 
     The errors of cells two levels below the patches are sorted into bins a fraction of a level wide. An error falls
-    by 8 per level (it goes with side^3) while the number grows by 4.
+    by 8 per level (it goes with side^3) while the number grows by 4, or by 2 along a line.
     """
     top = 1.0  # levels above an error of 1: none is larger
+    growth = 4.0 if crossed is None else 2.0
     counts = np.zeros(int((top - _DEEPEST) * _BINS_PER_LEVEL) + 1)
     for block in nodes.blocks():
-        level = np.log2(np.maximum(_errors(nodes.of(block), 2), 1e-300)) / 3.0
+        errors, matters = _errors(_near(nodes.of(block), crossed), 2, crossed)
+        level = np.log2(np.maximum(errors[matters], 1e-300)) / 3.0
         bins = np.clip((level - _DEEPEST) * _BINS_PER_LEVEL, 0, counts.size - 1).astype(np.int64)
         counts += np.bincount(bins.ravel(), minlength=counts.size)
     levels = _DEEPEST + (np.arange(counts.size) + 0.5) / _BINS_PER_LEVEL
-    wanted = _highest(lambda chosen: _predicted(levels, counts, chosen)[0] <= target, levels)
-    possible = _lowest(lambda chosen: _predicted(levels, counts, chosen)[1] <= max_cells, levels)
+    wanted = _highest(lambda chosen: _predicted(levels, counts, chosen, growth)[0] <= target, levels)
+    possible = _lowest(lambda chosen: _predicted(levels, counts, chosen, growth)[1] <= max_cells, levels)
     return float(8.0 ** max(wanted, possible)), wanted >= possible
 
 
-def _predicted(levels: FloatArray, counts: FloatArray, threshold: float) -> tuple[float, float]:
+def _predicted(levels: FloatArray, counts: FloatArray, threshold: float, growth: float) -> tuple[float, float]:
     """Sum of errors and number of cells when every cell is split until its error is below 8^threshold."""
     splits = np.maximum(np.ceil(levels - threshold), -2.0)  # -2: the patch itself
-    return float(counts @ (8.0**levels * 2.0**-splits)), float(counts @ 4.0**splits)
+    return float(counts @ (8.0**levels * (growth / 8.0) ** splits)), float(counts @ growth**splits)
 
 
 def _highest(holds: Callable[[float], bool], levels: FloatArray) -> float:
@@ -252,8 +301,8 @@ def _lowest(holds: Callable[[float], bool], levels: FloatArray) -> float:
     return -_highest(lambda chosen: holds(-chosen), -levels[::-1])
 
 
-def _refine(nodes: Nodes, threshold: float) -> tuple[list[Pieces], float]:
-    """Split every patch until each cell errs by less than the threshold; the cells, and the sum of their errors."""
+def _refine(nodes: Nodes, threshold: float, crossed: FloatArray | None) -> tuple[list[Pieces], float]:
+    """Split every patch until each cell that counts errs by less; the cells, and the sum of their errors."""
     pieces: list[Pieces] = []
     total = 0.0
     for block in nodes.blocks():
@@ -263,9 +312,9 @@ def _refine(nodes: Nodes, threshold: float) -> tuple[list[Pieces], float]:
         while stack:
             depth, rows, open_ = stack.pop()
             part = patches.Block(values.cell_ids[rows], values.density[rows], values.element[rows])
-            errors = _errors(part, depth)
-            leaf = open_ & ((errors <= threshold) | (finest[rows] <= depth)[:, None, None])
-            total += float(errors[leaf].sum())
+            errors, matters = _errors(part, depth, crossed)
+            leaf = open_ & ((errors <= threshold) | ~matters | (finest[rows] <= depth)[:, None, None])
+            total += float(errors[leaf & matters].sum())
             pieces.append(_leaves(part, leaf, depth))
             stack.extend(_deeper(rows, (open_ & ~leaf).repeat(2, axis=1).repeat(2, axis=2), depth + 1))
     return pieces, total
@@ -275,7 +324,7 @@ def _deeper(rows: IntArray, open_: BoolArray, depth: int) -> Iterator[tuple[int,
     """Work left at a depth, in portions that fit into one temporary array."""
     going = open_.any(axis=(1, 2))
     rows, open_ = rows[going], open_[going]
-    step = max(1, patches.VALUES_AT_ONCE >> (2 * depth))
+    step = max(1, patch_density.VALUES_AT_ONCE >> (2 * depth))
     for start in range(0, rows.size, step):
         yield depth, rows[start : start + step], open_[start : start + step]
 
@@ -283,7 +332,7 @@ def _deeper(rows: IntArray, open_: BoolArray, depth: int) -> Iterator[tuple[int,
 def _leaves(values: patches.Block, leaf: BoolArray, depth: int) -> Pieces:
     """Give ids, masses and areas of the chosen cells of one depth."""
     patch, column, row = np.nonzero(leaf)
-    mean, _, _ = _operators(depth)
+    mean, _, _ = operators(depth)
     levels = s2.level(values.cell_ids) + depth
     square = np.ldexp(1.0, -2 * levels)[patch]
     masses = (mean @ (values.density * values.element) @ mean.T)[leaf] * square
@@ -295,39 +344,45 @@ def _leaves(values: patches.Block, leaf: BoolArray, depth: int) -> Pieces:
     return Pieces(s2.parent(s2_curve.encode(face[patch], i, j), levels[patch]), masses, areas)
 
 
-def _errors(values: patches.Block, depth: int) -> FloatArray:
-    """Half the integral of |density - mean| over the 2^depth x 2^depth cells of each patch."""
-    mean, first, second = _operators(depth)
+def _errors(values: patches.Block, depth: int, crossed: FloatArray | None) -> tuple[FloatArray, BoolArray]:
+    """Half the integral of |density - mean| over the 2^depth x 2^depth cells of each patch, and which cells count."""
+    mean, first, second = operators(depth)
     size = 1 << depth
     along_t = values.density @ np.concatenate([mean, first, second]).T  # (m, NODES, 3 size)
     plain, slope, bend = along_t[..., :size], along_t[..., size : 2 * size], along_t[..., 2 * size :]
-    a, b = np.abs(first @ plain), np.abs(mean @ slope)
+    a, b, both = np.abs(first @ plain), np.abs(mean @ slope), np.abs(first @ slope)
+    bends = np.abs(second @ plain) + np.abs(mean @ bend)
     high, low = np.maximum(np.maximum(a, b), 1e-300), np.minimum(a, b)
     # mean |a x + b y| over the unit square; then those of x^2/2 - 1/24, which is sqrt(3)/54, and of x y, 1/16
-    result = high / 4.0 + low * low / (12.0 * high)
-    result += np.sqrt(3.0) / 54.0 * (np.abs(second @ plain) + np.abs(mean @ bend))
-    result += np.abs(first @ slope) / 16.0
+    errors = high / 4.0 + low * low / (12.0 * high) + np.sqrt(3.0) / 54.0 * bends + both / 16.0
     areas = np.ldexp(values.element.max(axis=(1, 2)), -2 * (s2.level(values.cell_ids) + depth))
-    result *= 0.5 * areas[:, None, None]
-    return np.asarray(result)
+    errors *= 0.5 * areas[:, None, None]
+    if crossed is None:
+        return errors, np.ones(errors.shape, dtype=np.bool_)
+    if depth == 0:
+        return errors, _crosses(values, crossed)[:, None, None]
+    return errors, _within(mean @ plain, _DOUBT * (0.5 * (a + b) + bends / 8.0 + both / 4.0), crossed)
 
 
-@functools.cache
-def _operators(depth: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Matrices (2^depth, NODES): node values -> mean, first and second difference over each part of a side.
+def _crosses(values: patches.Block, crossed: FloatArray) -> BoolArray:
+    """Which patches the density may cross a value in: they are too large for derivatives to say, but not for nodes."""
+    least, most = values.density.min(axis=(1, 2)), values.density.max(axis=(1, 2))
+    return _within(0.5 * (least + most), 0.6 * (most - least), crossed)
 
-    The differences are the mean derivatives times the part's length, and times its square.
-    """
-    _, coefficients = rule()
-    edges = np.linspace(-1.0, 1.0, (1 << depth) + 1)
-    width = edges[1] - edges[0]
-    legendre = np.polynomial.legendre
-    basis = np.eye(NODES)
-    integral = np.array([legendre.legval(edges, legendre.legint(row)) for row in basis])
-    value = np.array([legendre.legval(edges, row) for row in basis])
-    slope = np.array([legendre.legval(edges, legendre.legder(row)) for row in basis])
-    mean, first, second = (np.diff(part, axis=1).T @ coefficients for part in (integral, value, slope))
-    return mean / width, first, second * width
+
+def _within(middle: FloatArray, reach: FloatArray, crossed: FloatArray) -> BoolArray:
+    result = np.zeros(middle.shape, dtype=np.bool_)
+    for value in crossed:
+        result |= np.abs(middle - value) <= reach + _BAND * value
+    return result
+
+
+def _near(values: patches.Block, crossed: FloatArray | None) -> patches.Block:
+    """Those patches that a value may be crossed in."""
+    if crossed is None:
+        return values
+    rows = _crosses(values, crossed)
+    return patches.Block(values.cell_ids[rows], values.density[rows], values.element[rows])
 
 
 def _without_mass(cells: IdArray) -> Pieces:

@@ -22,6 +22,7 @@ from geo_mvmf.maps import squares
 IdArray = npt.NDArray[np.uint64]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 SeamKey = tuple[object, ...]
 
 _FACE_END = np.uint64(1 << 60)  # the lowest set bit of a face: it has no parent
@@ -31,6 +32,7 @@ _HALF = _SIZE // 2
 # equator, and within 1 km up to 85 degrees); the finer steps are for cells so close to a long edge that this matters.
 _STEPS = (_SIZE // 256, _SIZE // 2048, _SIZE // 16384)
 _TURN = np.pi / 180.0  # likewise on the faces of the poles: at most about a degree of longitude
+_ON_A_PLANE = 1e-12  # on the cube of side 2: y is 0 on the meridians 0 and 180
 _POLAR = (2, 5)
 _DECIMALS = 9  # of degrees (0.1 mm): all vertices lie on this lattice, and pieces are joined on it
 _GRID = 10.0**-_DECIMALS
@@ -68,9 +70,12 @@ def outline(cell_ids: npt.ArrayLike) -> shapely.MultiPolygon:
     """
     ids = np.sort(np.asarray(cell_ids, dtype=np.uint64).ravel())
     pieces = list(_pieces(_merged(ids[np.diff(ids, prepend=np.uint64(0)) > 0])))
-    events = _events(pieces)
+    if not pieces:
+        return shapely.MultiPolygon()
+    edges = _Edges.of(pieces)
+    events = _events(pieces, edges)
     for step in _STEPS:
-        shape = _joined(pieces, events, step)
+        shape = _joined(pieces, edges, events, step)
         if shape.is_valid:
             return shape
     # what still crosses is closer than a metre: joined as it is drawn
@@ -162,6 +167,42 @@ def _pieces(ids: IdArray) -> Iterator[_Piece]:
                 yield _Piece(each, east, rings)
 
 
+class _Edges(NamedTuple):
+    """All edges of all rings of some pieces."""
+
+    ring: IntArray  # (n,) number of the ring, counted through
+    face: IntArray  # (n,)
+    fixed: IntArray  # (n,) the coordinate that does not change
+    low: IntArray  # (n,) between which values the other one does
+    high: IntArray
+    at_seam: BoolArray  # (n,) on the border of the face, or on its cut
+
+    @classmethod
+    def of(cls, pieces: list[_Piece]) -> _Edges:
+        """Collect them."""
+        rings = [ring for piece in pieces for ring in piece.rings]
+        number = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+        inner = number[1:] == number[:-1]
+        points = np.concatenate(rings)
+        start, stop, number = points[:-1][inner], points[1:][inner], number[1:][inner]
+        face = np.repeat([piece.face for piece in pieces], [len(piece.rings) for piece in pieces])[number]
+        along_j = start[:, 0] == stop[:, 0]
+        fixed = np.where(along_j, start[:, 0], start[:, 1])
+        first, last = np.where(along_j, start[:, 1], start[:, 0]), np.where(along_j, stop[:, 1], stop[:, 0])
+        at_seam = (fixed == 0) | (fixed == _SIZE)
+        for cut, (axis, _) in _CUTS.items():
+            at_seam |= (face == cut) & (fixed == _HALF) & (along_j == (axis == 0))
+        return cls(number, face, fixed, np.minimum(first, last), np.maximum(first, last), at_seam)
+
+    def wanting(self, step: int) -> BoolArray:
+        """Which need vertices between their ends on the map, as `_filled` gives them."""
+        wanting = self.at_seam | (self.low // step != (self.high - 1) // step)
+        away = np.abs(self.fixed - _HALF)
+        turn = np.arctan2(self.high - _HALF, away) - np.arctan2(self.low - _HALF, away)
+        polar = np.isin(self.face, _POLAR)
+        return np.asarray(wanting | (polar & (turn > _TURN * step / _STEPS[0]) & (away > 0)))
+
+
 def _axis_of(ring: IntArray) -> IntArray:
     """Axis along which each edge runs, (n - 1,)."""
     return np.equal(ring[:-1, 0], ring[1:, 0]).astype(np.int64)
@@ -188,18 +229,18 @@ def _seam(face: int, axis: int, fixed: int) -> tuple[SeamKey, bool]:
     return key, bool(cube[0][along] > cube[1][along])
 
 
-def _cube(face: int, ij: IntArray) -> FloatArray:
-    """Points on the cube of side 2, (n, 3)."""
+def _cube(face: int | IntArray, ij: IntArray) -> FloatArray:
+    """Points on the cube of side 2, (n, 3), of one face or each of its own."""
     uv = s2_curve.st_to_uv(ij / _SIZE)
     direction = s2_curve.uv_directions(face, uv[:, 0], uv[:, 1])
     return np.asarray(direction / np.abs(direction).max(axis=1, keepdims=True))
 
 
-def _events(pieces: list[_Piece]) -> dict[SeamKey, IntArray]:
+def _events(pieces: list[_Piece], edges: _Edges) -> dict[SeamKey, IntArray]:
     """Positions of all vertices on each seam, from both sides."""
     found: dict[SeamKey, set[int]] = {}
-    for piece in pieces:
-        for ring in piece.rings:
+    for piece, at_seam in zip(pieces, _any_of(pieces, edges.ring[edges.at_seam]), strict=True):
+        for ring in piece.rings if at_seam else ():
             axes = _axis_of(ring)
             for edge in _on_seam(piece.face, ring).tolist():
                 axis = int(axes[edge])
@@ -251,15 +292,42 @@ def _meridians(fixed: np.int64, low: np.int64, high: np.int64, turn: float) -> I
     return np.unique(np.rint(_HALF + away * tangents).astype(np.int64))
 
 
-def _joined(pieces: list[_Piece], events: dict[SeamKey, IntArray], step: int) -> shapely.MultiPolygon:
+def _joined(pieces: list[_Piece], edges: _Edges, events: dict[SeamKey, IntArray], step: int) -> shapely.MultiPolygon:
     """Bring pieces to the map and join those that meet at seams."""
-    lone: list[shapely.Geometry] = []
+    special = _any_of(pieces, edges.ring[edges.wanting(step)])
+    lone: list[shapely.Geometry] = _as_they_are(
+        [piece for piece, is_so in zip(pieces, special, strict=True) if not is_so]
+    )
     meeting: list[shapely.Geometry] = []
-    for piece in pieces:
+    for piece in (piece for piece, is_so in zip(pieces, special, strict=True) if is_so):
         polygon, at_seam = _on_the_map(piece, events, step)
         (meeting if at_seam else lone).append(polygon)
     joined = [shapely.union_all(shapely.make_valid(meeting), grid_size=_GRID)] if meeting else []
     return _multi_polygon([*lone, *joined])
+
+
+def _any_of(pieces: list[_Piece], rings: IntArray) -> list[bool]:
+    """Say of each piece whether one of its rings is among those of some numbers."""
+    counts = [len(piece.rings) for piece in pieces]
+    marked = np.zeros(sum(counts), dtype=np.bool_)
+    marked[rings] = True
+    owner = np.repeat(np.arange(len(counts)), counts)
+    found: list[bool] = (np.bincount(owner[marked], minlength=len(counts)) > 0).tolist()
+    return found
+
+
+def _as_they_are(pieces: list[_Piece]) -> list[shapely.Geometry]:
+    """Polygons of pieces that need no further vertices and lie off all seams: most, and all of them at once."""
+    if not pieces:
+        return []
+    rings = [ring for piece in pieces for ring in piece.rings]
+    owner = np.repeat(np.arange(len(pieces)), [len(piece.rings) for piece in pieces])
+    number = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    face = np.array([piece.face for piece in pieces])[owner][number]
+    longitude, latitude = _degrees(_cube(face, np.concatenate(rings)))
+    points = np.round(np.stack([longitude, latitude], axis=1), _DECIMALS)
+    lines = np.asarray(shapely.linearrings(points, indices=number), dtype=object)
+    return list(np.asarray(shapely.polygons(lines, indices=owner), dtype=object))
 
 
 def _multi_polygon(shapes: list[shapely.Geometry]) -> shapely.MultiPolygon:
@@ -279,19 +347,25 @@ def _on_the_map(piece: _Piece, events: dict[SeamKey, IntArray], step: int) -> tu
 
 
 def _project(piece: _Piece, ij: IntArray) -> FloatArray:
-    x, y, z = _cube(piece.face, ij).T
-    flat = np.abs(y) < 1e-12
-    longitude = np.degrees(np.arctan2(np.where(flat, 0.0, y), x))
-    longitude[flat & (x < 0.0)] = 180.0 if piece.east else -180.0
-    latitude = np.degrees(np.arctan2(z, np.hypot(x, y)))
+    cube = _cube(piece.face, ij)
+    x, y, z = cube.T
+    longitude, latitude = _degrees(cube)
+    longitude[(np.abs(y) < _ON_A_PLANE) & (x < 0.0)] = 180.0 if piece.east else -180.0
     points = np.stack([longitude, latitude], axis=1)
-    pole = np.flatnonzero(np.hypot(x, y) < 1e-12)
+    pole = np.flatnonzero(np.hypot(x, y) < _ON_A_PLANE)
     if pole.size:  # a pole is a line on the map: from the meridian the ring comes on to the one it leaves on
         at = int(pole[0])
         before, after = points[at - 1, 0], points[(at + 1) % len(points), 0]
         top = 90.0 if z[at] > 0.0 else -90.0
         points = np.concatenate([points[:at], [[before, top], [after, top]], points[at + 1 :]])
     return np.round(points, _DECIMALS)
+
+
+def _degrees(cube: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Longitude and latitude of points on the cube."""
+    x, y, z = cube.T
+    longitude = np.degrees(np.arctan2(np.where(np.abs(y) < _ON_A_PLANE, 0.0, y), x))
+    return longitude, np.degrees(np.arctan2(z, np.hypot(x, y)))
 
 
 def _latitudes_at(part: shapely.Polygon, longitude: float) -> FloatArray:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from geo_mvmf import patches, s2, s2_curve
+from geo_mvmf import patch_density, patches, s2, s2_curve
 from geo_mvmf.maps.products import Factor, Found, Members
 from geo_mvmf.patch_nodes import NODES, member_terms, nodes_of, point_terms, rule
 
@@ -73,7 +73,7 @@ class ProductNodes:
 
     def blocks(self) -> Iterator[slice]:
         """Give ranges of patches whose values fit into one temporary array."""
-        step = patches.VALUES_AT_ONCE // NODES**2
+        step = patch_density.VALUES_AT_ONCE // NODES**2
         return (slice(start, start + step) for start in range(0, self.cell_ids.size, step))
 
     def of(self, block: slice) -> patches.Block:
@@ -131,7 +131,7 @@ def _masses(cells: IdArray, logs: FloatArray, high: FloatArray) -> tuple[FloatAr
     with np.errstate(divide="ignore"):
         top = float((logs.max(axis=1) + np.log(high)).max())
     weights = coefficients[0]  # the mean over a side
-    step = patches.VALUES_AT_ONCE // NODES**2
+    step = patch_density.VALUES_AT_ONCE // NODES**2
     for start in range(0, cells.size, step):
         block = slice(start, start + step)
         element = nodes_of(cells[block])[3] * np.ldexp(1.0, -2 * s2.level(cells[block]))[:, None, None]

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from geo_mvmf import s2, sphere
+from geo_mvmf import s2, sphere, tessellation
 from geo_mvmf.maps import outlines
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
 
+_MAX_CELLS = 4_000_000
 _OVERSHOOT = 0.004  # the mass of a region exceeds its level by no more: the last cell is split
 COLUMNS = ("image_id", "level", "probability", "area_km2", "n_parts", "geometry")
 
@@ -38,7 +39,7 @@ def credible_regions(
     image_ids : sequence of str, optional
         N names; default "0", "1" ...
     max_mass_error : float
-        How far the cells may be from the density, in total variation.
+        How far the cells along the borders of the regions may be from the density, in total variation.
 
     Returns
     -------
@@ -66,53 +67,81 @@ def credible_regions(
         raise ValueError(f"{len(names)} image_ids were given for {len(mixture)} images")
     rows = []
     for i, name in enumerate(names):
-        ids, probabilities = mixture[i : i + 1].to_cells(max_mass_error).of(0)
-        for level in wanted:
-            rows.append((name, level, *_region(ids, probabilities, level)))
+        densest = DensestFirst(*_cells_of(mixture, i, wanted, max_mass_error))
+        rows += [(name, level, *_region(densest, level)) for level in wanted]
     columns: dict[str, list[object]] = {key: [row[k] for row in rows] for k, key in enumerate(COLUMNS)}
     return geopandas.GeoDataFrame(columns, geometry="geometry", crs="EPSG:4326")
 
 
-def smallest_set(ids: IdArray, probabilities: FloatArray, level: float) -> tuple[IdArray, float]:
-    """Choose the densest cells until they hold a probability; the last one is split where it is too heavy.
+def _cells_of(
+    mixture: VmfMixture | CellMixture, image: int, levels: list[float], max_mass_error: float
+) -> tuple[IdArray, FloatArray]:
+    """Cells of one image and their probabilities, fine where the density crosses the regions' borders."""
+    if isinstance(mixture, CellMixture):
+        return mixture.of(image)
+    found = tessellation.tessellate(
+        mixture.mean_directions,
+        mixture.log_concentrations,
+        np.exp(mixture.log_mixing_weights[image]),
+        max_mass_error=max_mass_error,
+        max_cells=_MAX_CELLS,
+        levels=levels,
+    )
+    return found.cell_ids, found.probabilities
+
+
+class DensestFirst:
+    """Cells in the order in which regions take them.
 
     Parameters
     ----------
     ids : ndarray of uint64, (n,)
         Disjoint cells.
     probabilities : ndarray of float64, (n,)
-    level : float
-
-    Returns
-    -------
-    ids : ndarray of uint64
-    probability : float
-        At least the level, and at most 0.004 more.
 
     Examples
     --------
-    >>> chosen, held = smallest_set(s2.face_cells(), np.full(6, 1 / 6), 0.5)
-    >>> len(chosen), round(held, 3)
-    (3, 0.5)
+    >>> chosen, held, area = DensestFirst(s2.face_cells(), np.full(6, 1 / 6)).smallest(0.5)
+    >>> len(chosen), round(held, 3), round(area / np.pi, 3)
+    (3, 0.5, 2.0)
     """
-    order = np.argsort(-probabilities / s2.area_sr(ids), kind="stable")
-    cumulative = np.cumsum(probabilities[order])
-    last = min(int(np.searchsorted(cumulative, level - 1e-12)), ids.size - 1)
-    chosen, held = [ids[order[:last]]], float(cumulative[last] - probabilities[order[last]])
-    cell, mass = ids[order[last]], float(probabilities[order[last]])
-    while held + mass > level + _OVERSHOOT and s2.level(cell) < s2.MAX_LEVEL:
-        quarters = s2.children(cell)
-        share = mass * s2.area_sr(quarters) / s2.area_sr(cell)
-        whole = int(np.searchsorted(held + np.cumsum(share), level - 1e-12))
-        whole = min(whole, 3)
-        chosen.append(quarters[:whole])
-        held += float(share[:whole].sum())
-        cell, mass = quarters[whole], float(share[whole])
-    return np.concatenate([*chosen, np.atleast_1d(cell)]).astype(np.uint64), held + mass
+
+    def __init__(self, ids: IdArray, probabilities: FloatArray) -> None:
+        areas = s2.area_sr(ids)
+        order = np.argsort(-probabilities / areas, kind="stable")
+        self._ids, self._probabilities, self._areas = ids[order], probabilities[order], areas[order]
+        self._held = np.cumsum(self._probabilities)
+
+    def smallest(self, level: float) -> tuple[IdArray, float, float]:
+        """Choose the densest cells until they hold a probability; the last one is split where it is too heavy.
+
+        Parameters
+        ----------
+        level : float
+
+        Returns
+        -------
+        ids : ndarray of uint64
+        probability : float
+            At least the level, and at most 0.004 more.
+        area_sr : float
+            Steradians.
+        """
+        last = min(int(np.searchsorted(self._held, level - 1e-12)), self._ids.size - 1)
+        mass, area, cell = float(self._probabilities[last]), float(self._areas[last]), self._ids[last]
+        chosen, held, covered = [self._ids[:last]], float(self._held[last]) - mass, float(self._areas[:last].sum())
+        while held + mass > level + _OVERSHOOT and s2.level(cell) < s2.MAX_LEVEL:
+            quarters = s2.children(cell)
+            areas = s2.area_sr(quarters)
+            shares = mass * areas / area
+            whole = min(int(np.searchsorted(held + np.cumsum(shares), level - 1e-12)), 3)
+            chosen.append(quarters[:whole])
+            held, covered = held + float(shares[:whole].sum()), covered + float(areas[:whole].sum())
+            cell, mass, area = quarters[whole], float(shares[whole]), float(areas[whole])
+        return np.concatenate([*chosen, np.atleast_1d(cell)]).astype(np.uint64), held + mass, covered + area
 
 
-def _region(ids: IdArray, probabilities: FloatArray, level: float) -> tuple[float, float, int, shapely.MultiPolygon]:
-    chosen, held = smallest_set(ids, probabilities, level)
+def _region(densest: DensestFirst, level: float) -> tuple[float, float, int, shapely.MultiPolygon]:
+    chosen, held, area = densest.smallest(level)
     shape = outlines.outline(chosen)
-    area = float(s2.area_sr(chosen).sum()) * sphere.EARTH_RADIUS_KM**2
-    return held, area, outlines.count_parts(shape), shape
+    return held, area * sphere.EARTH_RADIUS_KM**2, outlines.count_parts(shape), shape

@@ -5,6 +5,8 @@ This is the plane in which S2 cells of one face lie; nothing here knows the sphe
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import shapely
@@ -54,10 +56,10 @@ def union(low: IntArray, size: IntArray) -> list[list[IntArray]]:
     lowest = np.minimum.reduceat(
         _packed(np.rint(corners).astype(np.int64)), np.searchsorted(face, np.arange(faces.size))
     )
-    return [
-        [_corners(ring) for ring in (polygon.exterior, *polygon.interiors)]
-        for polygon in faces[np.isin(lowest, covered)]
-    ]
+    rings, owner = shapely.get_rings(faces[np.isin(lowest, covered)], return_index=True)
+    corners_of = _corners(rings)
+    starts = np.flatnonzero(np.diff(owner, prepend=-1)).tolist()
+    return [corners_of[start:stop] for start, stop in itertools.pairwise([*starts, len(corners_of)])]
 
 
 def _packed(points: IntArray) -> IntArray:
@@ -85,9 +87,16 @@ def _uncancelled(lines: IntArray, start: IntArray, size: IntArray) -> tuple[IntA
     return place[inside] >> _BITS, position[inside], position[inside + 1], level[inside] > 0
 
 
-def _corners(ring: shapely.LinearRing) -> IntArray:
-    """Vertices of a ring at which it turns, closed."""
-    points = np.rint(shapely.get_coordinates(ring)).astype(np.int64)[:-1]
-    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-    corners = points[(before[:, 0] == 0) != (after[:, 0] == 0)]
-    return np.concatenate([corners, corners[:1]])
+def _corners(rings: npt.NDArray[np.object_]) -> list[IntArray]:
+    """Vertices of rings at which they turn, closed."""
+    coordinates, ring = shapely.get_coordinates(rings, return_index=True)
+    is_open = np.diff(ring, append=-1) == 0  # all but the vertex that closes a ring
+    points, ring = np.rint(coordinates).astype(np.int64), ring[is_open]
+    after = (points[1:] - points[:-1])[is_open[:-1]]  # along the edge that leaves each vertex
+    first = np.flatnonzero(np.diff(ring, prepend=-1))
+    comes_from = np.arange(ring.size) - 1
+    comes_from[first] = np.append(first[1:], ring.size) - 1
+    turns = (after[comes_from, 0] == 0) != (after[:, 0] == 0)
+    points, ring = points[is_open][turns], ring[turns]
+    ends = np.searchsorted(ring, np.arange(rings.size + 1))
+    return [np.concatenate([points[a:b], points[a : a + 1]]) for a, b in itertools.pairwise(ends.tolist())]
