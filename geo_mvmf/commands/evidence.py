@@ -30,6 +30,7 @@ from geo_mvmf.terminal import Reporter
     show_default=True,
     help="Whether it takes the place of the training prior, or multiplies it.",
 )
+@click.option("--image-id", "image_ids", multiple=True, help="Only these images. Repeatable. Default: all.")
 @click.option("--independence", default=1.0, show_default=True, help="Of the images, 0..1; 0: copies, worth one image.")
 @click.option(
     "--max-mass-error", default=0.005, show_default=True, help="Of any region's probability; a half costs 4 times."
@@ -45,6 +46,7 @@ def fuse(
     area: Path | None,
     prior: Path | None,
     prior_mode: str,
+    image_ids: tuple[str, ...],
     independence: float,
     max_mass_error: float,
     overwrite: bool,
@@ -55,12 +57,13 @@ def fuse(
     regions and evaluate take it as they take any other.
     """
     from geo_mvmf import fusing
-    from geo_mvmf.predictions import open_predictions
+    from geo_mvmf.image_choice import open_some
 
     options.check_suffix(out, (".nc",))
     options.check_new(out, overwrite=overwrite)
     wanted = fusing.Options(by, area, prior, prior_mode, independence, max_mass_error)
-    store = report.run(fusing.fuse_job(open_predictions(predictions).store, out, wanted, overwrite=overwrite))
+    chosen = open_some(predictions, image_ids)
+    store = report.run(fusing.fuse_job(chosen.store, out, wanted, overwrite=overwrite))
     report.wrote("predictions", out)
     report.failed(options.failures(store.rows))
     good = store.rows[store.rows["status"] == "ok"]

@@ -20,7 +20,12 @@ _RASTERS = (".tif", ".tiff", ".nc")
 @click.command()
 @click.argument("predictions", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help=".tif (also _level.tif and styles) or .nc")
-@click.option("--image-id", help="One image. Default: the mean of all, the album's map.")
+@click.option(
+    "--image-id",
+    "image_ids",
+    multiple=True,
+    help="One image; repeated: their mean. Default: that of all, the album's map.",
+)
 @click.option(
     "--grid", type=click.Choice(["auto", "globe"]), help="auto: the window that shows 99 % of the probability."
 )
@@ -40,7 +45,7 @@ def density(
     *,
     predictions: Path,
     out: Path,
-    image_id: str | None,
+    image_ids: tuple[str, ...],
     grid: str | None,
     resolution: float | None,
     bounds: str | None,
@@ -49,21 +54,22 @@ def density(
     bandwidth_km: float | None,
     overwrite: bool,
 ) -> None:
-    """Write the probability density of an image, or of all, as GeoTIFF or NetCDF."""
-    from geo_mvmf.predictions import open_predictions
+    """Write the probability density of an image, or the mean of several, as GeoTIFF or NetCDF."""
+    from geo_mvmf.image_choice import open_some
 
     options.check_suffix(out, _RASTERS)
     level = out.with_name(f"{out.stem}_level{out.suffix}")  # beside a GeoTIFF
     written = {"density": out} if out.suffix.lower() == ".nc" else {"density": out, "level": level}
     options.check_new(*written.values(), overwrite=overwrite)
-    if by is not None and image_id is not None:
-        raise UsageError(f"--by {by} makes a mean of each group, and --image-id {image_id} is one image: choose one")
-    where = _where(grid, bounds, resolution, crs, one=image_id is not None)
-    raster = open_predictions(predictions).write_density(
+    one = image_ids[0] if len(set(image_ids)) == 1 else None
+    if by is not None and one is not None:
+        raise UsageError(f"--by {by} makes a mean of each group, and --image-id {one} is one image: choose one")
+    where = _where(grid, bounds, resolution, crs, one=one is not None)
+    raster = open_some(predictions, image_ids if one is None else ()).write_density(
         out,
         where,
-        image_id,
-        combine="mean" if image_id is None else None,
+        one,
+        combine="mean" if one is None else None,
         by=by,
         bandwidth_km=bandwidth_km,
         overwrite=overwrite,

@@ -21,6 +21,7 @@ _SUFFIXES = (".csv", ".parquet", ".geoparquet", ".gpkg", ".geojson")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help=".csv or .parquet (tables), .gpkg, .geojson"
 )
+@click.option("--image-id", "image_ids", multiple=True, help="Repeatable. Default: all.")
 @click.option("--top", type=click.IntRange(1), help="Only the most probable zones of each image. Layers: 3.")
 @click.option("--overwrite", is_flag=True)
 @click.pass_obj
@@ -31,6 +32,7 @@ def zones(
     polygons: Path,
     name_column: str | None,
     out: Path,
+    image_ids: tuple[str, ...],
     top: int | None,
     overwrite: bool,
 ) -> None:
@@ -44,11 +46,11 @@ def zones(
     options.check_new(out, overwrite=overwrite)
 
     from geo_mvmf import zone_files
+    from geo_mvmf.image_choice import open_some
     from geo_mvmf.maps.zones import Zones
-    from geo_mvmf.predictions import open_predictions
 
     layer = Zones.read(polygons, name_column=name_column)
-    found = open_predictions(predictions)
+    found = open_some(predictions, image_ids)
     held = found.zones(layer)
     zone_files.write_zones(out, found, layer, held, top=top, overwrite=overwrite)
     report.wrote("table", out)
