@@ -33,6 +33,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 _LAND, _SEA, _COAST = "#efece4", "#f7fafc", "#b5ada0"
 _CURVE, _MARK, _GREY = "#7a0177", "#222222", "#777777"
+_OUTSIDE = "#828282"  # of rings, as in QGIS
 _CURVE_STYLES = ("-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
@@ -344,7 +345,7 @@ def _draw_points(figure: Figure, axes: Axes, points: geopandas.GeoDataFrame) -> 
     known = size[np.isfinite(size)]
     least, most = (float(known.min()), float(known.max())) if known.size else (1.0, 10.0)
     norm = LogNorm(max(1e-3, least), max(1.1 * least, most, 2e-3))
-    colours = colormaps["cividis_r"].with_extremes(bad="#a0a0a0")
+    colours = colormaps["cividis_r"].with_extremes(bad="white")
     drawn = axes.scatter(
         points["longitude"],
         points["latitude"],
@@ -353,13 +354,13 @@ def _draw_points(figure: Figure, axes: Axes, points: geopandas.GeoDataFrame) -> 
         cmap=colours,
         plotnonfinite=True,
         s=40,
-        ec="white",
-        lw=0.7,
+        ec=np.where(outside, _OUTSIDE, "white"),
+        lw=np.where(outside, 1.6, 0.7),
         zorder=5,
         label="estimate",
     )
     if outside.any():
-        axes.plot([], [], "o", color="#a0a0a0", ms=6, mec="white", label="outside what the model knows")
+        axes.plot([], [], "o", color="white", ms=6, mec=_OUTSIDE, mew=1.6, label="outside what the model knows")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.7, pad=0.015, label="radius that holds 90 % (km)")
     bar.ax.yaxis.set_major_locator(FixedLocator(_round_numbers(*map(float, (norm.vmin or 1.0, norm.vmax or 1.0)))))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1 else _thousands(value)))

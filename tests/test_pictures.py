@@ -140,9 +140,9 @@ def test_any_radii_have_a_picture(radius):
 
 def test_points_outside_what_the_model_knows_are_grey():
     known = album().assign(in_training_area=["yes", "yes"], feature_distance=[1.0, 1.2])
-    plain = share_of((160, 160, 160), pictures.points_picture(known), 6)
+    plain = share_of((130, 130, 130), pictures.points_picture(known), 6)
     for outside in (known.assign(in_training_area=["no", None]), known.assign(feature_distance=[1.0, 2.5])):
-        assert share_of((160, 160, 160), pictures.points_picture(outside), 6) > plain
+        assert share_of((130, 130, 130), pictures.points_picture(outside), 6) > plain
 
 
 def test_an_album_of_failures_alone_is_an_empty_map():

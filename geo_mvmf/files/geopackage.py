@@ -52,7 +52,7 @@ def write_geopackage(
     run : mapping, optional
         Written as text into a table `run`.
     with_styles : bool
-        Whether QGIS shall find default styles for `points` and `regions`.
+        Whether QGIS shall find default styles for `points`, regions and zones.
 
     Raises
     ------
@@ -120,6 +120,8 @@ def _styles(layers: Mapping[str, geopandas.GeoDataFrame], root: str) -> dict[str
         if name == "points":
             areas = layer["area_90_km2"].dropna().tolist() if "area_90_km2" in names else []
             made[name] = styles.points_style(names, root=root, areas_km2=areas)
+        elif "expected_images" in names and "points" in layers:
+            made[name] = styles.zones_style(names, images=int(layers["points"].geometry.notna().sum()))
         elif "level" in names and len(layer):
             made[name] = styles.regions_style(names, [float(level) for level in layer["level"].dropna().unique()])
     return made

@@ -107,7 +107,12 @@ def text_element(tag: str, text: str) -> ET.Element:
 
 
 def marker(
-    fill: Colour, size: float, *, outline: Colour, outline_width: float = 0.2, fill_expression: str = ""
+    fill: Colour,
+    size: float,
+    *,
+    outline: Colour,
+    outline_width: float = 0.2,
+    expressions: Mapping[str, str] | None = None,
 ) -> ET.Element:
     """Make a round point symbol.
 
@@ -116,8 +121,9 @@ def marker(
     fill, outline : Colour
     size, outline_width : float
         Millimetres.
-    fill_expression : str
-        Gives the fill of each feature; `fill` is for the legend and where it yields nothing.
+    expressions : mapping of str to str, optional
+        QGIS expressions that give each feature its own fillColor, outlineColor, outlineWidth; the values above are for
+        the legend.
 
     Examples
     --------
@@ -126,7 +132,7 @@ def marker(
     """
     options = {"name": "circle", "color": fill.numbers, "size": f"{size:g}", "size_unit": "MM"}
     options |= {"scale_method": "diameter", **_outline(outline, outline_width)}
-    return _symbol("marker", "SimpleMarker", options, {"fillColor": fill_expression} if fill_expression else {})
+    return _symbol("marker", "SimpleMarker", options, expressions or {})
 
 
 def fill(colour: Colour, *, outline: Colour | None = None, outline_width: float = 0.3) -> ET.Element:
@@ -257,7 +263,7 @@ def _outline(colour: Colour, width: float) -> dict[str, str]:
     }
 
 
-def _symbol(kind: str, layer_class: str, options: dict[str, str], expressions: dict[str, str]) -> ET.Element:
+def _symbol(kind: str, layer_class: str, options: dict[str, str], expressions: Mapping[str, str]) -> ET.Element:
     symbol = ET.Element("symbol", {"type": kind, "alpha": "1", "clip_to_extent": "1", "force_rhr": "0"})
     layer = ET.SubElement(symbol, "layer", {"class": layer_class, "pass": "0", "enabled": "1", "locked": "0"})
     _option_map(layer, {name: ("QString", value) for name, value in options.items()})

@@ -1,8 +1,8 @@
 """How QGIS draws the layers: made from the data, with legends in words and colour-blind-safe colours.
 
 Points: the size tells the radius that holds 90 % of the probability, the colour (cividis) the area it covers. Both
-matter: a photo that could be from one of two towns has a large radius and a small area. Grey is an image outside what
-the model knows: its density is a number without ground.
+matter: a photo that could be from one of two towns has a large radius and a small area. A grey ring is an image outside
+what the model knows: its density is a number without ground (the colours have a grey of their own, so it is hollow).
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ ALIASES: Mapping[str, str] = {
     "error_km": "Error (km)",
     "searched_probability": "Probability searched before the truth (0..1)",
     "searched_area_km2": "Area searched before the truth (km²)",
+    "expected_images": "Images expected",
+    "standard_deviation": "Standard deviation (images)",
+    "in_no_zone": "Probability outside all zones (0..1)",
     "level": "Credible level (0..1)",
     "area_km2": "Area (km²)",
     "n_parts": "Parts",
@@ -61,7 +64,10 @@ _SIZES_MM = (2.2, 2.7, 3.3, 4.0, 4.8, 5.6)
 _LOG_AREAS = (0, 8)  # of the colours where no areas are known: 1 to 10^8 km2 (the Earth has 5.1 * 10^8)
 _OUTLINE = Colour(255, 255, 255)  # parts the points from each other and from the regions below them
 _OUTSIDE = Colour(255, 255, 255, 0)
-_GREY = Colour(160, 160, 160)
+_OUTLINE_MM = 0.2
+_GREY, _HOLLOW, _RING_MM = Colour(130, 130, 130), Colour(255, 255, 255), 0.7
+_ZONES = (Colour(237, 248, 251), Colour(178, 226, 226), Colour(102, 194, 164), Colour(44, 162, 95), Colour(0, 109, 44))
+_SHARES = (0.0, 0.01, 0.05, 0.2, 0.5)  # of an album's images, from which the colours of zones (BuGn) begin
 
 UNLIKE_ANY = 2.0
 """feature_distance (usually about 1) from which on an image is unlike those that the model was trained on."""
@@ -128,6 +134,38 @@ def regions_style(columns: Iterable[str], levels: Sequence[float]) -> str:
     area = '<br>[% format_number("area_km2", 0) %] km²' if "area_km2" in names else ""
     renderer = qml.rule_renderer(rules, order_by="level")
     return qml.document([renderer, *_fields(names), qml.text_element("mapTip", tip + area)])
+
+
+def zones_style(columns: Iterable[str], images: int) -> str:
+    """Make the style of a layer of zones: the share of an album's images that each is expected to hold.
+
+    Parameters
+    ----------
+    columns : iterable of str
+        Names in their order.
+    images : int
+        How many images of the album have a prediction.
+
+    Returns
+    -------
+    str
+        A QML document.
+
+    Examples
+    --------
+    >>> "5 % or more of the images" in zones_style(["name", "expected_images"], 48)
+    True
+    """
+    names = list(columns)
+    edges = [share * images for share in _SHARES]
+    rules = []
+    for low, high, share, colour in zip(edges, [*edges[1:], math.inf], _SHARES, _ZONES, strict=True):
+        bound = f' AND "expected_images" < {high:.17g}' if math.isfinite(high) else ""
+        label = (f"{_percent(share)} or more" if share else f"less than {_percent(_SHARES[1])}") + " of the images"
+        symbol = qml.fill(colour._replace(alpha=200), outline=_GREY, outline_width=0.15)
+        rules.append(Rule(label, f'"expected_images" >= {low:.17g}{bound}', symbol))
+    tip = f'<b>{_escaped(chr(34) + "name" + chr(34))}</b><br>[% round("expected_images", 2) %] images expected'
+    return qml.document([qml.rule_renderer(rules), *_fields(names), qml.text_element("mapTip", tip)])
 
 
 def density_style(thresholds: Mapping[float, float], *, maximum: float) -> str:
@@ -239,10 +277,14 @@ def _log_range(areas_km2: Iterable[float]) -> tuple[int, int]:
 
 def _radius_rules(names: Sequence[str], logs: tuple[int, int]) -> list[Rule]:
     colour = _area_expression(logs) if "area_90_km2" in names else ""
+    looks = {"fillColor": colour} if colour else {}
     if outside := outside_expression(names):
-        colour = f"CASE WHEN {outside} THEN '{_GREY.hex}'{f' ELSE {colour}' if colour else ''} END"
+        looks["fillColor"] = f"CASE WHEN {outside} THEN '{_HOLLOW.hex}'{f' ELSE {colour}' if colour else ''} END"
+        # an expression that yields nothing would keep the look of the feature drawn before
+        looks["outlineColor"] = f"CASE WHEN {outside} THEN '{_GREY.hex}' ELSE '{_OUTLINE.hex}' END"
+        looks["outlineWidth"] = f"CASE WHEN {outside} THEN {_RING_MM:g} ELSE {_OUTLINE_MM:g} END"
     if "radius_90_km" not in names:
-        return [Rule("Estimate", "", qml.marker(CIVIDIS[3], _SIZES_MM[1], outline=_OUTLINE, fill_expression=colour))]
+        return [Rule("Estimate", "", qml.marker(CIVIDIS[3], _SIZES_MM[1], outline=_OUTLINE, expressions=looks))]
     edges = (0.0, *_RADII_KM, math.inf)
     rules = []
     for index, size in enumerate(_SIZES_MM):
@@ -250,7 +292,7 @@ def _radius_rules(names: Sequence[str], logs: tuple[int, int]) -> list[Rule]:
         parts = [f'"radius_90_km" > {low:g}'] * (index > 0) + [f'"radius_90_km" <= {high:g}'] * math.isfinite(high)
         label = f"within {high:g} km" if math.isfinite(high) else f"farther than {low:g} km"
         fill = _cividis(1.0 - index / (len(_SIZES_MM) - 1))
-        rules.append(Rule(label, " AND ".join(parts), qml.marker(fill, size, outline=_OUTLINE, fill_expression=colour)))
+        rules.append(Rule(label, " AND ".join(parts), qml.marker(fill, size, outline=_OUTLINE, expressions=looks)))
     grey = qml.marker(_GREY, _SIZES_MM[1], outline=_OUTLINE)
     unknown = Rule("not known", '"radius_90_km" IS NULL', grey)
     return [Rule("Size: 90 % of the probability is", children=(*rules, unknown))]
@@ -258,7 +300,8 @@ def _radius_rules(names: Sequence[str], logs: tuple[int, int]) -> list[Rule]:
 
 def _area_rules(names: Sequence[str], logs: tuple[int, int]) -> list[Rule]:
     # These rules match nothing: they are there to be read in the legend.
-    grey = Rule("outside what the model knows", "FALSE", qml.marker(_GREY, 3.0, outline=_OUTLINE))
+    ring = qml.marker(_HOLLOW, 3.0, outline=_GREY, outline_width=_RING_MM)
+    grey = Rule("outside what the model knows", "FALSE", ring)
     outside = (grey,) if outside_expression(names) else ()
     if "area_90_km2" not in names:
         return list(outside)

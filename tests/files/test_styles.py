@@ -73,17 +73,32 @@ def test_rows_outside_what_the_model_knows_are_grey():
     columns = ["image_id", "radius_90_km", "area_90_km2", "in_training_area", "feature_distance"]
     root = parse(styles.points_style(columns))
     expressions = {o.get("value") for o in root.iter("Option") if o.get("name") == "expression"}
-    assert len(expressions) == 1
-    expression = expressions.pop()
+    assert len(expressions) == 3
+    expression = next(each for each in expressions if "ramp_color" in each)
     area = """coalesce(lower(to_string("in_training_area")) IN ('no', 'false', '0'), FALSE)"""
     assert expression.startswith(f"CASE WHEN {area}")
-    assert """coalesce("feature_distance" > 2, FALSE) THEN '#a0a0a0' ELSE ramp_color""" in expression
+    assert """coalesce("feature_distance" > 2, FALSE) THEN '#ffffff' ELSE ramp_color""" in expression
     assert "outside what the model knows" in labels(root, "rule")
     assert "outside what the model knows" in root.find("mapTip").text
     plain = parse(styles.points_style(columns[:3]))  # a layer that does not say so greys nothing
     assert "outside what the model knows" not in labels(plain, "rule")
     bare = {o.get("value") for o in parse(styles.points_style(["feature_distance"])).iter("Option")}
-    assert "CASE WHEN coalesce(\"feature_distance\" > 2, FALSE) THEN '#a0a0a0' END" in bare
+    assert "CASE WHEN coalesce(\"feature_distance\" > 2, FALSE) THEN '#ffffff' END" in bare
+    # cividis has a grey of its own: a ring, not a disk, tells them apart
+    assert "CASE WHEN coalesce(\"feature_distance\" > 2, FALSE) THEN '#828282' ELSE '#ffffff' END" in bare
+
+
+def test_zones_are_coloured_by_their_share_of_the_album():
+    root = parse(styles.zones_style(["name", "expected_images"], 200))
+    assert labels(root, "rule")[0] == "less than 1 % of the images"
+    filters = [rule.get("filter") for rule in root.iter("rule") if rule.get("filter")]
+    for expected, held in ((0.0, 0), (1.99, 0), (2.0, 1), (39.9, 2), (40.0, 3), (100.0, 4), (200.0, 4)):
+        clauses = [each.replace('"expected_images"', str(expected)).replace("AND", "and") for each in filters]
+        true = []
+        for clause in clauses:
+            parts = [re.fullmatch(r"\s*(\S+) (<|>=) (\S+)\s*", part).groups() for part in clause.split("and")]
+            true.append(all(float(a) < float(b) if op == "<" else float(a) >= float(b) for a, op, b in parts))
+        assert np.flatnonzero(true).tolist() == [held]
 
 
 def test_regions_are_more_opaque_the_smaller_and_only_the_smallest_has_an_outline():
