@@ -22,7 +22,7 @@ from geo_mvmf.maps import density, regions
 from geo_mvmf.maps.combining import MASS_ERROR
 from geo_mvmf.maps.zones import ZoneProbabilities, Zones
 from geo_mvmf.mixture import CellMixture, VmfMixture
-from geo_mvmf.stored_mixtures import mixture_of_rows, rows_named, training_prior
+from geo_mvmf.stored_mixtures import album_of_rows, mixture_of_rows, rows_named, training_prior
 from geo_mvmf.temporary_folder import TemporaryFolder
 
 if TYPE_CHECKING:
@@ -250,9 +250,8 @@ class Predictions:
         """
         chosen = self._rows_of(None if image_id is None else [image_id])
         ids, labels = (density_files.column(self.store, name, chosen) for name in ("image_id", by))
-        return density.density_raster(
-            self.mixture_of(chosen), grid, image_ids=ids, combine=combine, by=labels, bandwidth_km=bandwidth_km
-        )
+        album = album_of_rows(self.store, chosen, owner=self)
+        return density.density_raster(album, grid, image_ids=ids, combine=combine, by=labels, bandwidth_km=bandwidth_km)
 
     def write_density(
         self,

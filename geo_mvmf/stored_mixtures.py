@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from geo_mvmf import s2
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.files import stores
+from geo_mvmf.maps.albums import Album
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 FloatArray = npt.NDArray[np.float64]
@@ -44,6 +46,45 @@ def mixture_of_rows(store: stores.StoredPredictions, rows: npt.ArrayLike) -> Vmf
     if store.components.kind == "cell" and predicted.all() and not np.any(store.residual[chosen] > 0.0):
         return _own_cells(store, chosen)
     return mixture_of_components(store.components, store.log_mixing_weights(chosen))
+
+
+def album_of_rows(store: stores.StoredPredictions, rows: npt.ArrayLike, *, owner: object = None) -> Album | CellMixture:
+    """Give the densities of some images to be drawn: those of components one at a time, when they are asked for.
+
+    Parameters
+    ----------
+    store : StoredPredictions
+    rows : array_like of int, (k,)
+        Row numbers of images that have a prediction.
+    owner : object
+        Kept as long as weights may be asked for: a temporary file goes with it.
+
+    Returns
+    -------
+    Album or CellMixture
+        Of k images.
+
+    Raises
+    ------
+    BadInputError
+        If an image has no prediction; when weights are asked for, if what is stored is damaged.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    chosen = np.atleast_1d(np.asarray(rows, dtype=np.int64))
+    shared = store.components
+    if shared.kind == "cell":
+        return cast("CellMixture", mixture_of_rows(store, chosen))
+    store.require_predicted(chosen)
+
+    def weights(image: int, _: object = owner) -> FloatArray:
+        found: FloatArray = np.exp(store.log_mixing_weights(chosen[image : image + 1])[0])
+        found /= found.sum()
+        return found
+
+    return Album(shared.mean_directions, shared.log_concentrations, chosen.size, weights)
 
 
 def _own_cells(store: stores.StoredPredictions, rows: IntArray) -> CellMixture:

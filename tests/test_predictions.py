@@ -1,5 +1,6 @@
 """Predictions opened again: the same numbers, without torch and without pickle, in every format."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import geo_mvmf
 from geo_mvmf.errors import BadInputError, OutputError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.inputs.tables import read_image_table
+from geo_mvmf.maps import stacks
 from geo_mvmf.sphere import to_directions
 from geo_mvmf.stored_mixtures import mixture_of_components
 
@@ -232,6 +234,34 @@ def test_predictions_without_a_file_keep_theirs_as_long_as_they_live(bundle, mak
     assert len(kept.mixture) == 1
     del kept
     assert not path.exists()
+
+
+def test_maps_that_are_made_later_keep_the_file_they_need(bundle, make_album, tmp_path, monkeypatch):
+    """Weights are read one image at a time, when a raster is asked for: the file of a passing prediction must stay."""
+    make_album(tmp_path, 2)
+    table = read_image_table(tmp_path)
+    now = geo_mvmf.predict(bundle, table).density(geo_mvmf.Grid.globe(10.0))
+    monkeypatch.setattr(stacks, "IN_MEMORY_BYTES", 1000)
+    lazy = geo_mvmf.predict(bundle, table).density(geo_mvmf.Grid.globe(10.0))
+    gc.collect()
+    assert not isinstance(lazy.data, np.ndarray)
+    np.testing.assert_allclose(lazy.to_numpy(), now.to_numpy(), rtol=1e-6, atol=1e-15)
+
+
+def test_an_album_is_mapped_without_its_weights_at_once(found, monkeypatch):
+    """The twin that asks for all of them, as `mixture` does, is noticed."""
+    asked = []
+    given = type(found.store).log_mixing_weights
+
+    def counted(store, images):
+        asked.append(len(np.atleast_1d(images)))
+        return given(store, images)
+
+    monkeypatch.setattr(type(found.store), "log_mixing_weights", counted)
+    found.density(geo_mvmf.Grid.globe(30.0), combine="mean")
+    assert set(asked) == {1}
+    _ = found.mixture
+    assert max(asked) > 1
 
 
 def test_class_models_give_cells(found):

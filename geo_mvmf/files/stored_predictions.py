@@ -110,6 +110,28 @@ class StoredPredictions:
             yield self.pruned(start, stop)
             start = stop
 
+    def require_predicted(self, images: npt.NDArray[np.int64]) -> None:
+        """Refuse images without a prediction.
+
+        Parameters
+        ----------
+        images : ndarray of int64, (k,)
+            Row numbers.
+
+        Raises
+        ------
+        BadInputError
+            If one has none.
+
+        Examples
+        --------
+        See `stores.write_store`.
+        """
+        without = images[~self.is_predicted[images]]
+        if without.size:
+            status = self.rows["status"].iloc[without[0]] if "status" in self.rows else "no prediction"
+            raise BadInputError(f"{self.path}: image {without[0]} has no prediction (status {status})")
+
     def log_mixing_weights(self, images: Sequence[int] | npt.NDArray[Any]) -> FloatArray:
         """Dense mixing weights of some images, the residual spread in proportion to training counts plus one.
 
@@ -133,10 +155,7 @@ class StoredPredictions:
         See `stores.write_store`.
         """
         chosen = np.atleast_1d(np.asarray(images, dtype=np.int64))
-        without = chosen[~self.is_predicted[chosen]]
-        if without.size:
-            status = self.rows["status"].iloc[without[0]] if "status" in self.rows else "no prediction"
-            raise BadInputError(f"{self.path}: image {without[0]} has no prediction (status {status})")
+        self.require_predicted(chosen)
         result = np.empty((chosen.size, len(self.components)))
         with netcdf.opened(self.path) as file:
             for places in _runs(chosen, self.offsets):

@@ -13,6 +13,7 @@ import xarray as xr
 from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.maps import charts, frames, smoothing, stacks
+from geo_mvmf.maps.albums import Album, album_of
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.cylindrical import CylindricalRaster
 from geo_mvmf.maps.grid import Grid
@@ -121,7 +122,7 @@ def cell_area_km2(grid: Grid) -> FloatArray:
 
 
 def density_raster(
-    mixture: VmfMixture | CellMixture,
+    mixture: VmfMixture | CellMixture | Album,
     grid: Grid | Literal["auto"],
     *,
     image_ids: Sequence[str] | None = None,
@@ -133,8 +134,8 @@ def density_raster(
 
     Parameters
     ----------
-    mixture : VmfMixture or CellMixture
-        N images.
+    mixture : VmfMixture, CellMixture or Album
+        N images; an `maps.albums.Album` gives their mixing weights one image at a time.
     grid : Grid or "auto"
         Where; "auto" is the `frame` that shows 99 % of the probability of one image, or of the mean.
     image_ids : sequence of str, optional
@@ -172,16 +173,17 @@ def density_raster(
     >>> density.dims, round(float((density * density.cell_area_km2).sum()), 6)
     (('image', 'latitude', 'longitude'), 1.0)
     """
-    album = _album(mixture, image_ids, combine, by)
+    rasters = _rasters(len(mixture), image_ids, combine, by)
+    source = album_of(mixture) if isinstance(mixture, VmfMixture) else mixture
     if bandwidth_km is not None:
-        mixture = smoothing.smoothed(mixture, bandwidth_km)
-    where = _frame(mixture, album) if isinstance(grid, str) else grid
-    made = stacks.stack(_Painter(mixture, album.members), cell_area_km2, len(album.names), where)
+        source = smoothing.smoothed(source, bandwidth_km)
+    where = _frame(source, rasters) if isinstance(grid, str) else grid
+    made = stacks.stack(_Painter(source, rasters.members), cell_area_km2, len(rasters.names), where)
     array = xr.DataArray(
         made.values,
         dims=("image", *where.dims),
         coords={
-            "image": ("image", np.asarray(album.names)),
+            "image": ("image", np.asarray(rasters.names)),
             **_coordinates(where, made.areas),
             "probability_sum": ("image", made.sums, _SUM_ATTRIBUTES),
         },
@@ -190,26 +192,25 @@ def density_raster(
     )
     if combine:
         array.attrs["combine"] = combine
-        counts = np.array([rows.size for rows in album.members], dtype=np.int64)
+        counts = np.array([rows.size for rows in rasters.members], dtype=np.int64)
         array.coords["num_images"] = ("image", counts, {"units": "1", "long_name": "images in the mean"})
     array.encoding["grid_mapping"] = "spatial_ref"
     return array
 
 
-class _Album(NamedTuple):
+class _Rasters(NamedTuple):
     """Which rasters to make."""
 
     names: list[Any]
     members: list[IntArray]  # the images whose mean each raster is
 
 
-def _album(
-    mixture: VmfMixture | CellMixture,
+def _rasters(
+    images: int,
     image_ids: Sequence[str] | None,
     combine: str | None,
     by: Sequence[Hashable] | None,
-) -> _Album:
-    images = len(mixture)
+) -> _Rasters:
     if combine not in {None, "mean"}:
         raise ValueError(f"combine is {combine!r}, not 'mean' or None")
     for name, labels in (("image_ids", image_ids), ("labels in by", by)):
@@ -219,37 +220,37 @@ def _album(
         raise UsageError("by groups images into means: give combine='mean' with it")
     if not combine:
         names = list(image_ids) if image_ids is not None else list(range(images))
-        return _Album(names, [np.array([i]) for i in range(images)])
+        return _Rasters(names, [np.array([i]) for i in range(images)])
     if not images:
         raise BadInputError(f"combine={combine!r} of 0 images: there is no density; give at least one image")
     if by is None:
-        return _Album([combine], [np.arange(images)])
+        return _Rasters([combine], [np.arange(images)])
     texts = np.array(
         ["unknown" if missing else str(label) for label, missing in zip(by, pd.isna(pd.Series(list(by))), strict=True)]
     )
-    return _Album(list(np.unique(texts)), [np.flatnonzero(texts == name) for name in np.unique(texts)])
+    return _Rasters(list(np.unique(texts)), [np.flatnonzero(texts == name) for name in np.unique(texts)])
 
 
-def _frame(mixture: VmfMixture | CellMixture, album: _Album) -> Grid:
-    if len(album.names) != 1:
+def _frame(source: CellMixture | Album, rasters: _Rasters) -> Grid:
+    if len(rasters.names) != 1:
         raise BadInputError(
-            f"grid='auto' is the frame of one raster, and there are {len(album.names)}: give one image, "
+            f"grid='auto' is the frame of one raster, and there are {len(rasters.names)}: give one image, "
             "combine='mean', or a Grid"
         )
-    return frames.frame(mixture)
+    return frames.frame(source if isinstance(source, CellMixture) else source.mean_mixture(rasters.members[0]))
 
 
 class _Painter:
     """What all rasters share on a grid; called with it, a function from raster to probabilities (rows, columns)."""
 
-    def __init__(self, mixture: VmfMixture | CellMixture, members: list[IntArray]) -> None:
-        self.mixture = mixture
+    def __init__(self, source: CellMixture | Album, members: list[IntArray]) -> None:
+        self.source = source
         self.members = members
 
     def __call__(self, grid: Grid, areas: FloatArray) -> stacks.Painter:
-        if isinstance(self.mixture, CellMixture):
-            return self._of_cells(self.mixture, CellRaster(grid, areas))
-        return self._of_components(self.mixture, grid)
+        if isinstance(self.source, CellMixture):
+            return self._of_cells(self.source, CellRaster(grid, areas))
+        return self._of_components(self.source, grid)
 
     def _of_cells(self, mixture: CellMixture, raster: CellRaster) -> stacks.Painter:
         def paint(i: int) -> FloatArray:
@@ -260,16 +261,11 @@ class _Painter:
 
         return paint
 
-    def _of_components(self, mixture: VmfMixture, grid: Grid) -> stacks.Painter:
-        logs = mixture.log_mixing_weights
-        (present,) = np.nonzero(np.exp(logs.max(axis=0, initial=-np.inf)) > 0.0)
-        rasteriser = Rasteriser(mixture.mean_directions[present], mixture.log_concentrations[present], grid)
+    def _of_components(self, album: Album, grid: Grid) -> stacks.Painter:
+        rasteriser = Rasteriser(album.mean_directions, album.log_concentrations, grid)
 
         def paint(i: int) -> FloatArray:
-            total = np.zeros(present.size)
-            for image in self.members[i]:  # one by one: an album's weights are larger than its map
-                total += np.exp(logs[image, present])
-            return rasteriser.probabilities(total / self.members[i].size)
+            return rasteriser.probabilities(album.mean(self.members[i]))
 
         return paint
 

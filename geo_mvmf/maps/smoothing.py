@@ -11,6 +11,7 @@ for 500 km, 0.007 for 1000 km and 0.03 for whatever is wider.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -18,7 +19,8 @@ import numpy.typing as npt
 
 from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError
-from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.maps.albums import Album
+from geo_mvmf.mixture import CellMixture
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -26,19 +28,19 @@ _SERIES = 0.05  # kappa below which A(kappa) comes from its series: the closed f
 _STEPS = 6  # Newton's from a start within 5 per cent; each doubles the digits
 
 
-def smoothed(mixture: VmfMixture | CellMixture, bandwidth_km: float) -> VmfMixture:
+def smoothed(album: CellMixture | Album, bandwidth_km: float) -> Album:
     """Convolve every image's density with one kernel.
 
     Parameters
     ----------
-    mixture : VmfMixture or CellMixture
-        N images.
+    album : CellMixture or Album
+        N images; a CellMixture is refused.
     bandwidth_km : float
         Standard deviation of the kernel along each axis of the ground: its kappa is (6371.0088 / bandwidth_km)^2.
 
     Returns
     -------
-    VmfMixture
+    Album
         The same mean directions and mixing weights, less concentrated.
 
     Raises
@@ -49,7 +51,7 @@ def smoothed(mixture: VmfMixture | CellMixture, bandwidth_km: float) -> VmfMixtu
 
     Examples
     --------
-    >>> peak = VmfMixture([[0.0, 0.0, 1.0]], [16.0], [[0.0]])
+    >>> peak = Album(np.array([[0.0, 0.0, 1.0]]), np.array([16.0]), 1, lambda image: np.ones(1))
     >>> round(float(smoothed(peak, 50.0).log_concentrations[0]), 3)
     9.693
     """
@@ -57,14 +59,14 @@ def smoothed(mixture: VmfMixture | CellMixture, bandwidth_km: float) -> VmfMixtu
         raise BadInputError(
             f"bandwidth_km is {bandwidth_km!r}; a smoothing kernel needs a positive number of kilometres"
         )
-    if isinstance(mixture, CellMixture):
+    if isinstance(album, CellMixture):
         raise BadInputError(
             f"bandwidth_km={bandwidth_km:g}: only mixtures of vMF components can be smoothed, and this density is "
             "uniform on S2 cells; leave bandwidth_km out"
         )
     kernel = 2.0 * math.log(sphere.EARTH_RADIUS_KM / bandwidth_km)
-    wider = convolved_log_concentration(mixture.log_concentrations, kernel)
-    return VmfMixture(mixture.mean_directions, wider, mixture.log_mixing_weights)
+    wider = convolved_log_concentration(album.log_concentrations, kernel)
+    return dataclasses.replace(album, log_concentrations=wider)
 
 
 def convolved_log_concentration(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatArray:

@@ -10,6 +10,7 @@ from scipy import special
 from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.maps import density
+from geo_mvmf.maps.albums import album_of
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.maps.smoothing import convolved_log_concentration, smoothed
 from geo_mvmf.mixture import VmfMixture
@@ -86,7 +87,8 @@ def test_nothing_is_smoothed_silently_and_what_is_says_so():
 
 def test_samples_moved_by_the_kernel_are_samples_of_the_smoothed_density():
     peak = VmfMixture([[0.0, 0.0, 1.0]], [5.0], [[0.0]])
-    moved = smoothed(peak, 800.0)
+    wider = smoothed(album_of(peak), 800.0)
+    moved = VmfMixture(wider.mean_directions, wider.log_concentrations, [[0.0]])
     kernel = np.full(100_000, 2.0 * math.log(sphere.EARTH_RADIUS_KM / 800.0))
     from geo_mvmf import vmf
 
@@ -103,7 +105,7 @@ def test_samples_moved_by_the_kernel_are_samples_of_the_smoothed_density():
 @pytest.mark.parametrize("bandwidth", [0.0, -3.0, math.nan, math.inf])
 def test_a_bandwidth_is_positive(bandwidth):
     with pytest.raises(BadInputError, match="bandwidth_km is"):
-        smoothed(VmfMixture([[0.0, 0.0, 1.0]], [5.0], [[0.0]]), bandwidth)
+        smoothed(album_of(VmfMixture([[0.0, 0.0, 1.0]], [5.0], [[0.0]])), bandwidth)
 
 
 def test_a_density_on_cells_is_not_smoothed():
