@@ -24,19 +24,7 @@ _TOOL_FOLDERS = ("~/.local/share/uv/tools", "~/AppData/Roaming/uv/data/tools", "
 _TRAMPOLINE = re.compile(r"^'''exec' (?P<quote>[\"']?)(?P<python>/.+?)(?P=quote) \"\$0\"")  # of long or spaced paths
 
 # What QGIS, conda or a sandbox set for themselves: in another Python they load other people's libraries.
-_DROPPED = (
-    "PYTHON",
-    "__PYVENV",
-    "VIRTUAL_ENV",
-    "PIP_",
-    "PROJ_",
-    "GDAL_",
-    "OGR_",
-    "QGIS",
-    "QT_",
-    "LD_",
-    "DYLD_",
-)
+_DROPPED = ("PYTHON", "__PYVENV", "VIRTUAL_ENV", "PIP_", "PROJ_", "GDAL_", "OGR_", "QGIS", "QT_", "LD_", "DYLD_")
 _OF_CONDA = ("CONDA", "_CE_")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 

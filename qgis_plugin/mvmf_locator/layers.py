@@ -19,7 +19,7 @@ class Place:
     """Where the layers of one run go: a group of its own, points above regions above rasters."""
 
     def __init__(self, title):
-        self.group = f"Geo MvMF / {title} {datetime.now():%Y-%m-%d %H:%M}"  # noqa: DTZ005  local, for people
+        self.group = f"Geo MvMF / {title} {datetime.now():%Y-%m-%d %H:%M}"
 
     def load(self, context, path, name, order):
         """Have QGIS name and place the layer it will load from a path; nothing happens if it will load none."""
@@ -107,7 +107,7 @@ def metadata(layer, name, run):
     result.setTitle(html.escape(name))
     result.setAbstract(html.escape("\n".join(["A region, not a proof of where an image was taken.", *said])))
     result.setLicenses([html.escape(run[key]) for key in _LICENCE_KEYS if run.get(key)])
-    result.setHistory([html.escape(f"Made {run.get('created', f'{datetime.now():%Y-%m-%d}')} with geo_mvmf")])  # noqa: DTZ005
+    result.setHistory([html.escape(f"Made with geo_mvmf {run.get('geo_mvmf', '')}; loaded {datetime.now():%Y-%m-%d}")])
     result.setCrs(layer.crs())
     return result
 

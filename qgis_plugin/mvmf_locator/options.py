@@ -11,7 +11,6 @@ from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtWidgets import QComboBox, QFormLayout, QLabel, QLineEdit, QPushButton
 
 from . import diagnostics, environment, settings
-from .icons import icon
 from .settings import DEVICES, get, put, tr
 
 
@@ -23,7 +22,7 @@ class OptionsFactory(QgsOptionsWidgetFactory):
         self.setTitle("Geo MvMF")
 
     def icon(self):
-        return icon()
+        return settings.icon()
 
     def createWidget(self, parent):
         return OptionsPage(parent)

@@ -17,18 +17,7 @@ _ENDINGS = ("result", "error", "cancelled")
 _LONGEST_LINE = 1 << 20  # the worker's lines are below 64 kB: more is not the worker
 _SHOWN = 200
 
-_ARGUMENTS = {
-    "predict": ("source",),
-    "density": ("predictions",),
-    "regions": ("predictions",),
-    "zones": ("predictions",),
-    "fuse": ("predictions",),
-    "evaluate": ("predictions", "truth"),
-    "chips": ("sources",),
-    "train": ("config",),
-    "calibrate": ("bundle", "source"),
-    "info": ("file",),
-}
+_ARGUMENTS = ("source", "sources", "predictions", "truth", "config", "file")  # and calibrate's bundle
 _OPTIONS = {"image_ids": "image-id", "seasons": "season", "kind": "format", "as_json": "json"}
 
 _HINTS = {
@@ -70,7 +59,7 @@ def command_line(task: str, params: Mapping[str, Any]) -> str:
     words, last = ["geo-mvmf", task], []
     for name, value in params.items():
         values = value if isinstance(value, (list, tuple)) else [value]
-        if name in _ARGUMENTS.get(task, ()):
+        if name in _ARGUMENTS or (task, name) == ("calibrate", "bundle"):
             last += [str(each) for each in values if each is not None]
         elif isinstance(value, bool):
             words += [f"--{_option(name)}"] * value

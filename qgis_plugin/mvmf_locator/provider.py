@@ -7,7 +7,6 @@ from qgis import core
 
 from . import settings
 from .algorithms import ALGORITHMS
-from .icons import PATH, icon
 
 
 class LocatorProvider(core.QgsProcessingProvider):
@@ -23,10 +22,10 @@ class LocatorProvider(core.QgsProcessingProvider):
         return settings.tr("Geo MvMF: where images were taken, as probability")
 
     def icon(self):
-        return icon()
+        return settings.icon()
 
     def svgIconPath(self):
-        return PATH
+        return settings.ICON
 
     def loadAlgorithms(self):
         for algorithm in ALGORITHMS:
@@ -40,12 +39,6 @@ class LocatorProvider(core.QgsProcessingProvider):
 
     def supportedOutputRasterLayerExtensions(self):
         return ["tif"]
-
-    def defaultVectorFileExtension(self, hasGeometry=True):  # noqa: FBT002  QGIS's signature
-        return "gpkg"
-
-    def defaultRasterFileExtension(self):
-        return "tif"
 
     def warningMessage(self):
         if settings.found().problem:  # whose text names paths, and this one may be shown as rich text

@@ -37,12 +37,6 @@ class WorkerRun:
         self._stage = ("", "")
         self._percent = 0.0
         self._line = b""
-        self._shows = {
-            "hello": self._show_hello,
-            "log": self._show_log,
-            "progress": self._show_progress,
-            "item_error": self._show_item,
-        }
 
     def run(self, task, params):
         """Send a request, show what comes, and give the result; raises WorkerFailed."""
@@ -89,7 +83,7 @@ class WorkerRun:
         for line in lines:
             self._show_line(line)
         for event in self._talk.feed(bytes(self._process.readAllStandardOutput())):
-            show = self._shows.get(event["event"])
+            show = getattr(self, f"_show_{event['event']}", None)  # one of protocol.KNOWN
             if show is not None:  # how it ended is the caller's to show
                 show(event)
 
@@ -107,7 +101,7 @@ class WorkerRun:
         warns = event.get("level") == "warning"
         (self.feedback.pushWarning if warns else self.feedback.pushInfo)(text_of(event, "message"))
 
-    def _show_item(self, event):
+    def _show_item_error(self, event):
         self.item_errors += 1
         if self.item_errors <= _SHOWN_ITEMS:
             self.feedback.pushWarning(f"{text_of(event, 'path')}: {text_of(event, 'message')}")

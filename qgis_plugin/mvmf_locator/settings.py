@@ -7,10 +7,13 @@ import os
 
 from qgis import core
 from qgis.PyQt.QtCore import QT_VERSION_STR, QCoreApplication
+from qgis.PyQt.QtGui import QIcon
 
 from . import environment
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+ICON = os.path.join(os.path.dirname(__file__), "icon.svg")
 
 last_facts = {}
 """What the worker said of its environment when it was last checked."""
@@ -19,6 +22,11 @@ last_facts = {}
 def tr(text):
     """Translate a text of the plugin."""
     return QCoreApplication.translate("mvmf_locator", text)
+
+
+def icon():
+    """Give the icon of the provider and its algorithms."""
+    return QIcon(ICON)
 
 
 def get(name):
@@ -53,7 +61,7 @@ def facts():
     return {
         "QGIS": core.Qgis.QGIS_VERSION,
         "Qt": QT_VERSION_STR,
-        "system": core.QgsApplication.osName() if hasattr(core.QgsApplication, "osName") else os.name,
+        "system": core.QgsApplication.osName(),
         "interpreter": here.python or here.problem,
         "found by": here.origin,
         "device": get("device") or "auto",

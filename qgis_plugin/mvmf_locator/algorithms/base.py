@@ -4,33 +4,35 @@
 from __future__ import annotations
 
 import html
+import inspect
 import os
 import shutil
 
 from qgis import core
 
 from .. import settings
-from ..icons import icon
 from ..protocol import WorkerFailed, text_of
 from ..runner import WorkerRun
 from ..settings import tr
 
+VECTOR = core.QgsProcessing.SourceType.TypeVector
 POLYGONS = core.QgsProcessing.SourceType.TypeVectorPolygon
+PREDICT, MAPS, MODELS, CHECK = tr("Predict"), tr("Maps of predictions"), tr("Models"), tr("Check")
 BUNDLE_FILTER = "Bundle (*.safetensors)"
 PREDICTIONS_FILTER = "Predictions (*.nc)"
 
 
 class LocatorAlgorithm(core.QgsProcessingAlgorithm):
-    """One algorithm: class attributes say what it is, `parameters` what it takes, `work` what it does."""
+    """One algorithm: its docstring is its help, `parameters` what it takes, `work` what it does."""
 
-    ID = NAME = GROUP = HELP = ""
+    NAME = GROUP = ""
     TAGS = ()
 
     def createInstance(self):
         return type(self)()
 
     def name(self):
-        return self.ID
+        return type(self).__name__.lower()  # stands in people's models and scripts: no class is renamed
 
     def displayName(self):
         return self.NAME
@@ -42,13 +44,14 @@ class LocatorAlgorithm(core.QgsProcessingAlgorithm):
         return self.GROUP.lower().replace(" ", "")
 
     def icon(self):
-        return icon()
+        return settings.icon()
 
     def tags(self):
         return ["geolocation", "photo", "probability", "mvmf", *self.TAGS]
 
     def shortHelpString(self):
-        return f"<p>{self.HELP}</p><p>{COMMON_HELP}</p>"
+        said = [tr(part) for part in inspect.getdoc(type(self)).split("\n\n")]
+        return "".join(f"<p>{part}</p>" for part in [*said, COMMON_HELP]).replace("->", "→")
 
     def canExecute(self):
         problem = settings.found().problem
@@ -71,11 +74,11 @@ class LocatorAlgorithm(core.QgsProcessingAlgorithm):
 
     def parameters(self):
         """List parameters and outputs."""
-        raise NotImplementedError(self.ID)
+        raise NotImplementedError(self.name())
 
     def work(self, job):
         """Do it and give the outputs; raises WorkerFailed."""
-        raise NotImplementedError(self.ID)
+        raise NotImplementedError(self.name())
 
 
 class Job:
@@ -262,9 +265,9 @@ def number(name, text, *, default=None, low=None, high=None, whole=False):
     return parameter
 
 
-def polygons_in(name, text, *, optional=True):
-    """Describe an input that is a layer of polygons."""
-    return core.QgsProcessingParameterFeatureSource(name, text, [POLYGONS], None, optional)
+def layer_in(name, text, *, kind=POLYGONS, optional=True):
+    """Describe an input that is a vector layer, of polygons if nothing else is said."""
+    return core.QgsProcessingParameterFeatureSource(name, text, [kind], None, optional)
 
 
 def device():

@@ -11,37 +11,33 @@ from qgis.PyQt.QtGui import QDesktopServices
 
 from .. import diagnostics, settings
 from ..environment import RECIPE
-from ..great_circles import great_circle
 from ..layers import Place, stem
 from ..protocol import WorkerFailed
 from ..settings import tr
 from . import base
 from .learning import TABLE_FILTER
 
-GROUP = tr("Check")
 _ENDS = ("true_longitude", "true_latitude", "longitude", "latitude")
 
 
 class Evaluate(base.LocatorAlgorithm):
-    """Predictions and the truth -> a report, and lines from the truth to what was predicted."""
+    """Predictions and the truth -> a report, and lines from the truth to what was predicted.
 
-    ID = "evaluate"
+    Compares predictions with the true places: the share within 1, 25, 200, 750 and 2500 km, the median error (km), the
+    negative log-likelihood, whether the credible regions hold what they promise; each with an interval. The truth is
+    what came with the images, or a table with image_id (or path), longitude, latitude. Error lines need the points
+    layer, with true_longitude and true_latitude: great circles, split at ±180°.
+    """
+
     NAME = tr("Evaluate predictions")
-    GROUP = GROUP
+    GROUP = base.CHECK
     TAGS = ("accuracy", "error", "coverage", "report")
-    HELP = tr(
-        "Compares predictions with the true places: the share within 1, 25, 200, 750 and 2500 km, the median error"
-        " (km), the negative log-likelihood, whether the credible regions hold what they promise; each with an"
-        " interval. The truth is what came with the images, or a table with image_id (or path), longitude, latitude."
-        " Error lines need the points layer, with true_longitude and true_latitude: great circles, split at ±180°."
-    )
 
     def __init__(self):
         super().__init__()
         self._page = None
 
     def parameters(self):
-        vector = core.QgsProcessing.SourceType.TypeVector
         lines = core.QgsProcessing.SourceType.TypeVectorLine
         return [
             base.predictions_in(),
@@ -49,9 +45,7 @@ class Evaluate(base.LocatorAlgorithm):
                 "TRUTH", tr("Table of true places (empty: those of the images)"), filters=TABLE_FILTER, optional=True
             ),
             base.text_in("BY", tr("Column to group by")),
-            core.QgsProcessingParameterFeatureSource(
-                "POINTS", tr("Predicted points, for the error lines"), [vector], None, True
-            ),
+            base.layer_in("POINTS", tr("Predicted points, for the error lines"), kind=base.VECTOR),
             base.flag("OPEN", tr("Open the report in the browser"), default=True),
             base.file_out("REPORT", tr("Report"), "HTML (*.html)"),
             base.file_out("TABLE", tr("Table of the figures"), "CSV (*.csv)", optional=True, wanted=False),
@@ -92,16 +86,19 @@ class Evaluate(base.LocatorAlgorithm):
         sink, path = self.parameterAsSink(job.values, "ERROR_LINES", job.context, points.fields(), kind, crs)
         if sink is None:
             raise WorkerFailed(tr("the error lines cannot be written"), str(job.values["ERROR_LINES"]))
+        sphere = core.QgsDistanceArea()
+        sphere.setSourceCrs(crs, job.context.transformContext())
+        sphere.setEllipsoid("PARAMETER:6371008.8:6371008.8")
         for row in points.getFeatures():
             ends = [row[name] for name in _ENDS]
             if any(end in (None, core.NULL) or not math.isfinite(float(end)) for end in ends):
                 continue
+            first, last = core.QgsPointXY(*map(float, ends[:2])), core.QgsPointXY(*map(float, ends[2:]))
             line = core.QgsFeature(points.fields())
             line.setAttributes(row.attributes())
-            parts = great_circle(*map(float, ends))
-            line.setGeometry(
-                core.QgsGeometry.fromMultiPolylineXY([[core.QgsPointXY(*place) for place in part] for part in parts])
-            )
+            # the shortest way, with a point every 100 km, in two parts where it crosses ±180°
+            parts = sphere.geodesicLine(first, last, 100_000.0, True)
+            line.setGeometry(core.QgsGeometry.fromMultiPolylineXY(parts))
             sink.addFeature(line)
         del sink  # written when it goes
         Place(stem(job.file("PREDICTIONS"))).load(job.context, path, tr("Errors, from the true place"), 0)
@@ -109,17 +106,16 @@ class Evaluate(base.LocatorAlgorithm):
 
 
 class CheckEnvironment(base.LocatorAlgorithm):
-    """Which Python is used, what it has, what is missing, and the one line that mends it."""
+    """Which Python is used, what it has, what is missing, and the one line that mends it.
 
-    ID = "checkenvironment"
+    Says which Python is used and where it was found, the versions of geo_mvmf, PyTorch, GDAL and PROJ in it, and the
+    devices to compute on; what is missing, and the one line that mends it. Nothing is installed from here. The
+    diagnostics, without the names of home folders, are for reports of faults.
+    """
+
     NAME = tr("Check environment")
-    GROUP = GROUP
+    GROUP = base.CHECK
     TAGS = ("setup", "install", "diagnostics", "python")
-    HELP = tr(
-        "Says which Python is used and where it was found, the versions of geo_mvmf, PyTorch, GDAL and PROJ in it, and"
-        " the devices to compute on; what is missing, and the one line that mends it. Nothing is installed from here."
-        " The diagnostics, without the names of home folders, are for reports of faults."
-    )
 
     def canExecute(self):
         return True, ""  # that nothing is set up is what this algorithm is for

@@ -13,22 +13,20 @@ from ..settings import tr
 from . import base
 from .prediction import raster_file
 
-GROUP = tr("Models")
 TABLE_FILTER = "Tables (*.csv *.gpkg *.geojson *.parquet)"
 
 
 class CutChips(base.LocatorAlgorithm):
-    """Georeferenced rasters -> small pictures of known place, to train on."""
+    """Georeferenced rasters -> small pictures of known place, to train on.
 
-    ID = "cutchips"
+    Cuts small pictures (chips) of known place from georeferenced rasters: squares of the ground at true scale, at
+    places drawn uniformly over the area. Give raster layers that are files, or a folder of GeoTIFF tiles. The table
+    chips.csv names the chips with longitude and latitude; Train a model takes it.
+    """
+
     NAME = tr("Cut training chips")
-    GROUP = GROUP
+    GROUP = base.MODELS
     TAGS = ("training", "satellite", "sample")
-    HELP = tr(
-        "Cuts small pictures (chips) of known place from georeferenced rasters: squares of the ground at true scale,"
-        " at places drawn uniformly over the area. Give raster layers that are files, or a folder of GeoTIFF tiles."
-        " The table chips.csv names the chips with longitude and latitude; Train a model takes it."
-    )
 
     def parameters(self):
         kind = core.QgsProcessing.SourceType.TypeRaster
@@ -38,7 +36,7 @@ class CutChips(base.LocatorAlgorithm):
             base.number("GROUND_KM", tr("Side of a chip on the ground (km)"), default=20.0, low=0.001),
             base.number("SIZE", tr("Side of a chip (pixels)"), default=64, low=8, whole=True),
             base.number("COUNT", tr("Chips to cut"), default=1000, low=1, whole=True),
-            base.polygons_in("AREA", tr("Only inside these polygons")),
+            base.layer_in("AREA", tr("Only inside these polygons")),
             base.advanced(base.text_in("BANDS", tr("Bands, such as 4,3,2 (empty: all)"))),
             base.advanced(base.text_in("STRETCH", tr("Stretch: auto, or low,high (empty: 8-bit values as they are)"))),
             base.advanced(base.number("SEED", tr("Seed of the places"), default=0, low=0, whole=True)),
@@ -72,18 +70,17 @@ class CutChips(base.LocatorAlgorithm):
 
 
 class TrainModel(base.LocatorAlgorithm):
-    """Images of known place -> a bundle."""
+    """Images of known place -> a bundle.
 
-    ID = "trainmodel"
+    Trains a model on images of known place and writes it as a bundle. Give a table with path, longitude and latitude
+    (Cut training chips writes one), or a training file (.toml) that decides everything. After a crash or Cancel the
+    same run, given again with the same folder, goes on from its last checkpoint. Small networks for chips train in
+    minutes on a processor; photos of the whole world need graphics processors and days.
+    """
+
     NAME = tr("Train a model")
-    GROUP = GROUP
+    GROUP = base.MODELS
     TAGS = ("training", "deep learning", "fine-tune")
-    HELP = tr(
-        "Trains a model on images of known place and writes it as a bundle. Give a table with path, longitude and"
-        " latitude (Cut training chips writes one), or a training file (.toml) that decides everything. After a crash"
-        " or Cancel the same run, given again with the same folder, goes on from its last checkpoint. Small networks"
-        " for chips train in minutes on a processor; photos of the whole world need graphics processors and days."
-    )
 
     def parameters(self):
         networks = ("chip_resnet10", "chip_convnet", "resnet18", "resnet50", "wide_resnet50_2")
@@ -131,17 +128,16 @@ class TrainModel(base.LocatorAlgorithm):
 
 
 class Calibrate(base.LocatorAlgorithm):
-    """A bundle and images of known place that it never saw -> a bundle whose probabilities are true."""
+    """A bundle and images of known place that it never saw -> a bundle whose probabilities are true.
 
-    ID = "calibrate"
+    Makes a bundle's probabilities true, so that the 90 % regions hold 90 % of the places, by images of known place
+    that it was never trained on: one temperature and one shift of all concentrations are fitted and written into a new
+    bundle. Some hundred images from many places are wanted.
+    """
+
     NAME = tr("Calibrate a model")
-    GROUP = GROUP
+    GROUP = base.MODELS
     TAGS = ("calibration", "temperature", "coverage")
-    HELP = tr(
-        "Makes a bundle's probabilities true, so that the 90 % regions hold 90 % of the places, by images of known"
-        " place that it was never trained on: one temperature and one shift of all concentrations are fitted and"
-        " written into a new bundle. Some hundred images from many places are wanted."
-    )
 
     def parameters(self):
         return [

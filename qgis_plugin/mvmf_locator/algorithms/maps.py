@@ -15,25 +15,22 @@ from ..settings import tr
 from . import base
 from .prediction import raster_file
 
-GROUP = tr("Maps of predictions")
 _CELLS = 500  # along the longer side of an extent, where no resolution is given
 
 
 class DensityRaster(base.LocatorAlgorithm):
-    """Predictions -> probability per square kilometre, as rasters that hold integrals."""
+    """Predictions -> probability per square kilometre, as rasters that hold integrals.
 
-    ID = "densityraster"
+    Writes the probability density (per km²) of one image, or the mean of several or all, as GeoTIFF, and beside it the
+    credible level (0..1) of every raster cell: the probability of the smallest region that holds it. Values are
+    integrals over the raster cell, so density times area sums to the probability inside (1 on the globe; metadata
+    PROBABILITY_SUM). Without extent, CRS and resolution one image chooses a window that shows 99 % of its probability,
+    and the mean is on the globe with 0.5°. Mode <i>each</i> writes a pair of files for every image into the folder.
+    """
+
     NAME = tr("Probability density raster")
-    GROUP = GROUP
+    GROUP = base.MAPS
     TAGS = ("heatmap", "raster", "cog")
-    HELP = tr(
-        "Writes the probability density (per km²) of one image, or the mean of all images, as GeoTIFF, and beside it"
-        " the credible level (0..1) of every raster cell: the probability of the smallest region that holds it. Values"
-        " are integrals over the raster cell, so density times area sums to the probability inside (1 on the globe;"
-        " metadata PROBABILITY_SUM). Without extent, CRS and resolution one image chooses a window that shows 99 % of"
-        " its probability, and the mean is on the globe with 0.5°. Mode <i>each</i> writes a pair of files for every"
-        " image into the folder."
-    )
 
     def parameters(self):
         return [
@@ -58,14 +55,9 @@ class DensityRaster(base.LocatorAlgorithm):
         common = dict(grid, predictions=store, bandwidth_km=job.number("BANDWIDTH_KM"), overwrite=True)
         if job.choice("MODE") == "each":
             return self._each(job, common, wanted or all_images(job, store))
-        out = job.target("OUTPUT")
-        if out is None:
-            raise WorkerFailed(tr("there is no output for the density"), tr("Choose where OUTPUT shall go."))
-        if len(wanted) > 1:
-            hint = tr("Leave the images empty for the mean of all, or choose the mode each.")
-            raise WorkerFailed(tr("the mean is that of all images, not of {}").format(len(wanted)), hint)
-        found = job.ask("density", out=out, image_id=wanted[0] if wanted else None, **common)
-        return self._loaded(job, out, base.outputs_of(found).get("level"), wanted[0] if wanted else tr("mean of all"))
+        out = job.target("OUTPUT") or core.QgsProcessingUtils.generateTempFilename("density.tif")
+        found = job.ask("density", out=out, image_ids=wanted or None, **common)
+        return self._loaded(job, out, base.outputs_of(found).get("level"), "; ".join(wanted[:3]) or tr("mean of all"))
 
     def _each(self, job, common, names):
         folder = self.parameterAsString(job.values, "FOLDER", job.context)
@@ -76,7 +68,7 @@ class DensityRaster(base.LocatorAlgorithm):
         for step in job.steps(len(names)):
             safe = re.sub(r"[^\w.-]+", "_", names[step])[-80:]
             outs.append(os.path.join(folder, f"{step + 1:04d}_{safe}.tif"))
-            job.ask("density", out=outs[-1], image_id=names[step], **common)
+            job.ask("density", out=outs[-1], image_ids=[names[step]], **common)
             if job.cancelled:
                 outs.pop()
                 break
@@ -114,16 +106,15 @@ class DensityRaster(base.LocatorAlgorithm):
 
 
 class CredibleRegions(base.LocatorAlgorithm):
-    """Predictions -> the smallest regions that hold given probabilities."""
+    """Predictions -> the smallest regions that hold given probabilities.
 
-    ID = "credibleregions"
+    Writes for each image the smallest regions that hold given probabilities, as polygons (EPSG:4326, split at ±180°)
+    with the probability inside and the area in km². Large levels are drawn below small ones.
+    """
+
     NAME = tr("Credible regions")
-    GROUP = GROUP
+    GROUP = base.MAPS
     TAGS = ("contour", "confidence", "polygon")
-    HELP = tr(
-        "Writes for each image the smallest regions that hold given probabilities, as polygons (EPSG:4326, split at"
-        " ±180°) with the probability inside and the area in km². Large levels are drawn below small ones."
-    )
 
     def parameters(self):
         return [
@@ -142,23 +133,23 @@ class CredibleRegions(base.LocatorAlgorithm):
 
 
 class ZoneProbabilities(base.LocatorAlgorithm):
-    """Predictions and polygons -> the probability of every polygon for every image."""
+    """Predictions and polygons -> the probability of every polygon for every image.
 
-    ID = "zoneprobabilities"
+    Gives every polygon of a layer (countries, districts, an area of interest; any CRS) its probability for every
+    image. The points get the names and probabilities of their most probable zones; the layer <i>zones</i> of the same
+    file has the number of images expected in each polygon; the table has one row per image and zone. Zones may
+    overlap: each counts by itself.
+    """
+
     NAME = tr("Zone probabilities")
-    GROUP = GROUP
+    GROUP = base.MAPS
     TAGS = ("country", "district", "polygon", "statistics")
-    HELP = tr(
-        "Gives every polygon of a layer (countries, districts, an area of interest; any CRS) its probability for every"
-        " image. The points get the names and probabilities of their most probable zones; the layer <i>zones</i> of"
-        " the same file has the number of images expected in each polygon; the table has one row per image and zone."
-        " Zones may overlap: each counts by itself."
-    )
 
     def parameters(self):
         return [
             base.predictions_in(),
-            base.polygons_in("ZONES", tr("Zones: polygons"), optional=False),
+            base.image_ids(),
+            base.layer_in("ZONES", tr("Zones: polygons"), optional=False),
             base.text_in("NAME_FIELD", tr("Field of the names (empty: name)")),
             base.number(
                 "TOP",
@@ -174,6 +165,7 @@ class ZoneProbabilities(base.LocatorAlgorithm):
         store, out, table = job.file("PREDICTIONS"), job.target("OUTPUT"), job.target("TABLE")
         zones = job.layer_file("ZONES")
         common = {"predictions": store, "polygons": zones, "name_column": job.text("NAME_FIELD"), "overwrite": True}
+        common["image_ids"] = job.lines("IMAGE_IDS") or None
         outs = [path for path in (out, table) if path]
         for step in job.steps(len(outs)):
             job.ask("zones", out=outs[step], top=job.whole("TOP"), **common)
@@ -187,24 +179,24 @@ class ZoneProbabilities(base.LocatorAlgorithm):
 
 
 class FusePredictions(base.LocatorAlgorithm):
-    """Several images of one place, an area, a prior -> one density."""
+    """Several images of one place, an area, a prior -> one density.
 
-    ID = "fusepredictions"
+    Combines what is known: images of one place (a column whose equal values are one place, <i>all</i>, or
+    <i>image_id</i> for every image by itself), an area outside which nothing is possible, and a raster of prior
+    density per area. The training prior is counted once. Photos of one scene are not independent: the factor 0..1
+    tempers the product (0: copies). The result is a predictions file as any other.
+    """
+
     NAME = tr("Fuse predictions")
-    GROUP = GROUP
+    GROUP = base.MAPS
     TAGS = ("evidence", "prior", "area of interest", "bayes")
-    HELP = tr(
-        "Combines what is known: images of one place (a column whose equal values are one place, <i>all</i>, or"
-        " <i>image_id</i> for every image by itself), an area outside which nothing is possible, and a raster of prior"
-        " density per area. The training prior is counted once. Photos of one scene are not independent: the factor"
-        " 0..1 tempers the product (0: copies). The result is a predictions file as any other."
-    )
 
     def parameters(self):
         return [
             base.predictions_in(),
+            base.image_ids(),
             base.text_in("BY", tr("One place is: all, image_id, or a column"), default="all", optional=False),
-            base.polygons_in("AREA", tr("Area of interest: only there")),
+            base.layer_in("AREA", tr("Area of interest: only there")),
             core.QgsProcessingParameterRasterLayer("PRIOR", tr("Prior: density per area (a file)"), None, True),
             base.choice(
                 "PRIOR_MODE", tr("The prior replaces that of training, or multiplies it"), ("replace", "multiply")
@@ -222,6 +214,7 @@ class FusePredictions(base.LocatorAlgorithm):
             "predictions": job.file("PREDICTIONS"),
             "out": out,
             "by": job.text("BY"),
+            "image_ids": job.lines("IMAGE_IDS") or None,
             "area": job.layer_file("AREA"),
             "prior": raster_file(prior) if prior is not None else None,
             "prior_mode": job.choice("PRIOR_MODE"),

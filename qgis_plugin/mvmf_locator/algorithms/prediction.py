@@ -13,25 +13,24 @@ from ..protocol import WorkerFailed
 from ..settings import tr
 from . import base
 
-GROUP = tr("Predict")
 _ESTIMATORS = ("component", "mode", "median", "best_within")
 
 
 class PredictPhotos(base.LocatorAlgorithm):
-    """Photos -> points, credible regions, and the file that every further map is made from."""
+    """Photos -> points, credible regions, and the file that every further map is made from.
 
-    ID = "predictphotos"
+    Predicts where images were taken: a probability density over the Earth for each. Give one of: a folder; files; or a
+    layer with a field of paths, such as the table of invalid photos of <i>Import geotagged photos</i>.
+
+    Points: the estimate of each image with the areas (km²) that hold 50 and 90 % of its probability; an image that
+    cannot be used keeps its row, without a point, and says why in status and message. Regions: the smallest ones that
+    hold the credible levels. Predictions: the file for density rasters, zones and fusing. Claims are places that the
+    images are said to be of; they are read after predicting, only to judge them.
+    """
+
     NAME = tr("Predict image locations")
-    GROUP = GROUP
+    GROUP = base.PREDICT
     TAGS = ("image", "exif", "geotag", "locate")
-    HELP = tr(
-        "Predicts where images were taken: a probability density over the Earth for each. Give one of: a folder; files;"
-        " or a layer with a field of paths, such as the table of invalid photos of <i>Import geotagged photos</i>."
-        "</p><p>Points: the estimate of each image with the areas (km²) that hold 50 and 90 % of its probability; an"
-        " image that cannot be used keeps its row, without a point, and says why in status and message. Regions: the"
-        " smallest ones that hold the credible levels. Predictions: the file for density rasters, zones and fusing."
-        " Claims are places that the images are said to be of; they are read after predicting, only to judge them."
-    )
 
     def parameters(self):
         return [
@@ -40,19 +39,13 @@ class PredictPhotos(base.LocatorAlgorithm):
             core.QgsProcessingParameterMultipleLayers(
                 "FILES", tr("Or: image files"), core.QgsProcessing.SourceType.TypeFile, None, True
             ),
-            core.QgsProcessingParameterFeatureSource(
-                "PHOTO_LAYER",
-                tr("Or: layer with paths of images"),
-                [core.QgsProcessing.SourceType.TypeVector],
-                None,
-                True,
-            ),
+            base.layer_in("PHOTO_LAYER", tr("Or: layer with paths of images"), kind=base.VECTOR),
             core.QgsProcessingParameterField(
                 "PHOTO_FIELD", tr("Field of the paths (empty: photo)"), None, "PHOTO_LAYER", optional=True
             ),
             *model_parameters(),
             base.choice("CLAIMS", tr("Claimed places, judged after predicting"), ("none", "columns", "exif", "raster")),
-            base.polygons_in("ZONE_LAYER", tr("Zones, such as countries: polygons to give probabilities")),
+            base.layer_in("ZONE_LAYER", tr("Zones, such as countries: polygons to give probabilities")),
             base.text_in("ZONE_NAME", tr("Field of the zones' names (empty: name)")),
             *prediction_outputs(),
             base.vector_out("ZONES", tr("Points with their most probable zones"), optional=True, wanted=False),
@@ -66,8 +59,6 @@ class PredictPhotos(base.LocatorAlgorithm):
         zones, zones_file = job.layer_file("ZONE_LAYER"), job.target("ZONES")
         if zones and not zones_file:
             raise WorkerFailed(tr("there are zones, but no output for them"), tr("Choose where ZONES shall go."))
-        if zones_file and not zones:
-            zones_file = None
         return predict(job, source, root, job.choice("CLAIMS"), title, zones=zones, zones_file=zones_file)
 
     def _source(self, job):
@@ -89,18 +80,17 @@ class PredictPhotos(base.LocatorAlgorithm):
 
 
 class PredictRaster(base.LocatorAlgorithm):
-    """A raster layer of the project -> where it shows, and whether it lies where its file says."""
+    """A raster layer of the project -> where it shows, and whether it lies where its file says.
 
-    ID = "predictraster"
+    Predicts where a scanned map, an aerial photo or a satellite scene of the project lies, georeferenced or not. The
+    layer has to be a file (GeoTIFF, TIFF, JPEG, PNG, WebP), not a service or a virtual raster. Where it is
+    georeferenced, the level of its declared place tells how plausible that is: the level of the smallest region that
+    reaches it, so 0.3 is well inside and 0.999 outside of the 99.8 % region.
+    """
+
     NAME = tr("Predict location of a raster layer")
-    GROUP = GROUP
+    GROUP = base.PREDICT
     TAGS = ("scan", "aerial", "satellite", "georeference", "plausibility")
-    HELP = tr(
-        "Predicts where a scanned map, an aerial photo or a satellite scene of the project lies, georeferenced or not."
-        " The layer has to be a file (GeoTIFF, TIFF, JPEG, PNG, WebP), not a service or a virtual raster. Where it is"
-        " georeferenced, the level of its declared place tells how plausible that is: the level of the smallest region"
-        " that reaches it, so 0.3 is well inside and 0.999 outside of the 99.8 % region."
-    )
 
     def parameters(self):
         return [
@@ -197,12 +187,10 @@ def predict(job, source, root, claims, title, *, zones=None, zones_file=None):
         if job.cancelled:
             break
     place = Place(title)
-    for order, name in enumerate(("POINTS", "ZONES", "REGIONS")):
-        place.load(job.context, wanted.get(name), tr(_NAMES[name]), order)
+    place.load(job.context, wanted.get("POINTS"), tr("Predicted locations"), 0)
+    place.load(job.context, wanted.get("ZONES"), tr("Most probable zones"), 1)
+    place.load(job.context, wanted.get("REGIONS"), tr("Credible regions"), 2)
     return {**wanted, **_numbers(job, result)}
-
-
-_NAMES = {"POINTS": "Predicted locations", "ZONES": "Most probable zones", "REGIONS": "Credible regions"}
 
 
 def _place_results(job, result, made, wanted, folder):
