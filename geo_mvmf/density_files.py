@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +81,7 @@ def check_files(path: Path, *, several: bool, overwrite: bool) -> None:
         durable.require_new(path, *beside)
 
 
-def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite: bool) -> None:
+def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite: bool) -> xr.DataArray:
     """Write a raster of densities: .nc, or the first image as .tif with a second one of credible levels.
 
     Parameters
@@ -92,6 +95,11 @@ def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite
     overwrite : bool
         Whether existing files may be replaced.
 
+    Returns
+    -------
+    DataArray
+        The raster, with its probability_sum computed.
+
     Raises
     ------
     OutputError
@@ -103,7 +111,41 @@ def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite
     """
     if path.suffix.lower() == ".nc":
         stores.write_density_netcdf(path, raster, overwrite=overwrite)
+        return raster
+    with _computed_once(raster, path.parent) as computed:
+        _write_tifs(path, computed, run, overwrite=overwrite)
+        return raster.assign_coords(probability_sum=computed["probability_sum"])
+
+
+@contextlib.contextmanager
+def _computed_once(raster: xr.DataArray, folder: Path) -> Iterator[xr.DataArray]:
+    """Keep what is made window by window in a file that goes with the work: it is read for two rasters and a sum."""
+    if raster.chunks is None:
+        yield raster
         return
+    import dask
+    import dask.array
+
+    of: Any = dask  # its functions carry no types
+    folder.mkdir(parents=True, exist_ok=True)
+    areas = of.array.asarray(raster["cell_area_km2"].data).rechunk(raster.chunks[-2:])
+    sums = np.zeros(raster.shape[0])
+    with tempfile.TemporaryFile(dir=folder) as file:
+        kept = np.memmap(file, dtype=np.float32, mode="w+", shape=raster.shape)
+        tops, lefts = (np.cumsum([0, *sizes]) for sizes in raster.chunks[-2:])
+        for image, row, column in itertools.product(
+            range(raster.shape[0]), range(tops.size - 1), range(lefts.size - 1)
+        ):
+            across = slice(tops[row], tops[row + 1]), slice(lefts[column], lefts[column + 1])
+            values, area = of.compute(raster.data[(image, *across)], areas[across])
+            kept[(image, *across)] = values
+            sums[image] += np.nansum(values * area)
+        lazy = of.array.from_array(kept, chunks=raster.chunks, name=False)
+        found = ("image", sums, raster["probability_sum"].attrs)
+        yield raster.copy(data=lazy).assign_coords(probability_sum=found)
+
+
+def _write_tifs(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite: bool) -> None:
     tags = {
         "IMAGE_ID": str(raster["image"].to_numpy()[0]),
         "MODEL": run.get("bundle", ""),

@@ -291,8 +291,7 @@ class Predictions:
         several = bool(image_id is None and (by or not combine) and self.is_predicted.sum() > 1)
         density_files.check_files(Path(path), several=several, overwrite=overwrite)
         raster = self.density(grid, image_id, combine=combine, by=by, bandwidth_km=bandwidth_km)
-        density_files.write(Path(path), raster, self.run, overwrite=overwrite)
-        return raster
+        return density_files.write(Path(path), raster, self.run, overwrite=overwrite)
 
     def sample(self, n: int, *, seed: int = 0) -> geopandas.GeoDataFrame:
         """Draw possible places of each image.

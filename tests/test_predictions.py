@@ -15,7 +15,7 @@ import geo_mvmf
 from geo_mvmf.errors import BadInputError, OutputError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.inputs.tables import read_image_table
-from geo_mvmf.maps import stacks
+from geo_mvmf.maps import density, stacks
 from geo_mvmf.sphere import to_directions
 from geo_mvmf.stored_mixtures import mixture_of_components
 
@@ -246,6 +246,29 @@ def test_maps_that_are_made_later_keep_the_file_they_need(bundle, make_album, tm
     gc.collect()
     assert not isinstance(lazy.data, np.ndarray)
     np.testing.assert_allclose(lazy.to_numpy(), now.to_numpy(), rtol=1e-6, atol=1e-15)
+
+
+def test_a_map_larger_than_memory_is_computed_once_for_all_its_files(found, tmp_path, monkeypatch):
+    """Density, levels and their sums: the twin that asks for each by itself makes every window three times."""
+    whole = found.write_density(tmp_path / "whole.tif", geo_mvmf.Grid.globe(0.5), "1.png")
+    made = []
+
+    class Counted(density.Rasteriser):
+        def __init__(self, *arguments):
+            made.append(arguments[-1].shape)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(density, "Rasteriser", Counted)
+    monkeypatch.setattr(stacks, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(stacks, "WINDOW_CELLS", 512 * 512)
+    lazy = found.write_density(tmp_path / "windows.tif", geo_mvmf.Grid.globe(0.5), "1.png")
+    assert made == [(360, 512), (360, 208)]
+    assert float(lazy.probability_sum[0]) == pytest.approx(float(whole.probability_sum[0]), abs=1e-6)
+    for name in ("", "_level"):
+        with rasterio.open(tmp_path / f"windows{name}.tif") as one, rasterio.open(tmp_path / f"whole{name}.tif") as two:
+            assert float(one.tags()["PROBABILITY_SUM"]) == pytest.approx(float(two.tags()["PROBABILITY_SUM"]), abs=1e-6)
+            np.testing.assert_allclose(one.read(1), two.read(1), rtol=1e-5, atol=2e-3 * two.read(1).max())
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".qml"] * 4 + [".tif"] * 4
 
 
 def test_an_album_is_mapped_without_its_weights_at_once(found, monkeypatch):
