@@ -96,8 +96,9 @@ def _rows(make: Callable[[int], Any], _: argparse.Namespace) -> Callable[[Any], 
         truth = sphere.to_longitude_latitude(mixture.sample(1, seed=0)[:, 0])
         rows["true_longitude"], rows["true_latitude"] = truth
         row_contract.fill(rows, images, {"longitude": places[:, 0], "latitude": places[:, 1]})
-        row_contract.fill(rows, images, summaries.summarise(mixture, places[:, 0], places[:, 1]))
-        row_contract.judge(rows, images, mixture)
+        nodes = summaries.nodes_of(mixture)
+        row_contract.fill(rows, images, summaries.summarise(mixture, places[:, 0], places[:, 1], nodes=nodes))
+        row_contract.judge(rows, images, mixture, nodes=nodes)
 
     work(make(0)[:2])  # what all images share
     return work

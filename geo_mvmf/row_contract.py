@@ -15,6 +15,7 @@ import pandas as pd
 
 from geo_mvmf import sphere
 from geo_mvmf.maps import summaries
+from geo_mvmf.maps.sunflowers import Nodes
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 FloatArray = npt.NDArray[np.float64]
@@ -161,7 +162,9 @@ def cancel(rows: Rows, images: IntArray) -> None:
         rows["message"][i] = f"{rows['path'][i]}: cancelled before it was reached; the same command goes on"
 
 
-def judge(rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture) -> None:
+def judge(
+    rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture, *, nodes: list[Nodes] | None = None
+) -> None:
     """Compare predictions with the truth and with claims, where the table has them.
 
     Parameters
@@ -172,6 +175,8 @@ def judge(rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture) -> No
         Row numbers of predicted images.
     mixture : VmfMixture or CellMixture
         Of these k images.
+    nodes : list of Nodes, optional
+        Theirs, from `summaries.nodes_of` where they are at hand.
 
     Examples
     --------
@@ -181,19 +186,23 @@ def judge(rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture) -> No
     >>> rows["error_km"].round(1).tolist()
     [111.2]
     """
-    known, found = _at_places(rows, images, mixture, TRUTH)
+    known, found = _at_places(rows, images, mixture, nodes, TRUTH)
     if known.size:
         estimate = [rows[name][known] for name in ("longitude", "latitude")]
         truth = [rows[name][known] for name in TRUTH[:2]]
         error = sphere.great_circle_distance_km(*estimate, *truth)
         fill(rows, known, {"error_km": error, **{name: found[name] for name in TRUTH[3:]}})
-    known, found = _at_places(rows, images, mixture, CLAIM)
+    known, found = _at_places(rows, images, mixture, nodes, CLAIM)
     if known.size:
         fill(rows, known, {"claimed_level": found["searched_probability"]})
 
 
 def _at_places(
-    rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture, names: tuple[str, ...]
+    rows: Rows,
+    images: IntArray,
+    mixture: VmfMixture | CellMixture,
+    nodes: list[Nodes] | None,
+    names: tuple[str, ...],
 ) -> tuple[IntArray, pd.DataFrame]:
     """Rows whose place is known, and what their densities say there."""
     if names[0] not in rows:
@@ -202,7 +211,8 @@ def _at_places(
     known = np.flatnonzero(np.isfinite(place).all(axis=0))
     if not known.size:
         return np.empty(0, np.int64), pd.DataFrame()
-    return images[known], summaries.at_truth(mixture[known], *place[:, known])
+    own = None if nodes is None else [nodes[k] for k in known.tolist()]
+    return images[known], summaries.at_truth(mixture[known], *place[:, known], nodes=own)
 
 
 def _places(frame: geopandas.GeoDataFrame, source: tuple[str, ...], names: tuple[str, ...]) -> Rows:

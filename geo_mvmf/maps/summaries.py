@@ -11,7 +11,7 @@ components matter, the nodes are a stratified sample instead (`sunflowers`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,31 @@ _COLUMNS = (
 )
 
 
-def summarise(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latitude: npt.ArrayLike) -> pd.DataFrame:
+def nodes_of(mixture: VmfMixture | CellMixture) -> list[Nodes]:
+    """Give the nodes of every image, for several summaries of the same images.
+
+    Parameters
+    ----------
+    mixture : VmfMixture or CellMixture
+        N images, at most a batch: an image's nodes take up to a few hundred kilobytes.
+
+    Examples
+    --------
+    >>> mixture = VmfMixture([[1.0, 0.0, 0.0]], [16.0], [[0.0]])
+    >>> nodes = nodes_of(mixture)
+    >>> at_truth(mixture, [0.0], [0.0], nodes=nodes).equals(at_truth(mixture, [0.0], [0.0]))
+    True
+    """
+    return list(_all_nodes(mixture))
+
+
+def summarise(
+    mixture: VmfMixture | CellMixture,
+    longitude: npt.ArrayLike,
+    latitude: npt.ArrayLike,
+    *,
+    nodes: Iterable[Nodes] | None = None,
+) -> pd.DataFrame:
     """Summarise each image's density about its estimate.
 
     Parameters
@@ -62,6 +86,8 @@ def summarise(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latit
         N images.
     longitude, latitude : array_like of float, (N,)
         The estimates, degrees.
+    nodes : iterable of Nodes, optional
+        From `nodes_of` where they are at hand.
 
     Returns
     -------
@@ -87,14 +113,21 @@ def summarise(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latit
         raise ValueError(f"{len(mixture)} images need as many estimates, not {longitude.shape} and {latitude.shape}")
     estimate = sphere.to_directions(longitude, latitude)
     frame = pd.DataFrame(
-        [_summary(nodes, place) for nodes, place in zip(_all_nodes(mixture), estimate, strict=True)], columns=_COLUMNS
+        [_summary(own, place) for own, place in zip(nodes or _all_nodes(mixture), estimate, strict=True)],
+        columns=_COLUMNS,
     )
     within = _within(mixture, estimate, longitude, latitude, (25.0, 200.0))
     frame["probability_25_km"], frame["probability_200_km"] = within
     return frame
 
 
-def at_truth(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latitude: npt.ArrayLike) -> pd.DataFrame:
+def at_truth(
+    mixture: VmfMixture | CellMixture,
+    longitude: npt.ArrayLike,
+    latitude: npt.ArrayLike,
+    *,
+    nodes: Iterable[Nodes] | None = None,
+) -> pd.DataFrame:
     """Judge each image's density at its true (or claimed) place.
 
     Parameters
@@ -103,6 +136,8 @@ def at_truth(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latitu
         N images.
     longitude, latitude : array_like of float, (N,)
         One place per image, degrees.
+    nodes : iterable of Nodes, optional
+        From `nodes_of` where they are at hand.
 
     Returns
     -------
@@ -126,9 +161,9 @@ def at_truth(mixture: VmfMixture | CellMixture, longitude: npt.ArrayLike, latitu
         raise ValueError(f"{len(mixture)} images need as many places, not {longitude.shape} and {latitude.shape}")
     place = sphere.to_directions(longitude, latitude)
     rows = []
-    for i, nodes in enumerate(_all_nodes(mixture)):
+    for i, own in enumerate(nodes or _all_nodes(mixture)):
         log_density = float(mixture[i].log_density(place[i : i + 1])[0, 0])
-        rows.append({"log_density": log_density, **_searched(nodes, log_density)})
+        rows.append({"log_density": log_density, **_searched(own, log_density)})
     return pd.DataFrame(rows)
 
 
@@ -196,9 +231,11 @@ def _caps(mixture: VmfMixture, images: slice, estimate: FloatArray, radii: Float
     weight = np.exp(mixture.log_mixing_weights[images][image, close])
     offset = sphere.angle(mixture.mean_directions[close], estimate[image])
     result = np.empty((radii.size, len(estimate)))
+    # components that hold next to nothing together are in a cap or not as their mean directions are
+    counts = weight > _TAIL / mixture.log_concentrations.size
     for k, radius in enumerate(radii):
-        share = (offset < radius - margin[close]).astype(np.float64)
-        (cut,) = np.nonzero((np.abs(offset - radius) <= margin[close]) & (weight > 0.0))
+        share = (offset < radius - np.where(counts, margin[close], 0.0)).astype(np.float64)
+        (cut,) = np.nonzero((np.abs(offset - radius) <= margin[close]) & counts)
         share[cut] = vmf.probability_within(offset[cut], radius, mixture.log_concentrations[close[cut]])
         result[k] = np.bincount(image, weight * share, minlength=len(estimate))
     return result
