@@ -109,11 +109,11 @@ def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite
     --------
     See `Predictions.write_density`.
     """
-    if path.suffix.lower() == ".nc":
-        stores.write_density_netcdf(path, raster, overwrite=overwrite)
-        return raster
     with _computed_once(raster, path.parent) as computed:
-        _write_tifs(path, computed, run, overwrite=overwrite)
+        if path.suffix.lower() == ".nc":
+            stores.write_density_netcdf(path, computed, overwrite=overwrite)
+        else:
+            _write_tifs(path, computed, run, overwrite=overwrite)
         return raster.assign_coords(probability_sum=computed["probability_sum"])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import xarray as xr
 
 import geo_mvmf
 from geo_mvmf.errors import BadInputError, OutputError, UsageError
@@ -268,7 +269,13 @@ def test_a_map_larger_than_memory_is_computed_once_for_all_its_files(found, tmp_
         with rasterio.open(tmp_path / f"windows{name}.tif") as one, rasterio.open(tmp_path / f"whole{name}.tif") as two:
             assert float(one.tags()["PROBABILITY_SUM"]) == pytest.approx(float(two.tags()["PROBABILITY_SUM"]), abs=1e-6)
             np.testing.assert_allclose(one.read(1), two.read(1), rtol=1e-5, atol=2e-3 * two.read(1).max())
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".qml"] * 4 + [".tif"] * 4
+    made.clear()
+    found.write_density(tmp_path / "windows.nc", geo_mvmf.Grid.globe(0.5), "1.png")
+    assert made == [(360, 512), (360, 208)]
+    with xr.open_dataset(tmp_path / "windows.nc", engine="h5netcdf") as back:
+        np.testing.assert_allclose(back["density_per_km2"], whole, rtol=1e-5, atol=1e-8 * float(whole.max()))
+        np.testing.assert_allclose(back["cell_area_km2"], whole.cell_area_km2, rtol=1e-12)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".nc", *[".qml"] * 4, *[".tif"] * 4]
 
 
 def test_an_album_is_mapped_without_its_weights_at_once(found, monkeypatch):

@@ -89,6 +89,14 @@ def write_density_netcdf(path: str | os.PathLike[str], density: xarray.DataArray
 
 def _write_coordinate(file: Any, name: str, coordinate: xarray.DataArray) -> None:
     attributes = {**_AXES.get(name, {}), **coordinate.attrs}
+    if coordinate.chunks is not None:  # areas of a grid that is larger than memory
+        dimensions = [str(dimension) for dimension in coordinate.dims]
+        netcdf.add_array(
+            file, name, dimensions, dtype=coordinate.dtype, chunk=_chunk(coordinate), attributes=_plain(attributes)
+        )
+        for place in _blocks(coordinate):
+            file[name][place] = np.asarray(coordinate.data[place])
+        return
     values = coordinate.to_numpy()
     dimensions = [str(dimension) for dimension in coordinate.dims]
     if values.dtype.kind not in "biuf":
