@@ -37,7 +37,10 @@ AHEAD = 4
 """Images read ahead per thread, beyond the next batch."""
 
 _SHARE = 8
-"""Most images whose densities a thread summarises in one go: so long an interruption waits for it."""
+"""Most images whose densities a thread summarises in one go: so long an interruption waits."""
+
+_SLOW = ("median", "best_within")
+"""Estimators that look for one image at a time, up to a second each: a share is one image."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,8 +153,8 @@ class Predictor:
 
         if not index.size:
             return []
-        # small shares, because an interruption waits for those that were begun
-        shares = np.array_split(np.arange(index.size), max(min(self.workers, index.size), -(-index.size // _SHARE)))
+        most = 1 if self.estimator in _SLOW else _SHARE  # small shares: an interruption waits for those begun
+        shares = np.array_split(np.arange(index.size), max(min(self.workers, index.size), -(-index.size // most)))
         first = 0 if self._is_warm else 1  # what all images share is made once
         pieces = [finish(chosen) for chosen in shares[:first]]
         self._is_warm = True

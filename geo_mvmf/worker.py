@@ -279,4 +279,6 @@ def _lines(source: int, rest: bytes) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # taking torch and the rest apart takes seconds, in which no thread of ours could end it any more
