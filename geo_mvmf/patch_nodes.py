@@ -102,7 +102,7 @@ def nodes_of(cells: IdArray) -> tuple[IntArray, FloatArray, FloatArray, FloatArr
     t = t_bounds[:, :1] + np.diff(t_bounds) * x
     u, v = s2_curve.st_to_uv(s)[:, :, None], s2_curve.st_to_uv(t)[:, None, :]
     scale = 1.0 / np.sqrt(1.0 + u * u + v * v)
-    local = np.stack([scale, scale * u, scale * v], axis=1).reshape(face.size, 3, -1)
+    local = np.stack([scale, scale * u, scale * v], axis=1).reshape(face.size, 3, NODES**2)
     element = s2_curve.st_slope(s)[:, :, None] * s2_curve.st_slope(t)[:, None, :] * scale**3
     centre_uv = (s2_curve.st_to_uv(bounds.mean(axis=1)) for bounds in (s_bounds, t_bounds))
     middle = np.stack([np.ones(face.size), *centre_uv], axis=1)

@@ -1,13 +1,14 @@
 """Zones: the probability of every polygon of a layer for every image, and what follows from it.
 
-Of vMF components each zone's probability is computed once, exactly (`maps.borders`), and every image is one product
-of its mixing weights; of S2 cells it is the cells' shares of area (`maps.cell_shares`). Zones may overlap, and what
-lies in none is said.
+Of vMF components each zone's probability is computed once, exactly (`maps.borders`, `maps.zone_moments`), and every
+image is one product of its mixing weights; of S2 cells it is the cells' shares of area (`maps.cell_shares`). Zones may
+overlap, and what lies in none is said.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Sequence
 
@@ -20,12 +21,16 @@ from scipy import sparse
 
 from geo_mvmf.errors import UsageError
 from geo_mvmf.inputs.polygons import read_polygons
-from geo_mvmf.maps import borders
+from geo_mvmf.maps import borders, zone_moments
 from geo_mvmf.maps.cell_shares import cell_shares
 from geo_mvmf.maps.once import OncePerComponents
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 FloatArray = npt.NDArray[np.float64]
+
+_MANY = 20_000_000  # edges times wide components from which moments are quicker
+_NOTHING = 1e-12
+_VALUES_AT_ONCE = 1 << 22
 
 NO_ZONE = "in_no_zone"
 """Column of the probability outside all zones."""
@@ -306,7 +311,32 @@ class Zones:
         return geopandas.GeoDataFrame(found.expected(), geometry=self.polygons.geometry.to_numpy(), crs="OGC:CRS84")
 
     def _component_shares(self, mean_directions: FloatArray, log_concentrations: FloatArray) -> sparse.csr_array:
-        return borders.component_shares(mean_directions, log_concentrations, self._shapes)
+        """Probability of every zone under every component: along the borders, or where many are wide by moments."""
+        wide = log_concentrations <= zone_moments.WIDEST
+        if int(wide.sum()) * self._edges.zone.size < _MANY:
+            return borders.component_shares(mean_directions, log_concentrations, self._shapes)
+        shape = (log_concentrations.size, self._shapes.size)
+        narrow = borders.component_shares(mean_directions[~wide], log_concentrations[~wide], self._shapes).tocoo()
+        rows, columns = [np.flatnonzero(~wide)[narrow.row]], [narrow.col.astype(np.int64)]
+        values = [narrow.data]
+        step = max(1, _VALUES_AT_ONCE // self._shapes.size)
+        for start in range(0, int(wide.sum()), step):
+            own = np.flatnonzero(wide)[start : start + step]
+            shares = np.clip(self._moments.shares(mean_directions[own], log_concentrations[own]), 0.0, 1.0)
+            row, column = np.nonzero(shares > _NOTHING)
+            rows, columns = [*rows, own[row]], [*columns, column]
+            values.append(shares[row, column])
+        entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+        return sparse.csr_array(entries, shape=shape)
+
+    @functools.cached_property
+    def _edges(self) -> borders.Edges:
+        return borders.edges_of(self._shapes)
+
+    @functools.cached_property
+    def _moments(self) -> zone_moments.ZoneMoments:
+        members = functools.partial(borders.members, self._shapes)
+        return zone_moments.ZoneMoments(*self._edges, self._shapes.size, members)
 
     def _components(self, mixture: VmfMixture) -> FloatArray:
         shares = self._shares(mixture.mean_directions, mixture.log_concentrations)

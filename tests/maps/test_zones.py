@@ -7,8 +7,9 @@ import shapely
 
 from geo_mvmf import s2, sphere, vmf
 from geo_mvmf.errors import UsageError
-from geo_mvmf.maps import borders
+from geo_mvmf.maps import borders, zones
 from geo_mvmf.maps.cell_shares import cell_shares
+from geo_mvmf.maps.zone_moments import ZoneMoments
 from geo_mvmf.maps.zones import ZoneProbabilities, Zones, zone_probabilities
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
@@ -31,6 +32,10 @@ def awkward_mixture(seed, n=2):
     directions = np.concatenate([AWKWARD, sphere.random_directions(20, generator)])
     weights = generator.dirichlet(np.full(len(directions), 0.5), n)
     return VmfMixture(directions, generator.uniform(-2.0, 12.0, len(directions)), np.log(weights))
+
+
+def moments_of(shapes):
+    return ZoneMoments(*borders.edges_of(shapes), shapes.size, lambda places: borders.members(shapes, places))
 
 
 def held_by_samples(polygons, directions):
@@ -88,6 +93,49 @@ def test_a_parallel_cuts_what_a_cap_holds(log_kappa):
             offset = sphere.angle(np.array(place), np.array([0.0, 0.0, 1.0]))
             slack = 2e-9 * np.exp(0.5 * max(log_kappa, 0.0))  # mean directions are moved by 1e-9
             assert held == pytest.approx(vmf.probability_within(offset, radius, log_kappa), abs=1e-6 + slack)
+
+
+class TestMoments:
+    """Wide components by the zones' weights on patches, against the integrals along borders: they share no integral."""
+
+    @pytest.mark.parametrize("polygons", [TILES, ODD], ids=["tiles", "odd"])
+    def test_they_agree_with_the_borders(self, polygons):
+        shapes = Zones.read(polygons).polygons.geometry.to_numpy()
+        generator = np.random.default_rng(3)
+        directions = np.concatenate([AWKWARD, sphere.random_directions(15, generator)])
+        log_kappa = np.concatenate([[-20.0, 7.0], generator.uniform(-3.0, 7.0, len(directions) - 2)])
+        expected = borders.component_shares(directions, log_kappa, shapes).toarray()
+        found = moments_of(shapes).shares(directions, log_kappa)
+        assert np.abs(found - expected).max() < 1e-6
+
+    def test_the_twin_without_the_sides_of_patches_is_caught(self, monkeypatch):
+        shapes = Zones.read(ODD).polygons.geometry.to_numpy()
+        monkeypatch.setattr(ZoneMoments, "_up_the_sides", lambda self, crossings, cells, zones, level: 0.0)
+        found = moments_of(shapes).shares(np.eye(3), np.zeros(3))
+        expected = borders.component_shares(np.eye(3), np.zeros(3), shapes).toarray()
+        assert np.abs(found - expected).max() > 0.01
+
+    def test_a_long_edge_through_many_cells_and_an_island_within_one(self):
+        shapes = np.array([shapely.box(-170, -3, 170, 2).segmentize(30.0), shapely.box(7.1, 46.2, 7.3, 46.3)])
+        mu = sphere.to_directions([0.0, 90.0, 7.2], [0.0, 1.0, 46.0])
+        for log_kappa in (0.0, 3.0, 7.0):
+            kappas = np.full(3, log_kappa)
+            expected = borders.component_shares(mu, kappas, shapes).toarray()
+            assert moments_of(shapes).shares(mu, kappas) == pytest.approx(expected, abs=1e-7)
+
+    def test_zones_use_them_where_many_components_are_wide(self, monkeypatch):
+        mixture = awkward_mixture(4)
+        plain = Zones.read(ODD).of(mixture).probabilities
+        monkeypatch.setattr(zones, "_MANY", 0)
+        asked = []
+        given = ZoneMoments.shares
+        monkeypatch.setattr(ZoneMoments, "shares", lambda *arguments: asked.append(1) or given(*arguments))
+        assert Zones.read(ODD).of(mixture).probabilities == pytest.approx(plain, abs=1e-6)
+        assert asked
+
+    def test_zones_nowhere_hold_nothing(self):
+        empty = np.array([shapely.MultiPolygon()])
+        assert moments_of(empty).shares(np.eye(3), np.zeros(3)).tolist() == [[0.0]] * 3
 
 
 @pytest.mark.parametrize("log_kappa", [0.0, 6.0, 16.0])
