@@ -228,7 +228,8 @@ class Predictor:
         cell = self._cell_of(places)
         spread = np.maximum(np.asarray(self.bundle.feature_std, dtype=np.float64), 1e-6)
         offset = (features.astype(np.float64) - np.asarray(self.bundle.feature_mean)) / spread
-        row_contract.fill(rows, good, summaries.summarise(mixture, places[:, 0], places[:, 1]))
+        nodes = summaries.nodes_of(mixture)
+        row_contract.fill(rows, good, summaries.summarise(mixture, places[:, 0], places[:, 1], nodes=nodes))
         own = {
             "captured_at": np.array([_captured_at(path, self._inside) for path in paths], dtype=object),
             "longitude": places[:, 0],
@@ -241,7 +242,7 @@ class Predictor:
         row_contract.fill(rows, good, own)
         if self.table.attrs.get("claimed_from") == "raster":
             row_contract.fill(rows, good, self._claims_of(paths))
-        row_contract.judge(rows, good, mixture)
+        row_contract.judge(rows, good, mixture, nodes=nodes)
 
     def _claims_of(self, paths: list[Path]) -> dict[str, FloatArray]:
         """Where georeferenced rasters say they lie; read only now, when everything has been predicted."""
