@@ -89,9 +89,10 @@ def _levels_of_windows(density: Any, area: Any) -> Any:
     area = of.broadcast_to(of.asarray(area), density.shape[-2:]).rechunk(density.chunks[-2:])
     images = []
     for i in range(density.shape[0]):
-        blocks = density[i].to_delayed().ravel()
-        masses = [delayed(_mass_by_bin)(d, a) for d, a in zip(blocks, area.to_delayed().ravel(), strict=True)]
-        images.append(density[i].map_blocks(_looked_up, table=delayed(_table)(masses), dtype=np.float64))
+        total = None
+        for block, own in zip(density[i].to_delayed().ravel(), area.to_delayed().ravel(), strict=True):
+            total = delayed(_mass_by_bin)(block, own, total)  # one after the other: each has millions of bins
+        images.append(density[i].map_blocks(_looked_up, table=delayed(_table)(total), dtype=np.float64))
     return of.stack(images)
 
 
@@ -101,14 +102,14 @@ def _bins(density: FloatArray) -> npt.NDArray[np.uint32]:
     return np.asarray(single.view(np.uint32) >> _BITS_DROPPED)
 
 
-def _mass_by_bin(density: FloatArray, area: FloatArray) -> FloatArray:
+def _mass_by_bin(density: FloatArray, area: FloatArray, before: FloatArray | None) -> FloatArray:
     mass = np.nan_to_num(density * area)
-    return np.bincount(_bins(density).ravel(), mass.ravel(), minlength=_BINS).astype(np.float64)
+    found = np.bincount(_bins(density).ravel(), mass.ravel(), minlength=_BINS).astype(np.float64)
+    return found if before is None else found + before
 
 
-def _table(masses: list[FloatArray]) -> FloatArray:
+def _table(total: FloatArray) -> FloatArray:
     """Level of each bin."""
-    total = np.sum(masses, axis=0)
     return np.asarray(np.minimum(np.cumsum(total[::-1])[::-1], 1.0))
 
 
