@@ -44,6 +44,7 @@ class Arrival(core.QgsProcessingLayerPostProcessorInterface):
         self.group, self.name, self.order = group, name, order
 
     def postProcessLayer(self, layer, context, feedback):
+        layer.loadDefaultStyle()  # the one in or beside the file: Processing loads results without
         layer.setName(self.name)
         layer.setCustomProperty(_ORDER, self.order)
         if isinstance(layer, core.QgsVectorLayer):
@@ -92,7 +93,7 @@ def show_times(layer):
     if field < 0 or not [value for value in layer.uniqueValues(field, 2) if value]:
         return
     properties = layer.temporalProperties()
-    mode = core.QgsVectorLayerTemporalProperties.TemporalMode.ModeFeatureDateTimeStartAndEndFromExpressions
+    mode = core.Qgis.VectorTemporalMode.FeatureDateTimeStartAndEndFromExpressions
     properties.setMode(mode)
     for give in (properties.setStartExpression, properties.setEndExpression):
         give('to_datetime("captured_at")')

@@ -157,10 +157,14 @@ def test_a_layer_of_photos_loads_styled_and_grouped(probe, photos, tmp_path):
     outs = {name: str(tmp_path / f"{name.lower()}.gpkg") for name in ("POINTS", "REGIONS")}
     parameters = {"PHOTO_LAYER": str(table), "BUNDLE": str(BUNDLE), "PREDICTIONS": str(tmp_path / "p.nc"), **outs}
     step = {"algorithm": "geomvmf:predictphotos", "parameters": parameters, "load": ["POINTS", "REGIONS"]}
-    (answer,) = probe({"do": "run", "steps": [step]}, sys.executable, timeout=300)
+    parameters = {"PREDICTIONS": parameters["PREDICTIONS"], "OUTPUT": str(tmp_path / "d.tif")}
+    raster = {"algorithm": "geomvmf:densityraster", "parameters": parameters, "load": ["OUTPUT"]}
+    answer, maps = probe({"do": "run", "steps": [step, raster]}, sys.executable, timeout=300)
     table.unlink()
     assert answer["error"] == ""
     assert (answer["results"]["COUNT"], answer["results"]["FAILED"]) == (4, 2)
+    assert "reportError" not in {way for way, _ in answer["said"]}
+    assert answer["layers"][0]["temporal"]
     points, regions = answer["layers"]
     assert points["name"] == "Predicted locations"
     assert regions["name"] == "Credible regions"
@@ -179,6 +183,11 @@ def test_a_layer_of_photos_loads_styled_and_grouped(probe, photos, tmp_path):
     assert "<b>" not in points["abstract"]
     assert points["licences"]
     assert rows_of(outs["POINTS"], "points")["n"].tolist() == [0, 1, 2, 3]
+    level, density = (each for each in maps["layers"] if each["source"].endswith(".tif"))
+    assert density["name"] == "Density, mean of all"
+    assert level["source"].endswith("d_level.tif")
+    assert level["group"] == density["group"]
+    assert level["renderer"] == density["renderer"] == "QgsSingleBandPseudoColorRenderer"
 
 
 def test_a_raster_layer_and_what_is_none(process, probe, tmp_path):
