@@ -27,6 +27,7 @@ pytestmark = pytest.mark.hard
 
 WORKER = (sys.executable, "-X", "utf8", "-I", "-u", "-m", "geo_mvmf.worker")
 IMAGES = 14
+TRIES = 100
 ENDS = ("result", "error", "cancelled")
 PATIENCE = 60  # seconds; a hang, not slowness, takes longer
 
@@ -86,9 +87,8 @@ class Forked:
 
 
 def is_whole(folder):
-    """Names in a folder; every layer opens, and nothing that was being written is left."""
-    names = sorted(path.name for path in folder.iterdir())
-    assert not [name for name in names if name.startswith(".geo-mvmf")]
+    """Names in a folder, but for what the next writer sweeps; every layer opens and says what its predictions say."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".geo-mvmf"))
     if "a.gpkg" in names:
         with contextlib.closing(sqlite3.connect(folder / "a.gpkg")) as base:
             assert base.execute("pragma integrity_check").fetchone() == ("ok",)
@@ -104,7 +104,7 @@ def test_100_cancellations_leave_whole_files_and_no_process(album, bundle_path, 
     out, pipes = tmp_path / "out", tmp_path / "pipes"
     pipes.mkdir()
     text = request("predict", source=album, bundle=bundle_path, out=out / "a.gpkg", batch_size=1)
-    for number in range(100):
+    for number in range(TRIES):
         worker = Forked(pipes, text)
         for _ in range(chance.randint(1, IMAGES + 6)):
             worker.output.readline()
@@ -130,12 +130,12 @@ def test_100_cancellations_leave_whole_files_and_no_process(album, bundle_path, 
             for name in ("a.gpkg", "a.nc"):
                 (out / name).unlink()
     assert "error" not in ends
-    assert partial >= 20
+    assert partial >= TRIES // 5
     assert gone_on == partial
     events, code = Forked(pipes, text).end()
     assert (events[-1]["event"], code, events[-1]["counts"]["ok"]) == ("result", 0, IMAGES - 1)
-    assert is_whole(out) == ["a.gpkg", "a.nc"]
-    record_property("cancelled", f"{ends.count('cancelled')} of 100, {partial} with partial files")
+    assert is_whole(out) == sorted(path.name for path in out.iterdir()) == ["a.gpkg", "a.nc"]
+    record_property("cancelled", f"{ends.count('cancelled')} of {TRIES}, {partial} with partial files")
     record_property("seconds from asking to the end", f"median {np.median(seconds):.2f}, most {max(seconds):.2f}")
     print(
         f"{ends.count('cancelled')} cancelled, {partial} partial; median {np.median(seconds):.2f} s, {max(seconds):.2f}"
