@@ -10,6 +10,7 @@ from pathlib import Path
 import geopandas
 import pytest
 import rasterio
+from click.testing import CliRunner
 
 from geo_mvmf import open_predictions
 from geo_mvmf.cli import main as _main  # the worker that is asked stands beside it
@@ -40,8 +41,6 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def album(tmp_path_factory):
     """Five chips of known place, predicted once by the command line."""
-    from click.testing import CliRunner
-
     folder = tmp_path_factory.mktemp("album")
     with (SAMPLE / "truth.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[:5]
@@ -217,22 +216,23 @@ def test_a_raster_layer_and_what_is_none(process, probe, tmp_path):
 
 
 def test_a_georeferenced_raster_is_judged(process, tmp_path):
-    """A chip of the relief with its true place, and the same pixels with a false one."""
+    """A chip of the relief at its true place, and the same pixels at a false one."""
+    words = ["chips", SAMPLE / "relief.tif", "--ground-km", 2000, "--size", 48, "--count", 1, "--format", "tif"]
+    words += ["--area", SAMPLE / "countries.geojson", "--seed", 3, "--out", tmp_path / "cut"]
+    assert CliRunner().invoke(_main, list(map(str, words))).exit_code == 0
+    (chip,) = (tmp_path / "cut" / "chips").glob("*.tif")
     levels = []
-    with rasterio.open(SAMPLE / "relief.tif") as relief:
-        window = rasterio.windows.Window(350, 60, 36, 36)
-        pixels, transform = relief.read(window=window), relief.window_transform(window)
-        profile = relief.profile | {"width": 36, "height": 36, "driver": "GTiff"}
-    for name, move in (("true", 0.0), ("false", -100.0)):
-        moved = rasterio.Affine.translation(move, 0.0) * transform
-        with rasterio.open(tmp_path / f"{name}.tif", "w", **(profile | {"transform": moved})) as file:
+    for name, turn in (("true", 0.0), ("false", 120.0)):
+        with rasterio.open(chip) as file:
+            pixels, profile, crs = file.read(), file.profile, file.crs.to_dict()
+        crs["lon_0"] = (crs["lon_0"] + turn + 180.0) % 360.0 - 180.0
+        with rasterio.open(tmp_path / f"{name}.tif", "w", **(profile | {"crs": crs})) as file:
             file.write(pixels)
         wanted = {"RASTER": tmp_path / f"{name}.tif", "BUNDLE": BUNDLE, "POINTS": tmp_path / f"{name}.gpkg"}
         results, log, code = process("geomvmf:predictraster", {**wanted, "PREDICTIONS": tmp_path / f"{name}.nc"})
         assert code == 0, log
         levels.append(float(results["CLAIMED_LEVEL"]))
-    assert levels[0] < levels[1]
-    assert levels[1] > 0.99
+    assert levels[0] < 0.99 < levels[1]
 
 
 def test_density_of_one_of_some_of_all_and_of_each(process, album, tmp_path):

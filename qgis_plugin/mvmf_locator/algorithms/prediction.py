@@ -113,7 +113,7 @@ class PredictRaster(base.LocatorAlgorithm):
         if row is None or job.cancelled:
             return result
         if row["status"] != "ok":
-            raise WorkerFailed(f"{path}: {row['status']}: {row['message']}")
+            raise WorkerFailed(f"{row['status']}: {row['message']}")
         for name in ("LONGITUDE", "LATITUDE", "AREA_90", "CLAIMED_LEVEL"):
             column = "area_90_km2" if name == "AREA_90" else name.lower()
             if column in row.fields().names() and row[column] not in (None, core.NULL):
