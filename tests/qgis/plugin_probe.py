@@ -279,6 +279,7 @@ DOINGS = {
     "run": run,
     "run_each": run_each,
     "task": run_task,
+    "chain": chain,
     "reload": reload,
     "options": options,
     "registry": registry,

@@ -343,7 +343,8 @@ def test_a_model_chains_prediction_density_and_zones(probe, photos, tmp_path):
 
 
 def test_wrong_parameters_are_said_with_what_to_do(probe, photos, tmp_path):
-    outs = {"POINTS": str(tmp_path / "p.gpkg"), "PREDICTIONS": str(tmp_path / "p.nc")}
+    outs = {name: str(tmp_path / f"{name}.gpkg") for name in ("POINTS", "REGIONS")}
+    outs["PREDICTIONS"] = str(tmp_path / "p.nc")
     common = {"FOLDER": str(photos), "BUNDLE": str(BUNDLE), **outs}
     steps = [
         {"algorithm": "geomvmf:predictphotos", "parameters": {**common, **wrong}}
