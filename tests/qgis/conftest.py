@@ -114,6 +114,21 @@ def process(tmp_path):
 
 
 @pytest.fixture
+def launch(tmp_path):
+    """Start qgis_process and give it while it runs: launch(algorithm, parameters, python, log) -> Popen."""
+
+    def start(algorithm, parameters, python, log):
+        program = qgis_process() or missing("qgis_process")
+        own = environment(tmp_path, python)
+        command = [program, "plugins", "enable", "mvmf_locator"]
+        subprocess.run(command, env=own, capture_output=True, check=True, timeout=60)
+        words = [f"--{name}={value}" for name, value in parameters.items()]
+        return subprocess.Popen([program, "run", algorithm, *words], env=own, stdout=log, stderr=log)
+
+    return start
+
+
+@pytest.fixture
 def fake_python(tmp_path):
     """Make a program that takes the interpreter's place and behaves as `behaviour` says."""
 

@@ -26,7 +26,7 @@ def start():
     return application, plugin
 
 
-def make_feedback(cancel_after=None):
+def make_feedback(cancel_after=None, cancel_on=None):
     from qgis.core import QgsProcessingFeedback
 
     class Feedback(QgsProcessingFeedback):
@@ -38,11 +38,14 @@ def make_feedback(cancel_after=None):
             self.begun = time.monotonic()
 
         def isCanceled(self):  # noqa: N802
-            return cancel_after is not None and time.monotonic() - self.begun > cancel_after
+            late = cancel_after is not None and time.monotonic() - self.begun > cancel_after
+            return late or super().isCanceled()
 
     def recorder(name):
         def record(self, text, *_):
             self.said.append([name, text])
+            if text == cancel_on:
+                self.cancel()  # as the button does: feedbacks of single steps hear of it, too
 
         return record
 
@@ -59,7 +62,7 @@ def run(request):
     seen = []
     for step in request["steps"]:
         algorithm = QgsApplication.processingRegistry().createAlgorithmById(step["algorithm"])
-        context, feedback = QgsProcessingContext(), make_feedback(step.get("cancel_after"))
+        context, feedback = QgsProcessingContext(), make_feedback(step.get("cancel_after"), step.get("cancel_on"))
         context.setProject(QgsProject.instance())
         wish(context, step)
         began = time.monotonic()
