@@ -190,6 +190,42 @@ def test_a_layer_of_photos_loads_styled_and_grouped(probe, photos, tmp_path):
     assert level["renderer"] == density["renderer"] == "QgsSingleBandPseudoColorRenderer"
 
 
+def test_claims_of_a_layer_in_metres_and_a_folder_without_its_folders(probe, photos, tmp_path):
+    """Positions of the layer are claims in degrees; only the images in the folder itself are taken."""
+    layer = photos / "geotagged.gpkg"
+    frame = geopandas.GeoDataFrame(
+        {"photo": [str(photos / "Žabljak, two words.jpg")], "longitude": ["text"], "fraction": [float("nan")]},
+        geometry=geopandas.points_from_xy([7.0], [50.0], crs="EPSG:4326").to_crs("EPSG:3857"),
+    )
+    frame.to_file(layer, layer="photos")
+    steps = [
+        {
+            "algorithm": "geomvmf:predictphotos",
+            "parameters": {
+                "BUNDLE": str(BUNDLE),
+                "POINTS": str(tmp_path / f"{name}.gpkg"),
+                "PREDICTIONS": str(tmp_path / f"{name}.nc"),
+                **given,
+            },
+        }
+        for name, given in {
+            "claims": {"PHOTO_LAYER": str(layer), "PHOTO_FIELD": "photo", "CLAIMS": "columns"},
+            "truth": {"PHOTO_LAYER": str(layer)},
+            "flat": {"FOLDER": str(photos), "RECURSIVE": "false"},
+            "nested": {"FOLDER": str(photos / "day 1"), "RECURSIVE": "true"},
+        }.items()
+    ]
+    answers = probe({"do": "run", "steps": steps}, sys.executable, timeout=280)
+    layer.unlink()
+    assert [answer["error"] for answer in answers] == [""] * 4
+    assert [answer["results"]["COUNT"] for answer in answers] == [1, 1, 19, 1]
+    claims, truth = (rows_of(tmp_path / f"{name}.gpkg", "points").iloc[0] for name in ("claims", "truth"))
+    assert (claims["claimed_longitude"], claims["claimed_latitude"]) == pytest.approx((7.0, 50.0))
+    assert 0.0 <= claims["claimed_level"] <= 1.0
+    assert (truth["true_longitude"], truth["true_latitude"]) == pytest.approx((7.0, 50.0))
+    assert truth["error_km"] > 0.0
+
+
 def test_a_raster_layer_and_what_is_none(process, probe, tmp_path):
     scan = tmp_path / "a scan.tif"
     shutil.copyfile(SAMPLE / "chips" / "chip_03.tif", scan)
