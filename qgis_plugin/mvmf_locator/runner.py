@@ -11,6 +11,7 @@ from qgis.PyQt.QtCore import QProcess, QProcessEnvironment
 
 from . import environment
 from .protocol import Conversation, WorkerFailed, command_line, request_line, text_of
+from .settings import tr
 
 ARGUMENTS = ("-X", "utf8", "-I", "-u", "-m", "geo_mvmf.worker")
 """The whole argument list, always: what users write goes through standard input."""
@@ -65,7 +66,7 @@ class WorkerRun:
             self._show_output()
             if self.feedback.isCanceled() and not asked:
                 asked = True
-                self.feedback.pushInfo("Stopping after the image in work ...")
+                self.feedback.pushInfo(tr("Stopping after the image in work ..."))
                 process.write(b"cancel\n")
             if (asked or self._talk.ending) and deadline is None:
                 process.closeWriteChannel()
@@ -106,7 +107,7 @@ class WorkerRun:
         if self.item_errors <= _SHOWN_ITEMS:
             self.feedback.pushWarning(f"{text_of(event, 'path')}: {text_of(event, 'message')}")
         elif self.item_errors == _SHOWN_ITEMS + 1:
-            self.feedback.pushWarning("More images could not be used: see the columns status and message.")
+            self.feedback.pushWarning(tr("More images could not be used: see the columns status and message."))
 
     def _show_progress(self, event):
         stage, done, total = text_of(event, "stage"), event.get("done"), event.get("total")

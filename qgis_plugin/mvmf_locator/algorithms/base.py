@@ -7,6 +7,7 @@ import html
 import inspect
 import os
 import shutil
+import sys
 
 from qgis import core
 
@@ -18,6 +19,7 @@ from ..settings import tr
 VECTOR = core.QgsProcessing.SourceType.TypeVector
 POLYGONS = core.QgsProcessing.SourceType.TypeVectorPolygon
 PREDICT, MAPS, MODELS, CHECK = tr("Predict"), tr("Maps of predictions"), tr("Models"), tr("Check")
+_MOST = sys.float_info.max
 BUNDLE_FILTER = "Bundle (*.safetensors)"
 PREDICTIONS_FILTER = "Predictions (*.nc)"
 
@@ -243,26 +245,16 @@ def flag(name, text, *, default=False):
     return core.QgsProcessingParameterBoolean(name, text, default)
 
 
-def choice(name, text, words, *, default=None):
-    """Describe a choice among words; the words themselves are the values, also in scripts."""
-    parameter = core.QgsProcessingParameterEnum(
-        name, text, list(words), False, words[0] if default is None else default
-    )
-    parameter.setUsesStaticStrings(True)
-    return parameter
+def choice(name, text, words):
+    """Describe a choice among words, the first by default; the words themselves are the values, also in scripts."""
+    return core.QgsProcessingParameterEnum(name, text, list(words), False, words[0], False, True)
 
 
-def number(name, text, *, default=None, low=None, high=None, whole=False):
+def number(name, text, *, default=None, low=-_MOST, high=_MOST, whole=False):
     """Describe a number; without a default it may be left out."""
     kinds = core.QgsProcessingParameterNumber.Type
-    parameter = core.QgsProcessingParameterNumber(name, text, kinds.Integer if whole else kinds.Double, default)
-    if default is None:
-        parameter.setFlags(parameter.flags() | core.QgsProcessingParameterDefinition.Flag.FlagOptional)
-    if low is not None:
-        parameter.setMinimum(low)
-    if high is not None:
-        parameter.setMaximum(high)
-    return parameter
+    kind = kinds.Integer if whole else kinds.Double
+    return core.QgsProcessingParameterNumber(name, text, kind, default, default is None, low, high)
 
 
 def layer_in(name, text, *, kind=POLYGONS, optional=True):
