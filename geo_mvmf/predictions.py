@@ -18,10 +18,11 @@ import pandas as pd
 from geo_mvmf import density_files, durable, fusing, point_layer, progress
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import stores, vector
-from geo_mvmf.maps import density, regions
+from geo_mvmf.maps import density
 from geo_mvmf.maps.combining import MASS_ERROR
 from geo_mvmf.maps.zones import ZoneProbabilities, Zones
 from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.region_job import regions_job
 from geo_mvmf.stored_mixtures import album_of_rows, mixture_of_rows, rows_named, training_prior
 from geo_mvmf.temporary_folder import TemporaryFolder
 
@@ -163,7 +164,7 @@ class Predictions:
         return point_layer.with_points(self.rows)
 
     def credible_regions(
-        self, levels: Sequence[float] = (0.5, 0.9), *, image_ids: Sequence[str] | None = None
+        self, levels: Sequence[float] = (0.5, 0.9), *, image_ids: Sequence[str] | None = None, workers: int = 1
     ) -> geopandas.GeoDataFrame:
         """Smallest regions that hold given probabilities.
 
@@ -173,6 +174,9 @@ class Predictions:
             Probabilities, 0 to 1.
         image_ids : sequence of str, optional
             Default: all.
+        workers : int
+            Processes for large albums; a script that asks for several guards its own lines with
+            ``if __name__ == "__main__":``, as `multiprocessing` wants it.
 
         Returns
         -------
@@ -184,16 +188,7 @@ class Predictions:
         BadInputError
             If an image_id is unknown or has no prediction.
         """
-        chosen = self._rows_of(image_ids)
-        ids = self.rows["image_id"].to_numpy(object)
-        blocks = [
-            regions.credible_regions(self.mixture_of(block), levels, image_ids=list(ids[block]))
-            for block in _blocks(chosen)
-        ]
-        if not blocks:
-            columns = ["image_id", "level", "probability", "area_km2", "n_parts", "geometry"]
-            return geopandas.GeoDataFrame(columns=columns, geometry="geometry", crs="EPSG:4326")
-        return geopandas.GeoDataFrame(pd.concat(blocks, ignore_index=True), crs="EPSG:4326")
+        return progress.run(regions_job(self.store, self._rows_of(image_ids), levels, workers=workers))
 
     def zones(self, polygons: Any, *, name_column: str | None = None) -> ZoneProbabilities:
         """Probability of every polygon of a layer for every image that has a prediction (docs/zones.md).

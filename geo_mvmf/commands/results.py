@@ -99,19 +99,30 @@ def _where(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help=".gpkg, .parquet or .geojson")
 @click.option("--levels", default="0.5,0.9", show_default=True)
 @click.option("--image-id", "image_ids", multiple=True, help="Repeatable. Default: all.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes, for large albums.")
 @click.option("--overwrite", is_flag=True)
 @click.pass_obj
 def regions(
-    report: Reporter, *, predictions: Path, out: Path, levels: str, image_ids: tuple[str, ...], overwrite: bool
+    report: Reporter,
+    *,
+    predictions: Path,
+    out: Path,
+    levels: str,
+    image_ids: tuple[str, ...],
+    workers: int,
+    overwrite: bool,
 ) -> None:
     """Write the smallest regions that hold given probabilities."""
     from geo_mvmf.files import vector
     from geo_mvmf.predictions import open_predictions
+    from geo_mvmf.region_job import regions_job
+    from geo_mvmf.stored_mixtures import rows_named
 
     vector.check_suffix(out)
     options.check_new(out, overwrite=overwrite)
     wanted = options.levels(levels) or ()
-    layer = open_predictions(predictions).credible_regions(wanted, image_ids=image_ids or None)
+    store = open_predictions(predictions).store
+    layer = report.run(regions_job(store, rows_named(store, image_ids or None), wanted, workers=workers))
     vector.write_layers(out, {"regions": layer}, overwrite=overwrite)
     report.wrote("layers", out)
     report.result(f"wrote {len(layer)} regions to {out}", counts={"regions": len(layer)})

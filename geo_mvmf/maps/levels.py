@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import uuid
 from typing import Any
 
 import numpy as np
@@ -83,35 +85,49 @@ def _levels(density: FloatArray, area: FloatArray) -> FloatArray:
 def _levels_of_windows(density: Any, area: Any) -> Any:
     """Levels of a dask array (N, rows, columns) that is never whole in memory: first a table, then a look-up."""
     from dask import array
-    from dask.delayed import delayed
 
     of: Any = array  # dask's functions carry no types
     area = of.broadcast_to(of.asarray(area), density.shape[-2:]).rechunk(density.chunks[-2:])
-    images = []
-    for i in range(density.shape[0]):
-        total = None
-        for block, own in zip(density[i].to_delayed().ravel(), area.to_delayed().ravel(), strict=True):
-            total = delayed(_mass_by_bin)(block, own, total)  # one after the other: each has millions of bins
-        images.append(density[i].map_blocks(_looked_up, table=delayed(_table)(total), dtype=np.float64))
+    images = [
+        density[i].map_blocks(
+            # meta: dask would try the function out, and make the table for that
+            _Levels(density[i], area),
+            dtype=np.float64,
+            meta=np.empty((0, 0)),
+            name=f"level-{uuid.uuid4().hex}",
+        )
+        for i in range(density.shape[0])
+    ]
     return of.stack(images)
+
+
+class _Levels:
+    """From densities to levels; the table is made when it is first needed, and once however often it is."""
+
+    def __init__(self, density: Any, area: Any) -> None:
+        self._density, self._area = density, area
+        self._table: FloatArray | None = None
+        self._lock = threading.Lock()
+        self.token = uuid.uuid4().hex
+
+    def __call__(self, block: FloatArray) -> FloatArray:
+        with self._lock:
+            if self._table is None:
+                self._table = self._made()
+        return np.where(np.isfinite(block), self._table[_bins(block)], np.nan)
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+    def _made(self) -> FloatArray:
+        total = np.zeros(_BINS)
+        for place in np.ndindex(self._area.numblocks):  # one after the other: what is larger than memory stays outside
+            density, area = (np.asarray(part.blocks[place]) for part in (self._density, self._area))
+            total += np.bincount(_bins(density).ravel(), np.nan_to_num(density * area).ravel(), minlength=_BINS)
+        return np.asarray(np.minimum(np.cumsum(total[::-1])[::-1], 1.0))
 
 
 def _bins(density: FloatArray) -> npt.NDArray[np.uint32]:
     """Numbers that rise with density: the leading bits of a float32 (abs: there is no -0)."""
     single = np.abs(np.maximum(np.nan_to_num(density), 0.0)).astype(np.float32)
     return np.asarray(single.view(np.uint32) >> _BITS_DROPPED)
-
-
-def _mass_by_bin(density: FloatArray, area: FloatArray, before: FloatArray | None) -> FloatArray:
-    mass = np.nan_to_num(density * area)
-    found = np.bincount(_bins(density).ravel(), mass.ravel(), minlength=_BINS).astype(np.float64)
-    return found if before is None else found + before
-
-
-def _table(total: FloatArray) -> FloatArray:
-    """Level of each bin."""
-    return np.asarray(np.minimum(np.cumsum(total[::-1])[::-1], 1.0))
-
-
-def _looked_up(density: FloatArray, table: FloatArray) -> FloatArray:
-    return np.where(np.isfinite(density), table[_bins(density)], np.nan)

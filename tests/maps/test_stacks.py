@@ -56,6 +56,18 @@ def test_levels_of_windows_are_those_of_the_whole(monkeypatch):
     assert lazy.to_numpy() == pytest.approx(now.to_numpy(), abs=2e-3, nan_ok=True)
 
 
+def test_the_table_of_levels_is_made_once_however_often_windows_are_asked_for(monkeypatch):
+    """The twin that makes it with every window would look at all of the map for each block of a file."""
+    small_memory(monkeypatch)
+    lazy = levels.credible_level_raster(density.density_raster(album(1), GRIDS["globe"]))
+    made = []
+    given = levels._Levels._made
+    monkeypatch.setattr(levels._Levels, "_made", lambda own: made.append(1) or given(own))
+    for row in range(0, 90, 30):
+        lazy[0, row : row + 30].data.compute()
+    assert len(made) == 1
+
+
 def test_what_a_window_does_not_ask_for_is_not_made(monkeypatch):
     """The twin that makes all of it is caught by counting the windows that were prepared."""
     prepared = []
