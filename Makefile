@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built-from-pyproject
 
-.PHONY: help demo test test-hard check bench sample plugin clean
+.PHONY: help demo test test-hard check bench sample plugin qgis-newest qgis-screenshots clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -34,9 +34,11 @@ check: $(STAMP)  ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP)  ## measure; figures go to benchmarks/results (perhaps 20 minutes on 2 idle cores)
+bench: $(STAMP)  ## measure; figures go to benchmarks/results (perhaps 40 minutes on 2 idle cores)
 	@$(BIN)/python benchmarks/kernels.py
+	@$(BIN)/python benchmarks/density.py
 	@$(BIN)/python benchmarks/estimates.py
+	@$(BIN)/python benchmarks/album.py
 	@$(BIN)/python benchmarks/predict_memory.py
 	@$(BIN)/python benchmarks/predict_cost.py
 
@@ -45,6 +47,12 @@ sample: $(STAMP)  ## regenerate sample_data/ from Natural Earth
 
 plugin:  ## write the QGIS plugin's zip file into dist/
 	@$(PYTHON) qgis_plugin/package.py
+
+qgis-newest: $(STAMP)  ## run the plugin in the newest QGIS of Debian (as root; network; 2 GB in /tmp)
+	@qgis_plugin/newest_qgis.sh
+
+qgis-screenshots: $(STAMP)  ## take the pictures of docs/qgis.md anew (needs QGIS and xvfb)
+	@$(PYTHON) qgis_plugin/screenshots.py
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache
