@@ -61,6 +61,7 @@ def environment(tmp_path, python, **more):
         **kept,
         "QT_QPA_PLATFORM": "offscreen",
         "XDG_RUNTIME_DIR": str(profile),
+        "XDG_CONFIG_HOME": str(profile),  # of settings that have no profile
         "QGIS_CUSTOM_CONFIG_PATH": str(profile),
         "QGIS_PLUGINPATH": str(PLUGIN.parent),
         "GEO_MVMF_PYTHON": str(python),
