@@ -318,7 +318,7 @@ def test_regions_zones_and_fusing(process, album, tmp_path):
     assert len(table_of(tmp_path / "z.csv")) == 10
 
     wanted = {"PREDICTIONS": store, "IMAGE_IDS": second, "BY": "image_id", "AREA": SAMPLE / "aoi.geojson"}
-    outs = {"OUTPUT": tmp_path / "f.nc", "REGIONS": tmp_path / "fr.gpkg"}
+    outs = {"OUTPUT": tmp_path / "f.nc", "REGIONS": tmp_path / "fr.gpkg", "MAX_MASS_ERROR": "0.05"}
     _, log, code = process("geomvmf:fusepredictions", {**wanted, **outs})
     assert code == 0 or "of its probability in the area" in log.replace("\n", " "), log
     wanted = {"PREDICTIONS": store, "BY": "all", "INDEPENDENCE": "0.5", "IMAGE_IDS": f"{first};{second}"}

@@ -202,6 +202,7 @@ class FusePredictions(base.LocatorAlgorithm):
                 "PRIOR_MODE", tr("The prior replaces that of training, or multiplies it"), ("replace", "multiply")
             ),
             base.number("INDEPENDENCE", tr("Independence of the images (0..1)"), default=1.0, low=0.0, high=1.0),
+            base.advanced(base.number("MAX_MASS_ERROR", tr("Most error of any region's probability"), default=0.005)),
             base.text_in("LEVELS", tr("Credible levels of the regions (0..1, with commas)"), default="0.5,0.9"),
             base.file_out("OUTPUT", tr("Fused predictions"), base.PREDICTIONS_FILTER),
             base.vector_out("REGIONS", tr("Credible regions"), optional=True),
@@ -219,6 +220,7 @@ class FusePredictions(base.LocatorAlgorithm):
             "prior": raster_file(prior) if prior is not None else None,
             "prior_mode": job.choice("PRIOR_MODE"),
             "independence": job.number("INDEPENDENCE"),
+            "max_mass_error": job.number("MAX_MASS_ERROR"),
             "overwrite": True,
         }
         result = {"OUTPUT": out}
