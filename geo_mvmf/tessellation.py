@@ -35,6 +35,7 @@ _BINS_PER_LEVEL = 32  # of the histogram of errors
 _THINNEST, _DENSEST, _BIN = -60.0, 40.0, 0.01  # logarithms of densities per steradian that are told apart
 _DOUBT = 1.25  # third derivatives are neglected
 _BAND = 0.03  # of a density that is crossed: it is known to a per cent or so
+_SMOOTH_CELLS, _SMOOTHER = 3000, 25.0  # cells along borders that cost little, and how much less they then err at least
 _DEEPEST = -100  # its lower end in levels: errors below 8^-100 count as that
 
 
@@ -146,7 +147,8 @@ def tessellate(
     nodes = patches.NodeValues(patches.find_patches(chosen), chosen)
     crossed = values_of_levels(nodes, levels) if levels is not None else None
     pieces, error = refine(nodes, (1.0 - _CUT) * max_mass_error, max_cells, crossed=crossed)
-    return _spread([*pieces, _without_mass(nodes.patches.empty)], error, max_mass_error)
+    empty = nodes.patches.empty
+    return _spread([*pieces, Pieces(empty, np.zeros(empty.size), s2.area_sr(empty))], error, max_mass_error)
 
 
 def refine(
@@ -267,8 +269,7 @@ def _threshold(nodes: Nodes, target: float, max_cells: int, crossed: FloatArray 
     The errors of cells two levels below the patches are sorted into bins a fraction of a level wide. An error falls
     by 8 per level (it goes with side^3) while the number grows by 4, or by 2 along a line.
     """
-    top = 1.0  # levels above an error of 1: none is larger
-    growth = 4.0 if crossed is None else 2.0
+    top, growth = 1.0, 4.0 if crossed is None else 2.0  # levels above an error of 1: none is larger
     counts = np.zeros(int((top - _DEEPEST) * _BINS_PER_LEVEL) + 1)
     for block in nodes.blocks():
         errors, matters = _errors(_near(nodes.of(block), crossed), 2, crossed)
@@ -278,6 +279,10 @@ def _threshold(nodes: Nodes, target: float, max_cells: int, crossed: FloatArray 
     levels = _DEEPEST + (np.arange(counts.size) + 0.5) / _BINS_PER_LEVEL
     wanted = _highest(lambda chosen: _predicted(levels, counts, chosen, growth)[0] <= target, levels)
     possible = _lowest(lambda chosen: _predicted(levels, counts, chosen, growth)[1] <= max_cells, levels)
+    if crossed is not None:  # where that costs little a border is drawn finer than it must be, so that it looks smooth
+        fine = _lowest(lambda chosen: _predicted(levels, counts, chosen, growth)[1] <= _SMOOTH_CELLS, levels)
+        least = _highest(lambda chosen: _predicted(levels, counts, chosen, growth)[0] <= target / _SMOOTHER, levels)
+        wanted = min(wanted, max(fine, least))
     return float(8.0 ** max(wanted, possible)), wanted >= possible
 
 
@@ -383,10 +388,6 @@ def _near(values: patches.Block, crossed: FloatArray | None) -> patches.Block:
         return values
     rows = _crosses(values, crossed)
     return patches.Block(values.cell_ids[rows], values.density[rows], values.element[rows])
-
-
-def _without_mass(cells: IdArray) -> Pieces:
-    return Pieces(cells, np.zeros(cells.size), s2.area_sr(cells))
 
 
 def _spread(pieces: Sequence[Pieces], error: float, max_mass_error: float) -> Tessellation:

@@ -52,7 +52,8 @@ class LocatorAlgorithm(core.QgsProcessingAlgorithm):
         return ["geolocation", "photo", "probability", "mvmf", *self.TAGS]
 
     def shortHelpString(self):
-        said = [tr(part) for part in inspect.getdoc(type(self)).split("\n\n")]
+        # lines are joined: QGIS would show each of their ends
+        said = [tr(" ".join(part.split())) for part in inspect.getdoc(type(self)).split("\n\n")]
         return "".join(f"<p>{part}</p>" for part in [*said, COMMON_HELP]).replace("->", "→")
 
     def canExecute(self):
