@@ -57,11 +57,16 @@ class Arrival(core.QgsProcessingLayerPostProcessorInterface):
     def _move(self, layer, project):
         root = project.layerTreeRoot()
         node = root.findLayer(layer.id())
-        if node is None or node.parent().name() == self.group:
+        if node is None:
             return
         group = root.findGroup(self.group) or root.insertGroup(0, self.group)
-        orders = [each.layer().customProperty(_ORDER, 0) for each in group.findLayers() if each.layer()]
-        group.insertChildNode(sum(int(order) <= self.order for order in orders), node.clone())
+        # a window puts new layers on top of the group that the current layer is in, which may be this one
+        place = 0
+        for number, other in enumerate(group.children()):
+            known = core.QgsLayerTree.isLayer(other) and other.layer() and other.layerId() != layer.id()
+            if known and int(other.layer().customProperty(_ORDER, 0)) <= self.order:
+                place = number + 1
+        group.insertChildNode(place, node.clone())
         node.parent().removeChildNode(node)
 
 

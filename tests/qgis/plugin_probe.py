@@ -128,8 +128,16 @@ def wish(context, step):
 def load(algorithm, context, feedback):
     """Load the results as QGIS's window does, and describe the tree from top to bottom."""
     from processing.gui.Postprocessing import handleAlgorithmResults
-    from qgis.core import QgsProject, QgsVectorLayer
+    from qgis.core import QgsLayerTreeRegistryBridge, QgsProject, QgsVectorLayer
 
+    bridge = QgsProject.instance().layerTreeRegistryBridge()
+
+    def follow(node, *_):
+        """Put new layers on top of the group of the current layer, as a window does."""
+        if node.name().startswith("Geo MvMF / "):
+            bridge.setLayerInsertionPoint(QgsLayerTreeRegistryBridge.InsertionPoint(node, 0))
+
+    QgsProject.instance().layerTreeRoot().addedChildren.connect(follow)
     handleAlgorithmResults(algorithm, context, feedback, False)
     found = []
     for node in QgsProject.instance().layerTreeRoot().findLayers():
