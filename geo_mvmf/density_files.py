@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from geo_mvmf.maps import levels
 
 if TYPE_CHECKING:
     import xarray as xr
+
+_ZEROS = 1 << 24
 
 
 def column(store: stores.StoredPredictions, name: str | None, rows: npt.NDArray[np.int64]) -> list[Any] | None:
@@ -109,7 +112,7 @@ def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite
     --------
     See `Predictions.write_density`.
     """
-    with _computed_once(raster, path.parent) as computed:
+    with _computed_once(raster, path) as computed:
         if path.suffix.lower() == ".nc":
             stores.write_density_netcdf(path, computed, overwrite=overwrite)
         else:
@@ -118,7 +121,7 @@ def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite
 
 
 @contextlib.contextmanager
-def _computed_once(raster: xr.DataArray, folder: Path) -> Iterator[xr.DataArray]:
+def _computed_once(raster: xr.DataArray, path: Path) -> Iterator[xr.DataArray]:
     """Keep what is made window by window in a file that goes with the work: it is read for two rasters and a sum."""
     if raster.chunks is None:
         yield raster
@@ -127,22 +130,34 @@ def _computed_once(raster: xr.DataArray, folder: Path) -> Iterator[xr.DataArray]
     import dask.array
 
     of: Any = dask  # its functions carry no types
-    folder.mkdir(parents=True, exist_ok=True)
     areas = of.array.asarray(raster["cell_area_km2"].data).rechunk(raster.chunks[-2:])
     sums = np.zeros(raster.shape[0])
-    with tempfile.TemporaryFile(dir=folder) as file:
-        kept = np.memmap(file, dtype=np.float32, mode="w+", shape=raster.shape)
-        tops, lefts = (np.cumsum([0, *sizes]) for sizes in raster.chunks[-2:])
-        for image, row, column in itertools.product(
-            range(raster.shape[0]), range(tops.size - 1), range(lefts.size - 1)
+    with contextlib.ExitStack() as stack:
+        with durable.output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
+            _reserve(file, raster.size * 4)
+        kept = np.memmap(file, dtype=np.float32, mode="r+", shape=raster.shape)
+        ends = [np.cumsum([0, *sizes]).tolist() for sizes in raster.chunks]
+        for images, rows, columns in itertools.product(
+            *(itertools.starmap(slice, itertools.pairwise(e)) for e in ends)
         ):
-            across = slice(tops[row], tops[row + 1]), slice(lefts[column], lefts[column + 1])
-            values, area = of.compute(raster.data[(image, *across)], areas[across])
-            kept[(image, *across)] = values
-            sums[image] += np.nansum(values * area)
+            values, area = of.compute(raster.data[images, rows, columns], areas[rows, columns])
+            kept[images, rows, columns] = values
+            sums[images] += np.nansum(values * area, axis=(1, 2))
         lazy = of.array.from_array(kept, chunks=raster.chunks, name=False)
         found = ("image", sums, raster["probability_sum"].attrs)
         yield raster.copy(data=lazy).assign_coords(probability_sum=found)
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Take the space on the disk now: where it is missing later, a write into a map of the file kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, _ZEROS):
+        file.write(bytes(min(_ZEROS, size - start)))
+    file.flush()
 
 
 def _write_tifs(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite: bool) -> None:

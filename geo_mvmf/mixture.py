@@ -247,7 +247,7 @@ class VmfMixture:
             largest error of the probability of any region.
         max_cells : int
             About how many cells one image may have; where that is not enough the error is larger, `mass_errors` of
-            the result says how large, and a `tessellation.CoarseCellsWarning` is given.
+            the result says how large, and a `coarse_cells.CoarseCellsWarning` is given.
 
         Returns
         -------

@@ -171,7 +171,7 @@ class Predictions:
         Parameters
         ----------
         levels : sequence of float
-            Probabilities, 0 to 1.
+            Probabilities, greater than 0 and less than 1.
         image_ids : sequence of str, optional
             Default: all.
         workers : int

@@ -62,7 +62,7 @@ class Progress:
     Parameters
     ----------
     stage : str
-        What is being done, one word: "read", "load", "predict", "cut", "features", "train", "write".
+        What is being done, one word: "read", "load", "predict", "cut", "features", "train", "regions", "write".
     done, total : int
         Units finished and units in all (0 where unknown).
     message : str

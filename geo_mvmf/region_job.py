@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from geo_mvmf.errors import UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.maps import regions
 from geo_mvmf.progress import Progress
@@ -44,7 +46,7 @@ def regions_job(
     rows : ndarray of int64, (k,)
         Row numbers of images that have a prediction.
     levels : sequence of float
-        Probabilities, 0 to 1.
+        Probabilities, greater than 0 and less than 1.
     workers : int
         Processes; of few images one does it all.
 
@@ -62,6 +64,8 @@ def regions_job(
     ------
     ValueError
         If a level is not between 0 and 1.
+    UsageError
+        If there is not at least one worker, or a process was ended from outside.
     BadInputError
         If what is stored is damaged.
 
@@ -69,6 +73,8 @@ def regions_job(
     --------
     See `Predictions.credible_regions`.
     """
+    if workers < 1:
+        raise UsageError(f"workers is {workers}; it must be at least 1")
     blocks = [rows[start : start + _IMAGES_AT_ONCE] for start in range(0, rows.size, _IMAGES_AT_ONCE)]
     found = [regions.credible_regions(mixture_of_rows(store, rows[:0]), levels)] if not blocks else []
     done = 0
@@ -86,18 +92,25 @@ def _layers(
         for block in blocks:
             yield _layer(store, block, levels)
         return
-    before = set(multiprocessing.active_children())
     spawn = multiprocessing.get_context("spawn")  # a copy of this process might hold locks of threads it has not
     pool = ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent)
+    own: list[Any] = []
     try:
         path = str(store.path.resolve())
         waiting: list[Future[Any]] = [pool.submit(_layer_of_file, path, block, tuple(levels)) for block in blocks]
+        own = list((getattr(pool, "_processes", None) or {}).values())  # Python 3.14 has terminate_workers for it
         for future in waiting:
             yield future.result()
         pool.shutdown()
+        own = []
+    except BrokenProcessPool as error:
+        raise UsageError(
+            f"{store.path}: one of {workers} processes was ended from outside, probably for want of memory; ask for "
+            "1 worker, or close other programs"
+        ) from error
     finally:  # interrupted: nobody waits for what was begun
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - before:
+        for child in own:
             child.terminate()
 
 

@@ -162,9 +162,7 @@ def cancel(rows: Rows, images: IntArray) -> None:
         rows["message"][i] = f"{rows['path'][i]}: cancelled before it was reached; the same command goes on"
 
 
-def judge(
-    rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture, *, nodes: list[Nodes] | None = None
-) -> None:
+def judge(rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture, *, nodes: list[Nodes] | None = None) -> None:
     """Compare predictions with the truth and with claims, where the table has them.
 
     Parameters

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from geo_mvmf import patch_density, patches, s2, s2_curve
 from geo_mvmf.cell_mixture import CellMixture
+from geo_mvmf.coarse_cells import warn_if_coarse
 from geo_mvmf.patch_nodes import operators
 
 FloatArray = npt.NDArray[np.float64]
@@ -37,16 +37,6 @@ _DOUBT = 1.25  # third derivatives are neglected
 _BAND = 0.03  # of a density that is crossed: it is known to a per cent or so
 _SMOOTH_CELLS, _SMOOTHER = 3000, 25.0  # cells along borders that cost little, and how much less they then err at least
 _DEEPEST = -100  # its lower end in levels: errors below 8^-100 count as that
-
-
-class CoarseCellsWarning(UserWarning):
-    """Some image would need more cells than allowed; `mass_errors` says what error it has.
-
-    Examples
-    --------
-    >>> issubclass(CoarseCellsWarning, UserWarning)
-    True
-    """
 
 
 class Tessellation(NamedTuple):
@@ -247,14 +237,7 @@ def assemble(pieces: Sequence[Tessellation], max_mass_error: float) -> CellMixtu
     2
     """
     errors = np.array([piece.mass_error for piece in pieces], dtype=np.float64)
-    coarse = errors > max_mass_error
-    if np.any(coarse):
-        warnings.warn(
-            f"{int(coarse.sum())} of {errors.size} images reach a mass error of {errors.max():.2g} only, not"
-            f" {max_mass_error:g}: their density has too many narrow peaks; raise max_cells or max_mass_error",
-            CoarseCellsWarning,
-            stacklevel=3,
-        )
+    warn_if_coarse(errors, max_mass_error)
     return CellMixture(
         np.concatenate([np.empty(0, dtype=np.uint64), *(piece.cell_ids for piece in pieces)]),
         np.concatenate([np.empty(0), *(piece.probabilities for piece in pieces)]),

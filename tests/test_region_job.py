@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from geo_mvmf import region_job, sphere
+from geo_mvmf.errors import UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.stored_mixtures import mixture_of_rows
 
@@ -70,15 +71,29 @@ def test_few_images_need_no_processes(store, monkeypatch):
     assert len(result_of(region_job.regions_job(store, np.arange(0), LEVELS, workers=8))[0]) == 0
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_interruption_leaves_no_process(store, workers):
-    job = region_job.regions_job(store, np.flatnonzero(store.is_predicted), LEVELS, workers=workers)
+def test_an_interruption_leaves_no_process_and_ends_nobody_elses(store):
+    job = region_job.regions_job(store, np.flatnonzero(store.is_predicted), LEVELS, workers=2)
     next(job)
+    theirs = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60.0,))
+    theirs.start()
     job.close()
     deadline = time.monotonic() + 20.0
-    while multiprocessing.active_children() and time.monotonic() < deadline:
+    while multiprocessing.active_children() != [theirs] and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not multiprocessing.active_children()
+    assert multiprocessing.active_children() == [theirs]
+    theirs.kill()
+    theirs.join()
+
+
+def test_a_process_that_is_ended_from_outside_is_a_clear_error(store):
+    job = region_job.regions_job(store, np.tile(np.flatnonzero(store.is_predicted), 20), LEVELS, workers=2)
+    next(job)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(UsageError, match="ended from outside, probably for want of memory"):
+        result_of(job)
+    with pytest.raises(UsageError, match="workers is 0"):
+        result_of(region_job.regions_job(store, np.arange(2), LEVELS, workers=0))
 
 
 SCRIPT = """

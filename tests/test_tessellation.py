@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from geo_mvmf import patch_nodes, patches, s2, s2_curve, sphere, tessellation, vmf
+from geo_mvmf import coarse_cells, patch_nodes, patches, s2, s2_curve, sphere, vmf
 from geo_mvmf.mixture import VmfMixture
 
 
@@ -132,13 +132,13 @@ def test_the_narrowest_allowed_components_end_at_leaf_cells():
     for log_kappa in (30.0, 36.0):
         mixture = one_peak(log_kappa)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", tessellation.CoarseCellsWarning)
+            warnings.simplefilter("ignore", coarse_cells.CoarseCellsWarning)
             cells = mixture.to_cells(0.05)
         check_tiling(cells)
         value, error = sampled_variation(mixture, cells, n=20_000)
         assert value - 4 * error <= cells.mass_errors[0]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", tessellation.CoarseCellsWarning)
+        warnings.simplefilter("ignore", coarse_cells.CoarseCellsWarning)
         check_tiling(one_peak(45.0).to_cells(0.05))
 
 
@@ -185,7 +185,7 @@ def test_a_uniform_mixture_needs_few_cells():
 
 def test_too_few_cells_are_told():
     mixture = mixed(c=40, low=14.0, high=20.0)
-    with pytest.warns(tessellation.CoarseCellsWarning, match=r"1 of 1 images reach a mass error of 0\.\d"):
+    with pytest.warns(coarse_cells.CoarseCellsWarning, match=r"1 of 1 images reach a mass error of 0\.\d"):
         cells = mixture.to_cells(0.01, max_cells=20_000)
     assert cells.cell_ids.size < 40_000
     assert cells.mass_errors[0] > 0.01

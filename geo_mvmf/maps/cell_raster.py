@@ -56,7 +56,7 @@ class CellRaster:
         self._areas_sr = np.nan_to_num(cell_areas_km2).ravel() / sphere.EARTH_RADIUS_KM**2
         self._is_whole = bool(abs(self._areas_sr.sum() / (4.0 * np.pi) - 1.0) < 1e-9)
         self._corners = _lattice(grid, 0.0, 1)
-        self._fitting = _levels(_longest_sides(self._corners))
+        self._fitting = _levels(np.maximum(_longest_sides(self._corners), np.sqrt(self._areas_sr)))
         self._finest = np.minimum(_levels(np.sqrt(self._areas_sr)) + SPLITS, s2.MAX_LEVEL)
         self._leaves: IdArray | None = None  # (5, cells): middle and corners, 0 outside the domain
 
@@ -157,10 +157,10 @@ def _lattice(grid: Grid, shift: float, more: int) -> FloatArray:
 
 
 def _longest_sides(corners: FloatArray) -> FloatArray:
-    """Longest side of each raster cell (chord), 0 where a corner is outside the domain."""
+    """Longest side of each raster cell (chord) with both ends inside the domain, 0 where there is none."""
     across = np.linalg.norm(np.diff(corners, axis=1), axis=-1)
     down = np.linalg.norm(np.diff(corners, axis=0), axis=-1)
-    sides = np.stack([across[:-1], across[1:], down[:, :-1], down[:, 1:]]).max(axis=0)
+    sides = np.fmax.reduce([across[:-1], across[1:], down[:, :-1], down[:, 1:]])
     return np.asarray(np.nan_to_num(sides).ravel())
 
 

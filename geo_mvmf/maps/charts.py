@@ -197,7 +197,7 @@ def charts_of(grid: Grid) -> Charts:
     Parameters
     ----------
     grid : Grid
-        Any; meant for those that are not geographic.
+        Any; meant for those that are not cylindrical.
 
     Examples
     --------

@@ -86,7 +86,7 @@ def combine(
         Largest total variation distance to the exact result.
     max_cells : int
         About how many cells there may be; where that is not enough, `mass_errors` says so and a
-        `tessellation.CoarseCellsWarning` is given.
+        `coarse_cells.CoarseCellsWarning` is given.
     least : float
         Integral of the product below which no density is made of it.
 

@@ -26,6 +26,8 @@ IntArray = npt.NDArray[np.int64]
 
 NAME = "density_per_km2"
 
+_MEANS_KEPT = 8
+
 _ATTRIBUTES: dict[str, Any] = {
     "units": "km-2",
     "long_name": "probability density of the location",
@@ -246,6 +248,7 @@ class _Painter:
     def __init__(self, source: CellMixture | Album, members: list[IntArray]) -> None:
         self.source = source
         self.members = members
+        self._means: dict[int, FloatArray] = {}
 
     def __call__(self, grid: Grid, areas: FloatArray) -> stacks.Painter:
         if isinstance(self.source, CellMixture):
@@ -265,9 +268,18 @@ class _Painter:
         rasteriser = Rasteriser(album.mean_directions, album.log_concentrations, grid)
 
         def paint(i: int) -> FloatArray:
-            return rasteriser.probabilities(album.mean(self.members[i]))
+            return rasteriser.probabilities(self._mean(album, i))
 
         return paint
+
+    def _mean(self, album: Album, i: int) -> FloatArray:
+        """Mixing weights of a raster; windows ask for the same one after the other."""
+        found = self._means.get(i)
+        if found is None:
+            if len(self._means) >= _MEANS_KEPT:
+                self._means.clear()
+            found = self._means[i] = album.mean(self.members[i])
+        return found
 
 
 def _coordinates(grid: Grid, areas: FloatArray) -> dict[str, Any]:

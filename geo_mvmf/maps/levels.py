@@ -119,6 +119,12 @@ class _Levels:
     def __dask_tokenize__(self) -> str:
         return self.token
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lock": None, "_table": None}  # another process makes its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def _made(self) -> FloatArray:
         total = np.zeros(_BINS)
         for place in np.ndindex(self._area.numblocks):  # one after the other: what is larger than memory stays outside

@@ -131,8 +131,8 @@ def cylinder_edges(
     Returns
     -------
     longitude, latitude : ndarray of float64, shapes as x and y, or None
-        Degrees, longitude evenly spaced; edges beyond a pole are the pole. None for every other projection, and where
-        the grid goes on beyond the meridian at which the map ends.
+        Degrees, longitude evenly spaced; edges beyond a pole are the pole. None for every other projection, where
+        the grid goes on beyond the meridian at which the map ends, and where fewer than two rows' edges are on it.
 
     Examples
     --------
@@ -143,7 +143,7 @@ def cylinder_edges(
     """
     _, latitude = unproject(np.full(y.shape, x.mean()), y)
     known = np.isfinite(latitude)
-    if not known.any():
+    if known.sum() < 2:  # from one alone it is not known which way the north is
         return None
     slack = _INSIDE * (x[-1] - x[0])
     across = np.linspace(x[0] + slack, x[-1] - slack, _PROBES)
@@ -170,7 +170,7 @@ def _to_the_poles(latitude: FloatArray, known: npt.NDArray[np.bool_]) -> FloatAr
     """Put edges beyond the domain of a cylinder at the pole where it ends."""
     (inside,) = np.nonzero(known)
     first, last = int(inside[0]), int(inside[-1])
-    rises = latitude[last] > latitude[first] if last > first else first > 0
+    rises = latitude[last] > latitude[first]
     result = latitude.copy()
     result[:first] = -90.0 if rises else 90.0
     result[last + 1 :] = 90.0 if rises else -90.0

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import shapely
 
 from geo_mvmf import s2, sphere, tessellation
+from geo_mvmf.coarse_cells import warn_if_coarse
 from geo_mvmf.maps import outlines
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
@@ -17,7 +18,8 @@ FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
 
 _MAX_CELLS = 4_000_000
-_OVERSHOOT = 0.004  # the mass of a region exceeds its level by no more: the last cell is split
+_SHARE = 0.05  # of the level, or of what is left of 1, by which a region may hold too much
+_LEAST_OVERSHOOT, _OVERSHOOT = 1e-4, 0.004  # the mass of a region exceeds its level by no more: the last cell is split
 COLUMNS = ("image_id", "level", "probability", "area_km2", "n_parts", "geometry")
 
 
@@ -79,14 +81,16 @@ def _cells_of(
     """Cells of one image and their probabilities, fine where the density crosses the regions' borders."""
     if isinstance(mixture, CellMixture):
         return mixture.of(image)
+    allowed = float(np.clip(max_mass_error, 1e-5, max(1e-5, 0.5 * (1.0 - max(levels)))))  # tails, of high levels
     found = tessellation.tessellate(
         mixture.mean_directions,
         mixture.log_concentrations,
         np.exp(mixture.log_mixing_weights[image]),
-        max_mass_error=max_mass_error,
+        max_mass_error=allowed,
         max_cells=_MAX_CELLS,
         levels=levels,
     )
+    warn_if_coarse(np.array([found.mass_error]), max(1.25 * allowed, max_mass_error))
     return found.cell_ids, found.probabilities
 
 
@@ -123,14 +127,15 @@ class DensestFirst:
         -------
         ids : ndarray of uint64
         probability : float
-            At least the level, and at most 0.004 more.
+            At least the level, and at most 0.004 more (less for levels close to 0 or 1).
         area_sr : float
             Steradians.
         """
         last = min(int(np.searchsorted(self._held, level - 1e-12)), self._ids.size - 1)
         mass, area, cell = float(self._probabilities[last]), float(self._areas[last]), self._ids[last]
         chosen, held, covered = [self._ids[:last]], float(self._held[last]) - mass, float(self._areas[:last].sum())
-        while held + mass > level + _OVERSHOOT and s2.level(cell) < s2.MAX_LEVEL:
+        most = level + max(_LEAST_OVERSHOOT, min(_OVERSHOOT, _SHARE * level, _SHARE * (1.0 - level)))
+        while held + mass > most and s2.level(cell) < s2.MAX_LEVEL:
             quarters = s2.children(cell)
             areas = s2.area_sr(quarters)
             shares = mass * areas / area

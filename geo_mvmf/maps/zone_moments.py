@@ -128,7 +128,7 @@ class ZoneMoments:
         Returns
         -------
         ndarray of float64, shape (C, Z)
-            To about 1e-6; may be that much below 0 or above 1.
+            To about 1e-7; may be that much below 0 or above 1.
         """
         result = np.zeros((log_concentrations.size, self._number))
         finest = np.log2(_EDGE / _SIGMAS) + 0.5 * np.log2(np.e) * log_concentrations
@@ -246,7 +246,8 @@ class ZoneMoments:
             mine = s2.parent(own, level)
             passing = mine != s2.parent(other, level)
             s, t = _local(crossings.place[passing], mine[passing], level)
-            at_side = np.abs(s - 1.0) <= _ON_SIDE
+            # and not on the side beyond the corner, if it is that close to one
+            at_side = np.abs(s - 1.0) <= np.minimum(_ON_SIDE, np.minimum(np.abs(t), np.abs(1.0 - t)))
             wanted = _combined(mine[passing][at_side], crossings.zone[passing][at_side], self._number)
             row = order[np.searchsorted(keys[order], wanted)]
             np.add.at(along, row, sign * _integrals_from(t[at_side]))
@@ -274,7 +275,7 @@ def _moving(start: FloatArray, change: FloatArray, edge: IntArray, along: FloatA
 
 
 def _combined(cells: IdArray, zones: IntArray, number: int) -> IdArray:
-    """One number for each pair of a cell (of a level above 14) and a zone."""
+    """One number for each pair of a cell (coarser than level 14) and a zone."""
     return (cells >> np.uint64(32)) * np.uint64(number) + zones.astype(np.uint64)
 
 

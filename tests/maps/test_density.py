@@ -153,6 +153,12 @@ class TestValues:
         areas = charts_of(grid).areas_sr() * sphere.EARTH_RADIUS_KM**2
         assert density.cell_area_km2(grid) == pytest.approx(areas, rel=1e-8)
 
+    def test_the_north_is_on_top_however_few_rows_there_are(self, mixture_of):
+        peak = mixture_of(sphere.to_directions([10.0], [50.0]), 8.0)
+        raster = density.density_raster(peak, Grid.from_bounds(-17e6, -8e6, 17e6, 8e6, (1e6, 8e6), crs=6933))
+        north, south = (raster * raster.cell_area_km2)[0].sum("x").to_numpy()
+        assert (north, south) == pytest.approx((1.0, 0.0), abs=1e-5)
+
     def test_rows_beyond_a_pole_are_no_ground(self, mass_of, mixture_of):
         grid = Grid.from_bounds(-17367530.445, -8e6, 17367530.445, 8e6, 5e5, crs=6933)
         raster = density.density_raster(mixture_of(sphere.to_directions([0.0], [90.0]), 12.0), grid)

@@ -265,6 +265,8 @@ class TestCylinders:
         grid = Grid.from_bounds(-1e6, -8e6, 1e6, 8e6, 2e6, crs=6933)
         assert grid.degree_edges[1][[0, -1]].tolist() == [90.0, -90.0]
         below = Grid.from_bounds(-1e6, 8e6, 1e6, 9e6, 5e5, crs=6933)
+        for south in (-8e6, 0.0):  # one edge of a row is on the map: it does not say where the north is
+            assert not Grid.from_bounds(-1e6, south, 1e6, 8e6, (1e6, 8e6), crs=6933).is_cylindrical
         assert not below.is_cylindrical  # nothing of it is on the map
         turned = Grid((8, 2), (1e6, 0.0, -1e6, 0.0, 2e6, -8e6), 6933)  # the south on top
         assert turned.degree_edges[1][[0, -1]].tolist() == [-90.0, 90.0]

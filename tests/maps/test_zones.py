@@ -106,7 +106,7 @@ class TestMoments:
         log_kappa = np.concatenate([[-20.0, 7.0], generator.uniform(-3.0, 7.0, len(directions) - 2)])
         expected = borders.component_shares(directions, log_kappa, shapes).toarray()
         found = moments_of(shapes).shares(directions, log_kappa)
-        assert np.abs(found - expected).max() < 1e-6
+        assert np.abs(found - expected).max() < 1e-7
 
     def test_the_twin_without_the_sides_of_patches_is_caught(self, monkeypatch):
         shapes = Zones.read(ODD).polygons.geometry.to_numpy()
