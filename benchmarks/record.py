@@ -73,7 +73,8 @@ def write(name: str, title: str, body: str) -> Path:
 
 def _circumstances() -> str:
     script = Path(sys.argv[0])
-    command = " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:]])
+    arguments = [Path(each).name if each.startswith("/") else each for each in sys.argv[1:]]  # not where it was run
+    command = " ".join(["python", f"benchmarks/{script.name}", *arguments])
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
     load = os.getloadavg()
     rows = [
