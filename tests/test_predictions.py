@@ -1,7 +1,9 @@
 """Predictions opened again: the same numbers, without torch and without pickle, in every format."""
 
+import errno
 import gc
 import json
+import os
 import subprocess
 import sys
 
@@ -276,6 +278,34 @@ def test_a_map_larger_than_memory_is_computed_once_for_all_its_files(found, tmp_
         np.testing.assert_allclose(back["density_per_km2"], whole, rtol=1e-5, atol=1e-8 * float(whole.max()))
         np.testing.assert_allclose(back["cell_area_km2"], whole.cell_area_km2, rtol=1e-12)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".nc", *[".qml"] * 4, *[".tif"] * 4]
+
+
+def test_windows_of_several_images_are_prepared_once_for_all_of_them(found, tmp_path, monkeypatch):
+    made = []
+
+    class Counted(density.Rasteriser):
+        def __init__(self, *arguments):
+            made.append(arguments[-1].shape)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(density, "Rasteriser", Counted)
+    monkeypatch.setattr(stacks, "WINDOW_CELLS", 512 * 512)
+    monkeypatch.setattr(stacks, "IN_MEMORY_BYTES", 2 * 512 * 512 * 8)  # two of the three images at a time
+    found.write_density(tmp_path / "all.nc", geo_mvmf.Grid.globe(0.25))
+    assert len(made) == 6 * 2  # the twin that asks for one image after the other prepares each window three times
+
+
+def test_a_full_disk_is_said_before_a_map_larger_than_memory_is_begun(found, tmp_path, monkeypatch):
+    """A write into a map of a file that finds no space would end the process."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(stacks, "IN_MEMORY_BYTES", 1000)
+    with pytest.raises(OutputError, match=r"big\.tif: cannot write: No space left"):
+        found.write_density(tmp_path / "big.tif", geo_mvmf.Grid.globe(0.5), "1.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_album_is_mapped_without_its_weights_at_once(found, monkeypatch):

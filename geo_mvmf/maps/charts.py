@@ -218,6 +218,8 @@ def charts_of(grid: Grid) -> Charts:
             own = np.where(bent[smooth, None], _shrunk(tiles[smooth]), tiles[smooth])
             pointed = bent[smooth] & rims.ends_in_a_point(directions[smooth])
             owner, strips = rims.strips(grid, tiles[smooth][pointed])
+            whole = np.isfinite(strips).all(axis=(1, 2, 3))  # projections may fail within a metre of a rim
+            owner, strips = owner[whole], strips[whole]
             bounds += [own[~pointed], own[pointed][owner]]
             corner: BoolArray = np.asarray(((tiles[:, 2:] - tiles[:, :2]) <= _CORNER).all(axis=1))
             values += [_calmed(directions[smooth], bent[smooth], corner[smooth])[~pointed], strips]
@@ -252,6 +254,8 @@ def _judge(grid: Grid, tiles: FloatArray, directions: FloatArray, bent: BoolArra
     full, none = np.asarray(known.all(axis=(1, 2))), np.asarray(~known.any(axis=(1, 2)))
     size = tiles[:, 2:] - tiles[:, :2]  # (K, 2): columns, rows
     none[none] = ~_reached(grid, tiles[none])
+    straight = np.flatnonzero(full & ~bent & (size > 1.0).any(axis=1))  # smaller ones are bent where it matters
+    full[straight[_left(grid, tiles[straight])]] = False
     tails = _tails(np.where(full[:, None, None, None], directions, 0.0)) / np.where(bent, _BENT, 1.0)[:, None]
     extent = np.ptp(np.where(full[:, None, None, None], directions, 0.0), axis=(1, 2)).max(axis=-1)  # (K,)
     tiny = (size <= _CORNER).all(axis=1) & (extent <= _NARROW) | (size <= _LEAST).any(axis=1) | (extent <= _POINT)
@@ -259,6 +263,16 @@ def _judge(grid: Grid, tiles: FloatArray, directions: FloatArray, bent: BoolArra
     split = rough & (tails * 4.0 >= tails.max(axis=1, keepdims=True))
     cut = (~full & ~none)[:, None] & (size > _CORNER)
     return full & ~rough.any(axis=1), split | cut
+
+
+def _left(grid: Grid, tiles: FloatArray) -> BoolArray:
+    """Whether tiles whose nodes all lie in the domain leave it beyond them, at a corner or in the middle of a side."""
+    low, high = 1e-6, 1.0 - 1e-6
+    column = np.array([low, 0.5, high, low, high, low, 0.5, high])
+    row = np.array([low, low, low, 0.5, 0.5, high, high, high])
+    size = tiles[:, 2:] - tiles[:, :2]
+    columns, rows = tiles[:, 0, None] + size[:, 0, None] * column, tiles[:, 1, None] + size[:, 1, None] * row
+    return ~np.asarray(np.isfinite(grid.to_directions(columns, rows)[..., 0]).all(axis=1))
 
 
 def _reached(grid: Grid, tiles: FloatArray) -> BoolArray:

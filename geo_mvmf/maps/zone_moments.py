@@ -131,7 +131,7 @@ class ZoneMoments:
             To about 1e-7; may be that much below 0 or above 1.
         """
         result = np.zeros((log_concentrations.size, self._number))
-        finest = np.log2(_EDGE / _SIGMAS) + 0.5 * np.log2(np.e) * log_concentrations
+        finest = np.log2(_EDGE / _SIGMAS) + 0.5 / np.log(2.0) * log_concentrations
         level = np.clip(np.ceil(finest), _COARSEST, _FINEST).astype(np.int64)
         for each in np.unique(level).tolist():
             own = np.flatnonzero(level == each)

@@ -159,6 +159,15 @@ class TestValues:
         north, south = (raster * raster.cell_area_km2)[0].sum("x").to_numpy()
         assert (north, south) == pytest.approx((1.0, 0.0), abs=1e-5)
 
+    @pytest.mark.parametrize("crs", [6933, 8857])
+    def test_narrow_cells_keep_their_probability_where_a_pole_or_a_rim_cuts_raster_cells(self, mixture_of, crs):
+        peaks = mixture_of(sphere.to_directions([0.0, 179.5, 20.0], [89.0, 10.0, 70.0]), 9.0)
+        grid = Grid.from_bounds(-17.4e6, -8.5e6, 17.4e6, 8.5e6, 5.8e5, crs=crs)
+        whole = float(density.density_raster(peaks, grid).probability_sum[0])
+        assert float(density.density_raster(peaks.to_cells(0.01), grid).probability_sum[0]) == pytest.approx(
+            whole, abs=0.02
+        )
+
     def test_rows_beyond_a_pole_are_no_ground(self, mass_of, mixture_of):
         grid = Grid.from_bounds(-17367530.445, -8e6, 17367530.445, 8e6, 5e5, crs=6933)
         raster = density.density_raster(mixture_of(sphere.to_directions([0.0], [90.0]), 12.0), grid)

@@ -21,7 +21,12 @@ MERCATOR = 20037508.342789244
 CYLINDER = (17367530.4451615, 7342230.1364987)  # half width and height of EPSG:6933 down to the poles
 DISK = 12774000.0  # a little more than the radius of a polar laea map of the whole Earth
 # mass before any normalisation; at the rim of the disk, which is one place, components of log kappa 20 err by 3e-5
-GLOBAL = {"longitude, latitude": 1e-6, "equal-area to the poles": 1e-6, "whole Earth about a pole": 3e-5}
+GLOBAL = {
+    "longitude, latitude": 1e-6,
+    "equal-area to the poles": 1e-6,
+    "whole Earth about a pole": 3e-5,
+    "Equal Earth": 3e-4,
+}
 SUNFLOWER = 1 << 16
 NODES = 16
 GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
@@ -40,6 +45,7 @@ def grids(cells):
         "local equal-area": (square(-1e6, -1e6, 1e6, 1e6, 2e6 / cells, laea), (179.0, -33.0, 12.0)),
         "polar stereographic": (square(-2e6, -2e6, 2e6, 2e6, 4e6 / cells, 3031), (0.0, -90.0, 25.0)),
         "utm": (square(2e5, 6e6, 8e5, 6.6e6, 6e5 / cells, 32601), (-177.0, 57.0, 4.0)),
+        "Equal Earth": (square(-17.4e6, -8.5e6, 17.4e6, 8.5e6, 34.8e6 / cells, 8857), None),
         "whole Earth about a pole": (square(-DISK, -DISK, DISK, DISK, 2 * DISK / cells, whole), None),
     }
 

@@ -6,6 +6,7 @@ import pytest
 import shapely
 
 from geo_mvmf import s2, sphere, vmf
+from geo_mvmf.coarse_cells import CoarseCellsWarning
 from geo_mvmf.maps import outlines, regions
 from geo_mvmf.maps.regions import DensestFirst, credible_regions
 from geo_mvmf.mixture import CellMixture, VmfMixture
@@ -79,12 +80,28 @@ def test_the_twin_that_takes_the_likeliest_cells_first_is_caught():
 
 
 def test_areas_are_the_least_possible_within_half_a_per_cent():
-    """Cells are fine only along the borders of the regions: against tenfold finer ones."""
+    """Cells are fine only along the borders of the regions: against all of the density in cells."""
     mixture = random_mixture(7, n=2, c=20, low=3.0, high=12.0)
-    found, fine = (credible_regions(mixture, LEVELS, max_mass_error=error) for error in (5e-3, 5e-4))
-    # where a little more is held a little more is covered: by what each level adds to the next
-    assert found["area_km2"].to_numpy() == pytest.approx(fine["area_km2"].to_numpy(), rel=0.01)
-    assert found["area_km2"].to_numpy().sum() < 1.005 * fine["area_km2"].to_numpy().sum()
+    found = credible_regions(mixture, LEVELS)
+    for image in range(2):
+        whole = DensestFirst(*mixture[image].to_cells(2e-3).of(0))
+        for row in found[found["image_id"] == str(image)].itertuples():
+            _, _, least = whole.smallest(row.probability)
+            assert row.area_km2 == pytest.approx(least * R**2, rel=0.01)
+
+
+@pytest.mark.parametrize("level", [1e-3, 0.01, 0.99, 0.9999])
+def test_levels_near_0_and_1_have_regions_of_their_own(level):
+    mixture = VmfMixture(sphere.to_directions(12.0, -40.0)[None], [9.0], [[0.0]])
+    [row] = credible_regions(mixture, [level]).itertuples()
+    radius = float(vmf.cap_quantile(level, 9.0))
+    assert row.area_km2 == pytest.approx(float(sphere.cap_area_km2(radius * R)), rel=0.11)
+
+
+def test_images_that_need_too_many_cells_are_told(monkeypatch):
+    monkeypatch.setattr(regions, "_MAX_CELLS", 50)
+    with pytest.warns(CoarseCellsWarning, match="too many narrow peaks"):
+        credible_regions(random_mixture(1, c=30, low=12.0, high=14.0))
 
 
 def test_regions_are_nested_and_their_areas_are_those_of_their_shapes():
