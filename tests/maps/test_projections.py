@@ -20,7 +20,8 @@ from geo_mvmf.mixture import VmfMixture
 MERCATOR = 20037508.342789244
 CYLINDER = (17367530.4451615, 7342230.1364987)  # half width and height of EPSG:6933 down to the poles
 DISK = 12774000.0  # a little more than the radius of a polar laea map of the whole Earth
-# mass before any normalisation; at the rim of the disk, which is one place, components of log kappa 20 err by 3e-5
+# mass before any normalisation; components of log kappa 20 err by 3e-5 at the rim of the disk, which is one place, and
+# by 1e-3 on the pole lines of Equal Earth
 GLOBAL = {
     "longitude, latitude": 1e-6,
     "equal-area to the poles": 1e-6,
