@@ -113,6 +113,11 @@ class _Cancellation:
         else:
             _thread.interrupt_main(signal.SIGTERM)
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody asked."""
+        return self._asked.is_set()
+
     def check(self) -> None:
         """Raise where an interruption was lost, as in the deletion of an object, or in code of C."""
         if self._asked.is_set() and not self._is_over:
@@ -164,8 +169,14 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 (a door: whatever it is, the program that asked is told)
         cancellation.finish()
         why = events.explain(error)
-        report.fail(why)
-        code = why.exit_code
+        if (
+            cancellation.is_asked and why.code == "internal"
+        ):  # code of C turned the interruption into an error of its own
+            report.cancelled()
+            code = 0
+        else:
+            report.fail(why)
+            code = why.exit_code
     voice.has_ended.wait()
     return code
 

@@ -26,7 +26,7 @@ GLOBAL = {
     "longitude, latitude": 1e-6,
     "equal-area to the poles": 1e-6,
     "whole Earth about a pole": 3e-5,
-    "Equal Earth": 3e-4,
+    "Equal Earth": 2e-3,
 }
 SUNFLOWER = 1 << 16
 NODES = 16

@@ -120,7 +120,8 @@ def test_100_cancellations_leave_whole_files_and_no_process(album, bundle_path, 
             worker.input.close()
         events, code = worker.end()
         seconds.append(time.monotonic() - began)
-        assert code in (0, -signal.SIGTERM), (tmp_path / "pipes" / "errors.txt").read_text()  # after its last word
+        said = (tmp_path / "pipes" / "errors.txt").read_text()
+        assert code in (0, -signal.SIGTERM), (events[-1:], said)  # -15: after its last word
         assert not psutil.pid_exists(worker.process.pid)
         ends += [event["event"] for event in events if event["event"] in ENDS]
         names = is_whole(out) if out.exists() else []
