@@ -208,11 +208,12 @@ class _Search:
         (rows,) = np.nonzero(counts)
         if not rows.size:
             return
-        cells, starts, members = _ordered(self.cells[rows], counts[rows], member)
-        order = np.argsort(-counts[rows], kind="stable")
-        above = self._fields.at(self._field_of[rows[order]], cells)
+        order, starts, members = _ordered(counts[rows], member)
+        rows = rows[order]
+        cells = self.cells[rows]
+        above = self._fields.at(self._field_of[rows], cells)
         density = patch_density.sums(self._components, nodes_of(cells), starts, members) + above
-        self._field_of[rows[order]] = self._fields.cell_ids.size + np.arange(rows.size)
+        self._field_of[rows] = self._fields.cell_ids.size + np.arange(rows.size)
         self._fields = Fields(*(np.concatenate(pair) for pair in zip(self._fields, (cells, density), strict=True)))
 
     def _split(self, again: BoolArray, owner: IntArray, member: IntArray) -> None:
@@ -229,19 +230,19 @@ class _Search:
     def found(self) -> Patches:
         """Join the patches of all levels."""
         done = _Done(*(np.concatenate(part) for part in zip(*self._done, strict=True)))
-        cells, starts, members = _ordered(done.cell_ids, done.counts, done.members)
-        field_of = done.field_of[np.argsort(-done.counts, kind="stable")]
-        return Patches(cells, starts, members, np.concatenate(self._empty), field_of, self._fields)
+        order, starts, members = _ordered(done.counts, done.members)
+        empty = np.concatenate(self._empty)
+        return Patches(done.cell_ids[order], starts, members, empty, done.field_of[order], self._fields)
 
 
-def _ordered(cells: IdArray, counts: IntArray, members: IntArray) -> tuple[IdArray, IntArray, IntArray]:
-    """Put the cells with most members first: ids, starts of their members, members."""
+def _ordered(counts: IntArray, members: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Put the cells with most members first: their order, starts of their members, members."""
     order = np.argsort(-counts, kind="stable")
     first = (np.cumsum(counts) - counts)[order]
     counts = counts[order]
     starts = np.concatenate([[0], np.cumsum(counts)])
     rows = np.repeat(first - starts[:-1], counts) + np.arange(starts[-1])
-    return cells[order], starts, members[rows]
+    return order, starts, members[rows]
 
 
 def _meets(cells: IdArray, level: int, owner: IntArray, member: IntArray, components: Components) -> BoolArray:

@@ -236,7 +236,7 @@ class _Integral:
         whole = -np.expm1(-2.0 * kappa)
         total = np.zeros(extent.size)
         for node, weight in zip(*gauss_legendre(number), strict=True):
-            point, speed = self._moving(pieces.edge, pieces.low + node * extent)
+            point, speed = moving(self.edges.start, self._change, pieces.edge, pieces.low + node * extent)
             gap = point - mu
             height = 0.5 * np.square(gap).sum(axis=1)  # 1 - cos theta
             held = -np.expm1(-kappa * height) / whole
@@ -265,18 +265,38 @@ class _Integral:
         place = self.edges.start[edge] + along[:, None] * self._change[edge]
         return sphere.to_directions(place[:, 0], place[:, 1])
 
-    def _moving(self, edge: IntArray, along: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Points of edges and their derivative along the edge, (P, 3)."""
-        longitude, latitude = np.radians(self.edges.start[edge] + along[:, None] * self._change[edge]).T
-        east, north = np.radians(self._change[edge]).T
-        sin_lon, cos_lon, sin_lat, cos_lat = np.sin(longitude), np.cos(longitude), np.sin(latitude), np.cos(latitude)
-        point = np.stack([cos_lat * cos_lon, cos_lat * sin_lon, sin_lat], axis=1)
-        speed = np.stack(
-            [
-                -sin_lon * cos_lat * east - cos_lon * sin_lat * north,
-                cos_lon * cos_lat * east - sin_lon * sin_lat * north,
-                cos_lat * north,
-            ],
-            axis=1,
-        )
-        return point, speed
+
+def moving(start: FloatArray, change: FloatArray, edge: IntArray, along: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Give points of edges and their derivative along the edge.
+
+    Parameters
+    ----------
+    start, change : ndarray of float64, shape (E, 2)
+        Longitude, latitude in degrees: where edges begin, and their stop less that.
+    edge : ndarray of int64, shape (P,)
+    along : ndarray of float64, shape (P,)
+        0..1.
+
+    Returns
+    -------
+    point, speed : ndarray of float64, shape (P, 3)
+
+    Examples
+    --------
+    >>> point, speed = moving(np.zeros((1, 2)), np.array([[90.0, 0.0]]), np.array([0]), np.array([1.0]))
+    >>> point.round(9).tolist(), (speed / np.pi).round(9).tolist()
+    ([[0.0, 1.0, 0.0]], [[-0.5, 0.0, 0.0]])
+    """
+    longitude, latitude = np.radians(start[edge] + along[:, None] * change[edge]).T
+    east, north = np.radians(change[edge]).T
+    sin_lon, cos_lon, sin_lat, cos_lat = np.sin(longitude), np.cos(longitude), np.sin(latitude), np.cos(latitude)
+    point = np.stack([cos_lat * cos_lon, cos_lat * sin_lon, sin_lat], axis=1)
+    speed = np.stack(
+        [
+            -sin_lon * cos_lat * east - cos_lon * sin_lat * north,
+            cos_lon * cos_lat * east - sin_lon * sin_lat * north,
+            cos_lat * north,
+        ],
+        axis=1,
+    )
+    return point, speed

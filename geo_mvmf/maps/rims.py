@@ -101,22 +101,14 @@ def crossings(grid: Grid, tiles: FloatArray) -> FloatArray:
         size = tiles[todo, 2:] - tiles[todo, :2]
         inwards = _NUDGE * size[:, 1 - axis] * (1.0 if end < 2 else -1.0)
         side = (tiles[todo, end] + inwards)[:, None]
-
-        def known_at(along: FloatArray, own: FloatArray, axis: int = axis) -> BoolArray:
-            pair = (along, own) if axis == 0 else (own, along)
-            return np.isfinite(grid.to_directions(*pair)[..., 0])
-
         along = tiles[todo, axis, None] + size[:, axis, None] * steps
-        pattern = known_at(along, np.broadcast_to(side, along.shape))
+        pattern = _known_at(grid, axis, along, np.broadcast_to(side, along.shape))
         once = (np.diff(pattern.astype(np.int8), axis=1) != 0).sum(axis=1) == 1
         pattern, along, side, todo = pattern[once], along[once], side[once], todo[once]
         before = np.argmax(pattern != pattern[:, :1], axis=1) - 1
         rows = np.arange(todo.size)
-        inner, outer, state = along[rows, before], along[rows, before + 1], pattern[:, 0]
-        for _ in range(_BISECTIONS):
-            middle = 0.5 * (inner + outer)
-            same = known_at(middle, side[:, 0]) == state
-            inner, outer = np.where(same, middle, inner), np.where(same, outer, middle)
+        inner, outer = along[rows, before], along[rows, before + 1]
+        inner = _last(grid, axis, inner, outer, side[:, 0], pattern[:, 0])
         low, high = tiles[todo, axis], tiles[todo, axis + 2]
         clear = np.minimum(inner - low, high - inner) > _CLOSE * (high - low)
         result[todo[clear], axis] = inner[clear]
@@ -179,13 +171,11 @@ def _between(grid: Grid, tiles: FloatArray, axis: int) -> tuple[_Lines, BoolArra
     low, high = tiles[:, axis, None], tiles[:, axis + 2, None]
     begin, width = tiles[:, 1 - axis, None], (tiles[:, 3 - axis] - tiles[:, 1 - axis])[:, None]
 
-    def known_at(along: FloatArray, lines: FloatArray) -> BoolArray:
-        pair = (along, lines) if axis == 0 else (lines, along)
-        return np.isfinite(grid.to_directions(*pair)[..., 0])
-
     # lines crowd towards a corner in which they end as they begin: there, too, directions go with the root
     ends = [
-        np.stack([known_at(side + nudge, begin + width * share) for share in (_CLOSE, 1.0 - _CLOSE)], axis=-1)
+        np.stack(
+            [_known_at(grid, axis, side + nudge, begin + width * share) for share in (_CLOSE, 1.0 - _CLOSE)], axis=-1
+        )
         for side, nudge in ((low, _SHORT * (high - low)), (high, -_SHORT * (high - low)))
     ]
     shut = ~(ends[0] | ends[1])[:, 0]  # (K, 2): at the first line and at the last
@@ -193,8 +183,8 @@ def _between(grid: Grid, tiles: FloatArray, axis: int) -> tuple[_Lines, BoolArra
     across = begin + width * share  # (K, lines)
     steps = np.concatenate([[1e-6], x, [1.0 - 1e-6]])
     along = low[..., None] + (high - low)[..., None] * steps  # (K, 1, steps)
-    pattern = known_at(
-        np.broadcast_to(along, (*across.shape, steps.size)), np.repeat(across[..., None], steps.size, -1)
+    pattern = _known_at(
+        grid, axis, np.broadcast_to(along, (*across.shape, steps.size)), np.repeat(across[..., None], steps.size, -1)
     )
     # every line must cross: where some reach the other side, what they end at would have a kink
     once = (np.diff(pattern.astype(np.int8), axis=-1) != 0).sum(axis=-1) == 1
@@ -208,8 +198,21 @@ def _between(grid: Grid, tiles: FloatArray, axis: int) -> tuple[_Lines, BoolArra
     position = np.concatenate([[0.0], steps[1:-1], [1.0, 1.0]])
     inner = start + (end - start) * position[np.maximum(steps_known - 1, 0)]
     outer = start + (end - start) * position[steps_known]
+    return _Lines(axis, lines, start, _last(grid, axis, inner, outer, lines, np.True_)), possible
+
+
+def _known_at(grid: Grid, axis: int, along: FloatArray, across: FloatArray) -> BoolArray:
+    """Whether points of lines along an axis lie in the domain."""
+    pair = (along, across) if axis == 0 else (across, along)
+    return np.asarray(np.isfinite(grid.to_directions(*pair)[..., 0]))
+
+
+def _last(
+    grid: Grid, axis: int, inner: FloatArray, outer: FloatArray, across: FloatArray, state: BoolArray | np.bool_
+) -> FloatArray:
+    """Find the last points of lines, from inner to outer, that are in the domain, or out of it, as their inner ends."""
     for _ in range(_BISECTIONS):
         middle = 0.5 * (inner + outer)
-        hit = known_at(middle, lines)
-        inner, outer = np.where(hit, middle, inner), np.where(hit, outer, middle)
-    return _Lines(axis, lines, start, inner), possible
+        same = _known_at(grid, axis, middle, across) == state
+        inner, outer = np.where(same, middle, inner), np.where(same, outer, middle)
+    return inner

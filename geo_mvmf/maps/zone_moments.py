@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from geo_mvmf import s2, s2_curve, sphere, vmf
-from geo_mvmf.maps import near
+from geo_mvmf.maps import near, quadrature
+from geo_mvmf.maps.borders import moving
 from geo_mvmf.patch_nodes import NODES, nodes_of, rule
 
 FloatArray = npt.NDArray[np.float64]
@@ -196,7 +197,7 @@ class ZoneMoments:
         weight += self._up_the_sides(crossings, cells, zones, level)
         weight *= nodes_of(cells)[3]
         whole, of = self._whole(cells, zones, level)
-        x_weights = 0.5 * np.polynomial.legendre.leggauss(NODES)[1]
+        _, x_weights = quadrature.gauss_legendre(NODES)
         full = np.multiply.outer(x_weights, x_weights) * nodes_of(whole)[3]
         cells, zones = np.concatenate([cells, whole]), np.concatenate([zones, of])
         every = np.concatenate([weight, full]).reshape(-1, NODES**2) * np.ldexp(1.0, -2 * level)
@@ -215,19 +216,18 @@ class ZoneMoments:
                 yield some, self._integral(pieces.take(some), level, number)
 
     def _integral(self, pieces: _Pieces, level: int, number: int) -> FloatArray:
-        x, w = np.polynomial.legendre.leggauss(number)
         extent = pieces.high - pieces.low
         face, s_side, t_side = s2.st_rectangle(s2.parent(pieces.cell, level))
         frames = _turned().T @ s2_curve.FROM_FACE[face]  # from directions to (w, u, v) of the face
         total = np.zeros((pieces.edge.size, NODES, NODES))
-        for node, weight in zip(0.5 * (x + 1.0), 0.5 * w, strict=True):
-            point, speed = _moving(self._start, self._change, pieces.edge, pieces.low + node * extent)
+        for node, weight in zip(*quadrature.gauss_legendre(number), strict=True):
+            point, speed = moving(self._start, self._change, pieces.edge, pieces.low + node * extent)
             here, there = (np.einsum("pi,pij->pj", part, frames) for part in (point, speed))
             s, t = (s2_curve.uv_to_st(here[:, k] / here[:, 0]) for k in (1, 2))
             slope = (there[:, 2] - there[:, 0] * here[:, 2] / here[:, 0]) / here[:, 0] / s2_curve.st_slope(t)
             scale = np.ldexp(1.0, level)
             s, t = (s - s_side[:, 0]) * scale, (t - t_side[:, 0]) * scale
-            values = _basis(t) * (weight * extent * slope * scale)[:, None]
+            values = quadrature.interpolation(NODES, t) * (weight * extent * slope * scale)[:, None]
             total += _antiderivatives(s)[:, :, None] * values[:, None, :]
         return total
 
@@ -263,17 +263,6 @@ class ZoneMoments:
         return every[place[~touched]], zone[~touched]
 
 
-def _moving(start: FloatArray, change: FloatArray, edge: IntArray, along: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Points of edges and their derivative along the edge, (P, 3) each, not turned."""
-    longitude, latitude = np.radians(start[edge] + along[:, None] * change[edge]).T
-    east, north = np.radians(change[edge]).T
-    sin_lon, cos_lon, sin_lat, cos_lat = np.sin(longitude), np.cos(longitude), np.sin(latitude), np.cos(latitude)
-    point = np.stack([cos_lat * cos_lon, cos_lat * sin_lon, sin_lat], axis=1)
-    eastward, northward = np.stack([-sin_lon, cos_lon], axis=1), np.stack([-cos_lon, -sin_lon], axis=1)
-    flat = (cos_lat * east)[:, None] * eastward + (sin_lat * north)[:, None] * northward
-    return point, np.concatenate([flat, (cos_lat * north)[:, None]], axis=1)
-
-
 def _combined(cells: IdArray, zones: IntArray, number: int) -> IdArray:
     """One number for each pair of a cell (coarser than level 14) and a zone."""
     return (cells >> np.uint64(32)) * np.uint64(number) + zones.astype(np.uint64)
@@ -292,12 +281,6 @@ def _local(places: FloatArray, cells: IdArray, level: int) -> tuple[FloatArray, 
     s, t = (s2_curve.uv_to_st(local[:, k] / local[:, 0]) for k in (1, 2))
     scale = np.ldexp(1.0, level)
     return (s - s_side[:, 0]) * scale, (t - t_side[:, 0]) * scale
-
-
-def _basis(t: FloatArray) -> FloatArray:
-    """Polynomials that are 1 at one node of 0..1 and 0 at the others, (n, NODES)."""
-    _, coefficients = rule()
-    return np.asarray(np.polynomial.legendre.legvander(2.0 * t - 1.0, NODES - 1) @ coefficients)
 
 
 @functools.cache
@@ -321,9 +304,9 @@ def _integrated(
     mean_directions: FloatArray, log_concentrations: FloatArray, weights: _Weights, number: int
 ) -> FloatArray:
     """Sum over the patches within reach of each component, (C, Z)."""
-    if not weights.patches.size:
-        return np.zeros((log_concentrations.size, number))
     result = np.zeros((log_concentrations.size, number))
+    if not weights.patches.size:
+        return result
     reach = near.chord_of(log_concentrations, _REACH) + float(s2.bounding_radius(weights.patches[:1])[0])
     kappa, peak = np.exp(log_concentrations), vmf.log_normaliser(log_concentrations)
     pairs = list(near.near_pairs(s2.centre(weights.patches), mean_directions, np.minimum(reach, 2.0 + 1e-9)))
