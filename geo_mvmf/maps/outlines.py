@@ -73,7 +73,7 @@ def outline(cell_ids: npt.ArrayLike) -> shapely.MultiPolygon:
     if not pieces:
         return shapely.MultiPolygon()
     edges = _Edges.of(pieces)
-    events = _events(pieces, edges)
+    events = _events(edges)
     for step in _STEPS:
         shape = _joined(pieces, edges, events, step)
         if shape.is_valid:
@@ -172,6 +172,7 @@ class _Edges(NamedTuple):
 
     ring: IntArray  # (n,) number of the ring, counted through
     face: IntArray  # (n,)
+    axis: IntArray  # (n,) along which it runs
     fixed: IntArray  # (n,) the coordinate that does not change
     low: IntArray  # (n,) between which values the other one does
     high: IntArray
@@ -187,35 +188,21 @@ class _Edges(NamedTuple):
         start, stop, number = points[:-1][inner], points[1:][inner], number[1:][inner]
         face = np.repeat([piece.face for piece in pieces], [len(piece.rings) for piece in pieces])[number]
         along_j = start[:, 0] == stop[:, 0]
+        axis_of = along_j.astype(np.int64)
         fixed = np.where(along_j, start[:, 0], start[:, 1])
         first, last = np.where(along_j, start[:, 1], start[:, 0]), np.where(along_j, stop[:, 1], stop[:, 0])
         at_seam = (fixed == 0) | (fixed == _SIZE)
         for cut, (axis, _) in _CUTS.items():
             at_seam |= (face == cut) & (fixed == _HALF) & (along_j == (axis == 0))
-        return cls(number, face, fixed, np.minimum(first, last), np.maximum(first, last), at_seam)
+        return cls(number, face, axis_of, fixed, np.minimum(first, last), np.maximum(first, last), at_seam)
 
     def wanting(self, step: int) -> BoolArray:
-        """Which need vertices between their ends on the map, as `_filled` gives them."""
+        """Which need vertices between their ends on the map."""
         wanting = self.at_seam | (self.low // step != (self.high - 1) // step)
         away = np.abs(self.fixed - _HALF)
         turn = np.arctan2(self.high - _HALF, away) - np.arctan2(self.low - _HALF, away)
         polar = np.isin(self.face, _POLAR)
         return np.asarray(wanting | (polar & (turn > _TURN * step / _STEPS[0]) & (away > 0)))
-
-
-def _axis_of(ring: IntArray) -> IntArray:
-    """Axis along which each edge runs, (n - 1,)."""
-    return np.equal(ring[:-1, 0], ring[1:, 0]).astype(np.int64)
-
-
-def _on_seam(face: int, ring: IntArray) -> IntArray:
-    """Numbers of the edges that lie on a seam: the border of the face, or its cut."""
-    axis = _axis_of(ring)
-    fixed = np.take_along_axis(ring[:-1], (1 - axis)[:, None], axis=1)[:, 0]
-    found = (fixed == 0) | (fixed == _SIZE)
-    if face in _CUTS:
-        found |= (fixed == _HALF) & (axis != _CUTS[face][0])
-    return np.flatnonzero(found)
 
 
 def _seam(face: int, axis: int, fixed: int) -> tuple[SeamKey, bool]:
@@ -236,49 +223,36 @@ def _cube(face: int | IntArray, ij: IntArray) -> FloatArray:
     return np.asarray(direction / np.abs(direction).max(axis=1, keepdims=True))
 
 
-def _events(pieces: list[_Piece], edges: _Edges) -> dict[SeamKey, IntArray]:
+def _events(edges: _Edges) -> dict[SeamKey, IntArray]:
     """Positions of all vertices on each seam, from both sides."""
     found: dict[SeamKey, set[int]] = {}
-    for piece, at_seam in zip(pieces, _any_of(pieces, edges.ring[edges.at_seam]), strict=True):
-        for ring in piece.rings if at_seam else ():
-            axes = _axis_of(ring)
-            for edge in _on_seam(piece.face, ring).tolist():
-                axis = int(axes[edge])
-                key, backwards = _seam(piece.face, axis, int(ring[edge, 1 - axis]))
-                ends = ring[edge : edge + 2, axis].tolist()
-                found.setdefault(key, set()).update(_SIZE - end if backwards else end for end in ends)
+    for edge in np.flatnonzero(edges.at_seam).tolist():
+        key, backwards = _seam(int(edges.face[edge]), int(edges.axis[edge]), int(edges.fixed[edge]))
+        ends = int(edges.low[edge]), int(edges.high[edge])
+        found.setdefault(key, set()).update(_SIZE - end if backwards else end for end in ends)
     return {key: np.array(sorted(values), dtype=np.int64) for key, values in found.items()}
 
 
 def _filled(piece: _Piece, ring: IntArray, events: dict[SeamKey, IntArray], step: int) -> tuple[IntArray, bool]:
     """Give a ring all vertices that the map needs, (n, 2), not closed; and say whether it touches a seam."""
-    axes = _axis_of(ring)
-    seams = set(_on_seam(piece.face, ring).tolist())
-    first, last, fixed = (
-        np.take_along_axis(points, which[:, None], axis=1)[:, 0]
-        for points, which in ((ring[:-1], axes), (ring[1:], axes), (ring[:-1], 1 - axes))
-    )
-    low, high = np.minimum(first, last), np.maximum(first, last)
-    wanting = low // step != (high - 1) // step
-    wanting[sorted(seams)] = True
+    edges = _Edges.of([piece._replace(rings=[ring])])
+    axes, fixed, low, high = edges.axis, edges.fixed, edges.low, edges.high
+    rises: BoolArray = np.asarray((ring[1:] > ring[:-1]).any(axis=1))
     turn, polar = _TURN * step / _STEPS[0], piece.face in _POLAR
-    if polar:
-        away = np.abs(fixed - _HALF)
-        wanting |= (np.arctan2(high - _HALF, away) - np.arctan2(low - _HALF, away) > turn) & (away > 0)
     parts, done = [], 0
-    for edge in np.flatnonzero(wanting).tolist():
+    for edge in np.flatnonzero(edges.wanting(step)).tolist():
         between = np.arange(low[edge] // step + 1, -(-high[edge] // step)) * step
-        if edge in seams:
+        if edges.at_seam[edge]:
             key, backwards = _seam(piece.face, int(axes[edge]), int(fixed[edge]))
             between = np.union1d(between, _SIZE - events[key] if backwards else events[key])
         elif polar:
             between = np.union1d(between, _meridians(fixed[edge], low[edge], high[edge], turn))
         between = between[(between > low[edge]) & (between < high[edge])]
         points = np.repeat(ring[edge : edge + 1], between.size, axis=0)
-        points[:, axes[edge]] = between if first[edge] < last[edge] else between[::-1]
+        points[:, axes[edge]] = between if rises[edge] else between[::-1]
         parts += [ring[done : edge + 1], points]
         done = edge + 1
-    return np.concatenate([*parts, ring[done:-1]]), bool(seams)
+    return np.concatenate([*parts, ring[done:-1]]), bool(edges.at_seam.any())
 
 
 def _meridians(fixed: np.int64, low: np.int64, high: np.int64, turn: float) -> IntArray:

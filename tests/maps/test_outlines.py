@@ -208,7 +208,7 @@ class TestSeams:
                 assert count_parts(shape) == 2
                 pieces = list(outlines._pieces(ids))
                 edges = outlines._Edges.of(pieces)
-                drawn = outlines._joined(pieces, edges, outlines._events(pieces, edges), outlines._STEPS[0])
+                drawn = outlines._joined(pieces, edges, outlines._events(edges), outlines._STEPS[0])
                 found += not drawn.is_valid
         assert found  # the coarse step alone, the twin, is wrong in some of the cases
 
