@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "learning",
     "calibrate": "learning",
     "predict": "prediction",
+    "points": "results",
     "density": "results",
     "regions": "results",
     "zones": "zones",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Generator, Iterable, Sequence
 
 import geopandas
 import numpy as np
@@ -10,7 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from geo_mvmf import sphere
+from geo_mvmf.files import stores, vector
 from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.progress import Progress
+from geo_mvmf.region_job import regions_job
 
 
 def with_points(rows: pd.DataFrame) -> geopandas.GeoDataFrame:
@@ -64,6 +68,56 @@ def with_regions(points: geopandas.GeoDataFrame, found: geopandas.GeoDataFrame) 
         points[area] = exact.astype(float).fillna(points[area])
         if level == 0.9:
             points["n_parts_90"] = points["image_id"].map(chosen["n_parts"]).where(first).astype(float)
+    return points
+
+
+def write_job(
+    store: stores.StoredPredictions,
+    path: str | os.PathLike[str],
+    levels: Sequence[float] | None = None,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> Generator[Progress, None, geopandas.GeoDataFrame]:
+    """Write points, and regions where asked for, as layers, as a job that yields its progress.
+
+    Parameters
+    ----------
+    store : StoredPredictions
+    path : path
+        Ends as `vector.write_layers` wants it.
+    levels : sequence of float, optional
+        Of the regions.
+    workers : int
+        Processes that make regions, for large albums.
+    overwrite : bool
+        Whether existing files may be replaced.
+
+    Yields
+    ------
+    Progress
+        Stage "regions", in images; nothing where there are none.
+
+    Returns
+    -------
+    GeoDataFrame
+        The points.
+
+    Raises
+    ------
+    UsageError, BadInputError, OutputError
+        As `regions_job` and `vector.write_layers`.
+
+    Examples
+    --------
+    See `predictions.Predictions.write`.
+    """
+    points, layers = with_points(store.rows), {}
+    if levels:
+        found = yield from regions_job(store, np.flatnonzero(store.is_predicted), levels, workers=workers)
+        points, layers["regions"] = with_regions(points, found), found
+    run = {key: str(value) for key, value in store.run.items()}
+    vector.write_layers(path, {"points": points, **layers}, run=run, overwrite=overwrite)
     return points
 
 

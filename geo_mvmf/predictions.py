@@ -354,12 +354,7 @@ class Predictions:
             self.save(path, overwrite=overwrite)
             return
         vector.check_suffix(path)
-        points, layers = self.to_geodataframe(), {}
-        if levels:
-            found = self.credible_regions(levels)
-            points, layers["regions"] = point_layer.with_regions(points, found), found
-        run = {key: str(value) for key, value in self.run.items()}
-        vector.write_layers(path, {"points": points, **layers}, run=run, overwrite=overwrite)
+        progress.run(point_layer.write_job(self.store, path, levels, overwrite=overwrite))
 
     def _rows_of(self, image_ids: Sequence[str] | None) -> IntArray:
         return rows_named(self.store, image_ids)

@@ -185,6 +185,7 @@ def test_every_task_names_its_outputs(album, bundle_path, tmp_path):
             {"predictions": store, "out": "d.tif", "resolution": 10},
             {"density": "d.tif", "level": "d_level.tif"},
         ),
+        "points": ({"predictions": store, "out": "p.geojson"}, {"layers": "p.geojson"}),
         "regions": ({"predictions": store, "out": "r.gpkg", "image_ids": ["1 é.png"]}, {"layers": "r.gpkg"}),
         "zones": ({"predictions": store, "out": "z.csv", "polygons": zones}, {"table": "z.csv"}),
         "fuse": ({"predictions": store, "out": "f.nc", "max_mass_error": 0.05}, {"predictions": "f.nc"}),

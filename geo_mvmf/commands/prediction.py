@@ -44,8 +44,10 @@ class Outputs(NamedTuple):
     def after(self) -> list[Path]:
         """Files that are made from the predictions file."""
         found = [path for path in (self.layers, self.page) if path is not None]
-        if self.layers is not None and self.levels and self.layers.suffix.lower() != ".gpkg":
-            found.append(self.layers.with_name(f"{self.layers.stem}_regions{self.layers.suffix}"))
+        if self.layers is not None and self.levels:
+            from geo_mvmf.files import vector
+
+            found += vector.paths(self.layers, ("points", "regions"))[1:]
         return found
 
 

@@ -1,4 +1,4 @@
-"""Commands that make something of predictions, without torch: density, regions."""
+"""Commands that make something of predictions, without torch: points, density, regions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,32 @@ if TYPE_CHECKING:
     from geo_mvmf.maps.grid import Grid
 
 _RASTERS = (".tif", ".tiff", ".nc")
+
+
+@click.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help=".gpkg .parquet .geojson or .csv")
+@click.option("--levels", help="Also write credible regions, such as 0.5,0.9.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that make regions.")
+@click.option("--overwrite", is_flag=True)
+@click.pass_obj
+def points(
+    report: Reporter, *, predictions: Path, out: Path, levels: str | None, workers: int, overwrite: bool
+) -> None:
+    """Write the points of a predictions file as a layer, as predict does."""
+    from geo_mvmf.files import vector
+    from geo_mvmf.point_layer import write_job
+    from geo_mvmf.predictions import open_predictions
+
+    vector.check_suffix(out)
+    wanted = options.levels(levels)
+    options.check_new(*vector.paths(out, ("points", "regions") if wanted else ("points",)), overwrite=overwrite)
+    store = open_predictions(predictions).store
+    layer = report.run(write_job(store, out, wanted, workers=workers, overwrite=overwrite))
+    number = int(layer.geometry.notna().sum())
+    report.wrote("layers", out)
+    message = f"wrote {number} points of {len(layer)} images to {out}"
+    report.result(message, counts={"points": number, **options.row_counts(store.rows)})
 
 
 @click.command()

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -128,6 +128,30 @@ def check_suffix(path: str | os.PathLike[str]) -> str:
     return suffix
 
 
+def paths(path: str | os.PathLike[str], names: Iterable[str]) -> list[Path]:
+    """Say which files `write_layers` makes of layers.
+
+    Parameters
+    ----------
+    path : path
+    names : iterable of str
+        Of the layers, in order.
+
+    Returns
+    -------
+    list of Path
+        `path`, and beside it one for each further layer where the format holds one.
+
+    Examples
+    --------
+    >>> [file.name for file in paths("a.geojson", ["points", "regions"])]
+    ['a.geojson', 'a_regions.geojson']
+    """
+    final = Path(path)
+    others = [] if final.suffix.lower() == ".gpkg" else list(names)[1:]
+    return [final, *(final.with_name(f"{final.stem}_{name}{final.suffix}") for name in others)]
+
+
 def _checked(layers: Layers) -> Layers:
     if not layers:
         raise UsageError("there is no layer to write; give at least {'points': ...}")
@@ -151,14 +175,13 @@ def _write_one_each(
     *,
     overwrite: bool,
 ) -> list[Path]:
-    names = list(layers)
-    paths = [final] + [final.with_name(f"{final.stem}_{name}{final.suffix}") for name in names[1:]]
+    files = paths(final, layers)
     with contextlib.ExitStack() as stack:
         # All are written before the first is renamed, and the first, which people look for, is renamed last.
-        temporary = [stack.enter_context(durable.replacing(each, overwrite=overwrite)) for each in paths]
-        for target, name in zip(temporary, names, strict=True):
+        temporary = [stack.enter_context(durable.replacing(each, overwrite=overwrite)) for each in files]
+        for target, name in zip(temporary, layers, strict=True):
             write(target, name, layers[name], run)
-    return paths
+    return files
 
 
 def _write_geoparquet(path: Path, name: str, layer: geopandas.GeoDataFrame, run: Run) -> None:
