@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -98,15 +99,19 @@ def test_twenty_photos_of_all_kinds(process, photos, tmp_path):
     bad = points[points["status"] != "ok"]
     assert bad.geometry.isna().all()
     assert (bad["message"].str.len() > 10).all()
-    assert {"points", "regions", "run", "layer_styles"} <= layers(wanted["POINTS"])
+    assert {"points", "run", "layer_styles"} <= layers(wanted["POINTS"])
     regions = rows_of(wanted["REGIONS"], "regions")
     assert set(regions["image_id"]) == set(good["image_id"])
     assert set(regions["level"].round(6)) == {0.5, 0.9}
     zones = rows_of(wanted["ZONES"], "points")
     assert (zones.loc[zones["status"] == "ok", "zone_1_probability"] > 0).all()
     assert len(open_predictions(wanted["PREDICTIONS"])) == 20
-    assert "geo-mvmf predict" in log
-    assert not [path.name for path in tmp_path.iterdir() if path.name.endswith((".run", ".part"))]
+    commands = [shlex.split(line) for line in log.splitlines() if line.startswith("geo-mvmf ")]
+    assert [words[1] for words in commands] == ["predict", "points", "regions", "zones"]  # each once, under its name
+    names = [next(word for word in words if word.startswith("--out="))[6:] for words in commands]
+    assert names == [str(wanted[name]) for name in ("PREDICTIONS", "POINTS", "REGIONS", "ZONES")]
+    left = {path.name for path in tmp_path.iterdir()} - {"profile", *(path.name for path in map(Path, names))}
+    assert not left
 
 
 POISON = dict.fromkeys(
@@ -436,7 +441,7 @@ def test_a_cancelled_prediction_leaves_valid_files_and_goes_on(probe, many, tmp_
     assert workers_of(tmp_path) == []
     (finished,) = probe({"do": "run", "steps": steps[1:]}, sys.executable, timeout=280)
     assert (finished["error"], finished["results"]["COUNT"], finished["results"]["FAILED"]) == ("", 300, 0)
-    assert not Path(outs["PREDICTIONS"] + ".run").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"p.nc", "p.gpkg", "profile", "request.json", "seen.json"}
 
 
 def test_the_worker_of_a_killed_qgis_ends(launch, many, tmp_path):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import html
 import inspect
 import os
-import shutil
 import sys
 
 from qgis import core
@@ -20,6 +19,7 @@ VECTOR = core.QgsProcessing.SourceType.TypeVector
 POLYGONS = core.QgsProcessing.SourceType.TypeVectorPolygon
 PREDICT, MAPS, MODELS, CHECK = tr("Predict"), tr("Maps of predictions"), tr("Models"), tr("Check")
 _MOST = sys.float_info.max
+_KEEPING_S = 60.0
 BUNDLE_FILTER = "Bundle (*.safetensors)"
 PREDICTIONS_FILTER = "Predictions (*.nc)"
 
@@ -158,27 +158,33 @@ class Job:
             self.values, name, self.context, [], "gpkg", self.feedback
         )
 
-    def steps(self, number):
-        """Share the bar out among several requests."""
+    def steps(self, number, *, kept=None):
+        """Share the bar out among several requests; after a cancellation only the step `kept` is done."""
         steps = core.QgsProcessingMultiStepFeedback(number, self._all)
         for index in range(number):
+            if self._all.isCanceled() and index != kept:
+                return
             steps.setCurrentStep(index)
             self.feedback = steps
             yield index
-            if self._all.isCanceled():
-                return
 
-    def ask(self, task, **params):
-        """Send one request and give its result; what came before a cancellation is a result, too."""
+    def ask(self, task, *, keep=False, **params):
+        """Send one request and give its result; what came before a cancellation is a result, too.
+
+        With `keep` it writes what is done already: a cancellation gives it time for that.
+        """
         here = settings.found()
         if here.problem:
             raise WorkerFailed(here.problem, tr("Point Settings, Options, Geo MvMF at a Python that has geo_mvmf."))
-        result = WorkerRun(here.python, self.feedback).run(task, params)
-        self.cancelled = result["event"] == "cancelled"
+        result = WorkerRun(here.python, self.feedback, patience=_KEEPING_S if keep else 0.0).run(task, params)
+        cancelled = result["event"] == "cancelled"
+        self.cancelled = self.cancelled or cancelled
         for name, path in outputs_of(result).items():
             self.feedback.pushInfo(f"{name}: {path}")
         if text_of(result, "message"):
             self.feedback.pushInfo(text_of(result, "message"))
+        if not cancelled and not os.path.exists(params.get("out") or "."):
+            raise WorkerFailed(tr("{}: the worker says that it wrote this, and it is not there").format(params["out"]))
         return result
 
 
@@ -194,20 +200,6 @@ def count_of(result, name):
     counts = result.get("counts")
     value = counts.get(name) if isinstance(counts, dict) else None
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def place_file(source, target):
-    """Give a finished file its name: at once where both are on one disk, by way of a copy beside it elsewhere."""
-    try:
-        try:
-            os.replace(source, target)
-        except OSError:
-            shutil.copyfile(source, f"{target}.part")
-            os.replace(f"{target}.part", target)
-            os.remove(source)
-    except OSError as error:
-        hint = tr("Is a layer of an earlier run open, the disk full, or the folder write-protected?")
-        raise WorkerFailed(f"{target}: cannot be written: {error.strerror}; the result is {source}", hint) from error
 
 
 def file_in(name, text, *, extension="", optional=False, folder=False, filters="", default=None):

@@ -149,64 +149,42 @@ def prediction_outputs():
 
 
 def predict(job, source, root, claims, title, *, zones=None, zones_file=None):
-    """Predict, then make the regions and zones that are wanted of the predictions file."""
-    points, regions, store = job.target("POINTS"), job.target("REGIONS"), job.target("PREDICTIONS")
-    levels = job.text("LEVELS")
-    regions = regions if levels else None
-    wanted = {"POINTS": points, "PREDICTIONS": store}
-    # The worker writes a layer and its predictions file side by side: here in a folder of their own, where the same
-    # run given again goes on, and from where both get the names that were chosen.
-    folder = f"{store}.run"
-    os.makedirs(folder, exist_ok=True)
-    made = os.path.join(folder, "points" + os.path.splitext(points)[1])
+    """Predict, then make what is wanted of the predictions file; the points also of what a cancelled run has."""
+    store, regions, levels = job.target("PREDICTIONS"), job.target("REGIONS"), job.text("LEVELS")
     params = {
         "source": source,
         "bundle": job.bundle(),
-        "out": made,
+        "out": store,
         "root": root,
         "claims": claims,
         "estimator": job.choice("ESTIMATOR"),
         "radius_km": job.number("RADIUS_KM"),
-        "levels": levels if regions and made.endswith(".gpkg") else None,
+        "levels": levels if regions else None,  # checked before the long part; regions are made of the file
         "device": job.text("DEVICE") or "auto",
         "batch_size": job.whole("BATCH_SIZE"),
-        "overwrite": True,
     }
-    result = {}
-    for step in job.steps(1 + bool(regions) + bool(zones)):
-        if step == 0:
-            result = job.ask("predict", **params)
-            _place_results(job, result, made, wanted, folder)
-        elif step == 1 and regions:
-            job.ask("regions", predictions=store, out=regions, levels=levels, overwrite=True)
-            wanted["REGIONS"] = regions
-        else:
-            name = job.text("ZONE_NAME")
-            job.ask("zones", predictions=store, polygons=zones, name_column=name, out=zones_file, overwrite=True)
-            wanted["ZONES"] = zones_file
-        if job.cancelled:
-            break
+    made = {"predictions": store}
+    tasks = [("PREDICTIONS", "predict", params), ("POINTS", "points", {**made, "out": job.target("POINTS")})]
+    if regions and levels:
+        tasks.append(("REGIONS", "regions", {**made, "out": regions, "levels": levels}))
+    if zones:
+        tasks.append(
+            ("ZONES", "zones", {**made, "out": zones_file, "polygons": zones, "name_column": job.text("ZONE_NAME")})
+        )
+    outs, answers = {}, {}
+    for step in job.steps(len(tasks), kept=1):
+        name, task, params = tasks[step]
+        answers[task] = job.ask(task, keep=step == 1, overwrite=True, **params)
+        if not base.outputs_of(answers[task]):
+            break  # cancelled before there was anything
+        outs[name] = params["out"]
+    if job.cancelled and outs:
+        job.feedback.pushInfo(tr("{} holds what is done: the same run given again goes on there").format(store))
     place = Place(title)
-    place.load(job.context, wanted.get("POINTS"), tr("Predicted locations"), 0)
-    place.load(job.context, wanted.get("ZONES"), tr("Most probable zones"), 1)
-    place.load(job.context, wanted.get("REGIONS"), tr("Credible regions"), 2)
-    return {**wanted, **_numbers(job, result)}
-
-
-def _place_results(job, result, made, wanted, folder):
-    outputs = base.outputs_of(result)
-    sources = {"PREDICTIONS": outputs.get("predictions"), "POINTS": outputs.get("layers")}
-    for name, path in sources.items():
-        if path and os.path.exists(path):
-            base.place_file(path, wanted[name])
-        elif job.cancelled:
-            wanted.pop(name)
-        else:
-            raise WorkerFailed(tr("the worker names no output for {}").format(name), made)
-    if not os.listdir(folder):
-        os.rmdir(folder)
-    elif job.cancelled:
-        job.feedback.pushInfo(tr("{} keeps what is done: the same run given again goes on there").format(folder))
+    place.load(job.context, outs.get("POINTS"), tr("Predicted locations"), 0)
+    place.load(job.context, outs.get("ZONES"), tr("Most probable zones"), 1)
+    place.load(job.context, outs.get("REGIONS"), tr("Credible regions"), 2)
+    return {**outs, **_numbers(job, answers.get("predict", {}))}
 
 
 def _numbers(job, result):
