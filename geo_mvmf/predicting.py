@@ -7,27 +7,29 @@ memory does not grow with the number of images.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
+import dataclasses
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import geopandas
 import pandas as pd
 
-from geo_mvmf import durable, folder_lock, prediction_run, progress, row_contract
+from geo_mvmf import distributed, durable, folder_lock, prediction_folder, prediction_run, progress, row_contract
 from geo_mvmf.errors import BadInputError, RowsFailedError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.maps import estimates
+from geo_mvmf.prediction_folder import Made, Make, Part
 from geo_mvmf.prediction_parts import Predictor
 from geo_mvmf.predictions import Predictions, open_predictions
-from geo_mvmf.progress import CancelledError, Failure, Progress
+from geo_mvmf.progress import CancelledError, Progress
 from geo_mvmf.temporary_folder import TemporaryFolder
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from geo_mvmf.model.bundle import Bundle
 
 PART_ROWS = 256  # images per part file: what a kill can lose, and what is in memory at once
@@ -44,6 +46,8 @@ def predict(
     batch_size: int = 32,
     workers: int = 2,
     strict: bool = False,
+    dask: str | Client | None = None,
+    dask_device: str = "auto",
 ) -> Predictions:
     """Predict where images were taken.
 
@@ -66,6 +70,11 @@ def predict(
         Images per pass through the network; threads that read images and summarise densities.
     strict : bool
         Whether one failed row is an error, raised as soon as it is known; nothing is then written.
+    dask : str or distributed.Client, optional
+        Scheduler of a Dask cluster, such as "tcp://host:8786", whose workers predict in this process's place
+        (docs/distributed.md).
+    dask_device : str
+        Where each of its workers computes, as `load_bundle` takes it.
 
     Returns
     -------
@@ -77,6 +86,8 @@ def predict(
         With `strict`, if a row failed.
     UsageError, OutputError, LockedError
         If an option is wrong, or `out` cannot be written.
+    DeviceError
+        If the cluster does not answer, or its workers cannot compute what this process would.
 
     Examples
     --------
@@ -94,6 +105,8 @@ def predict(
         batch_size=batch_size,
         workers=workers,
         strict=strict,
+        dask=dask,
+        dask_device=dask_device,
     )
     return progress.run(job)
 
@@ -109,6 +122,8 @@ def predict_job(
     batch_size: int = 32,
     workers: int = 2,
     strict: bool = False,
+    dask: str | Client | None = None,
+    dask_device: str = "auto",
 ) -> Generator[Progress, None, Predictions]:
     """Predict as `predict` does, as a job that yields its progress; closing it stops it, to go on another time.
 
@@ -118,7 +133,7 @@ def predict_job(
 
     Parameters
     ----------
-    bundle, table, estimator, radius_km, out, overwrite, batch_size, workers, strict
+    bundle, table, estimator, radius_km, out, overwrite, batch_size, workers, strict, dask, dask_device
         As `predict`.
 
     Yields
@@ -132,7 +147,7 @@ def predict_job(
 
     Raises
     ------
-    RowsFailedError, UsageError, OutputError, LockedError
+    RowsFailedError, UsageError, OutputError, LockedError, DeviceError
         As `predict`.
 
     Examples
@@ -150,8 +165,11 @@ def predict_job(
     if batch_size < 1 or workers < 0:
         raise UsageError(f"batch_size {batch_size} must be at least 1, workers {workers} must be at least 0")
     if strict:
-        _require_all(table)  # a missing file, a name that is there twice: no image need be read for these
+        prediction_folder.require_all(
+            table
+        )  # a missing file, a name that is there twice: no image need be read for these
     with contextlib.ExitStack() as stack:
+        make = _make_here if dask is None else stack.enter_context(distributed.cluster(dask, dask_device))
         if out is None:
             holder = TemporaryFolder()
             final = holder.path / "predictions.nc"
@@ -167,17 +185,17 @@ def predict_job(
         parts = final.with_name(f"{final.name}.parts")
         stack.enter_context(folder_lock.holding(parts))
         predictor = Predictor(bundle, table, estimator, batch_size, workers, radius_km)
-        _check_parts(parts, run, predictor.components)
+        prediction_folder.check(parts, run, predictor.components, PART_ROWS)
         earlier = stores.existing_parts(parts)
         try:
-            yield from _predict_parts(predictor, parts, run, strict=strict)
+            yield from _predict_parts(predictor, make, parts, run, strict=strict)
         except RowsFailedError:
-            _leave_as_found(parts, set(earlier), is_new_folder=is_new_folder)
+            prediction_folder.leave_as_found(parts, set(earlier), is_new_folder=is_new_folder)
             raise
         except CancelledError:
             if strict:  # a row that was not reached is one that failed
                 raise
-            store = _merge_unfinished(predictor, parts, final, run, overwrite=overwrite)
+            store = prediction_folder.merge_unfinished(predictor, parts, final, run, PART_ROWS, overwrite=overwrite)
             if row_contract.CANCELLED in store.run:
                 return Predictions(store, holder)
         else:
@@ -273,102 +291,38 @@ def _unfinished_run(out: Path) -> dict[str, Any] | None:
     return run if run.pop(row_contract.CANCELLED, None) else None
 
 
-def _merge_unfinished(
-    predictor: Predictor, folder: Path, out: Path, run: dict[str, Any], *, overwrite: bool
-) -> stores.StoredPredictions:
-    """Merge the parts that are there, the rows of the one that was begun, and rows that say they were not reached."""
-    total = len(predictor.table)
-    whole = set(stores.existing_parts(folder))
-    begun = next(number for number in itertools.count() if number not in whole)
-    behind = max(whole | {begun}) + 1
-    bounds = {n: (n * PART_ROWS, (n + 1) * PART_ROWS) for n in range(behind) if n not in whole}
-    bounds[behind] = (behind * PART_ROWS, total)  # all at once, however many parts they would have become
-    missing = {number: (start, min(stop, total)) for number, (start, stop) in bounds.items() if start < total}
-    left = 0
-    try:
-        for number, (start, stop) in missing.items():
-            rows, pruned = predictor.left(start, stop)
-            left += int((rows["status"] == row_contract.CANCELLED).sum())
-            stores.write_part(folder, number, rows=rows, pruned=pruned, components=predictor.components, run=run)
-        known = {**run, row_contract.CANCELLED: left} if left else run
-        return stores.merge_parts(folder, out, run=known, overwrite=overwrite)
-    finally:
-        for number in missing:
-            (folder / f"part-{number:06d}.nc").unlink(missing_ok=True)
-
-
 def _predict_parts(
-    predictor: Predictor, folder: Path, run: dict[str, Any], *, strict: bool
+    predictor: Predictor, make: Make, folder: Path, run: dict[str, Any], *, strict: bool
 ) -> Generator[Progress, None, None]:
+    """Make the parts that are missing, in whatever order they are finished, and put them into the folder."""
     total = len(predictor.table)
-    done, finished = set(stores.existing_parts(folder)), 0
-    for number in sorted(done) if strict else ():
-        _require_all(stores.open_store(folder / f"part-{number:06d}.nc").rows)
-    for number, start in enumerate(range(0, max(total, 1), PART_ROWS)):
-        stop = min(start + PART_ROWS, total)
-        if number in done:
-            finished = stop
-            yield Progress("predict", finished, total, failures=_failures(folder / f"part-{number:06d}.nc"))
+    done, finished, missing = set(stores.existing_parts(folder)), 0, []
+    for part in prediction_folder.parts_of(total, PART_ROWS):
+        if part.number not in done:
+            missing.append(part)
             continue
-        with contextlib.closing(predictor.part(start, stop)) as job:  # its threads end with it, cancelled or not
-            rows, pruned = yield from job
+        rows = stores.open_store(prediction_folder.path_of(folder, part.number)).rows
         if strict:
-            _require_all(rows)
-        stores.write_part(folder, number, rows=rows, pruned=pruned, components=predictor.components, run=run)
-        finished = stop
-        yield Progress("predict", finished, total)
+            prediction_folder.require_all(rows)
+        finished += part.stop - part.start
+        yield Progress("predict", finished, total, failures=prediction_folder.failures(rows))
+    with contextlib.closing(make(predictor, missing)) as job:  # its threads end with it, cancelled or not
+        for event in job:
+            if isinstance(event, Progress):
+                yield dataclasses.replace(event, done=finished + event.done, total=total)
+                continue
+            part, rows, pruned = event
+            if strict:
+                prediction_folder.require_all(rows)
+            stores.write_part(folder, part.number, rows=rows, pruned=pruned, components=predictor.components, run=run)
+            finished += part.stop - part.start
+            yield Progress("predict", finished, total)
 
 
-def _failures(part: Path) -> tuple[Failure, ...]:
-    """Images that could not be used when the part was made."""
-    rows = stores.open_store(part).rows
-    bad = rows.loc[rows["status"] != "ok", ["path", "status", "message"]]
-    return tuple(Failure(*map(str, row)) for row in bad.itertuples(index=False))
-
-
-def _check_parts(folder: Path, run: dict[str, Any], components: stores.Components) -> None:
-    """Throw away what cannot be gone on with: parts of other images, of another bundle or options, damaged parts."""
-    durable.sweep(folder)
-    manifest = folder / "manifest.json"
-    text = json.dumps(run, sort_keys=True, indent=2) + "\n"
-    same = manifest.is_file() and manifest.read_bytes() == text.encode()
-    for number in stores.existing_parts(folder):
-        part = folder / f"part-{number:06d}.nc"
-        if not (same and _is_whole(part, number, run["images"], components)):
-            part.unlink()
-    if not same:
-        durable.write_text(manifest, text, overwrite=True)
-
-
-def _is_whole(part: Path, number: int, images: int, components: stores.Components) -> bool:
-    try:
-        found = stores.open_store(part)
-        found.pruned()
-    except BadInputError:
-        return False
-    rows = min(PART_ROWS, images - number * PART_ROWS)
-    is_finished = not (found.rows["status"] == row_contract.CANCELLED).any()
-    return len(found) == rows and is_finished and found.components.same_as(components)
-
-
-def _require_all(rows: pd.DataFrame) -> None:
-    """Refuse rows of which one failed, as `strict` asks."""
-    bad = rows[rows["status"] != "ok"]
-    if len(bad):
-        first = bad.iloc[0]
-        raise RowsFailedError(
-            f"{len(bad)} of {len(rows)} rows failed, and every row was required; the first is "
-            f"{first['path']}: {first['status']}: {first['message']}; mend or leave out such rows, or do without strict"
-        )
-
-
-def _leave_as_found(folder: Path, earlier: set[int], *, is_new_folder: bool) -> None:
-    """Take away the parts of this run; those that an earlier run left are of use to the next one."""
-    if earlier:
-        for number in set(stores.existing_parts(folder)) - earlier:
-            (folder / f"part-{number:06d}.nc").unlink()
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    if is_new_folder:
-        with contextlib.suppress(OSError):  # others may have written there meanwhile
-            folder.parent.rmdir()
+def _make_here(predictor: Predictor, missing: Sequence[Part]) -> Generator[Progress | Made, None, None]:
+    """Make parts in this process, one after another."""
+    for part in missing:
+        job = predictor.part(part.start, part.stop)
+        with contextlib.closing(job):
+            rows, pruned = yield from job
+        yield part, rows, pruned

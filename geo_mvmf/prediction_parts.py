@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import itertools
@@ -83,6 +84,29 @@ class Predictor:
     _is_warm: bool = dataclasses.field(default=False, init=False)
     _begun: _Begun | None = dataclasses.field(default=None, init=False)
 
+    def of(self, table: geopandas.GeoDataFrame, *, has_truth: bool) -> Predictor:
+        """Predict other images likewise, with what was made of the bundle already.
+
+        Parameters
+        ----------
+        table : GeoDataFrame
+            Rows of an image table.
+        has_truth : bool
+            Whether their rows have the columns of the truth, which those of a table have all or none.
+
+        Returns
+        -------
+        Predictor
+
+        Examples
+        --------
+        See `distributed`.
+        """
+        other = copy.copy(self)
+        vars(other).pop("_inside", None)
+        vars(other).update(table=table, _begun=None, has_truth=has_truth)
+        return other
+
     @functools.cached_property
     def components(self) -> stores.Components:
         """The components that all images share."""
@@ -104,7 +128,7 @@ class Predictor:
         Yields
         ------
         Progress
-            Stage "predict", in images of the whole table.
+            Stage "predict", in images of these rows.
 
         Returns
         -------
@@ -118,11 +142,11 @@ class Predictor:
         See `predicting.predict`.
         """
         frame = self.table.iloc[start:stop]
-        rows, paths = row_contract.empty_rows(frame, has_truth=self._has_truth), tables.absolute_paths(frame)
+        rows, paths = row_contract.empty_rows(frame, has_truth=self.has_truth), tables.absolute_paths(frame)
         usable = np.flatnonzero(rows["status"] == "ok")
         pieces: list[_Piece] = []
         self._begun = _Begun(start, stop, rows, pieces)
-        done, total = start + len(frame) - usable.size, len(self.table)
+        done, total = len(frame) - usable.size, len(frame)
         if usable.size < len(frame):  # what is missing is known before any image is read
             yield Progress("predict", done, total, failures=_failures(rows, np.flatnonzero(rows["status"] != "ok")))
         ahead = self.batch_size + AHEAD * self.workers  # the next batch is read while one is in the network
@@ -176,7 +200,7 @@ class Predictor:
         begun = self._begun
         if begun is None or (begun.start, begun.stop) != (start, stop):
             begun = _Begun(
-                start, stop, row_contract.empty_rows(self.table.iloc[start:stop], has_truth=self._has_truth), []
+                start, stop, row_contract.empty_rows(self.table.iloc[start:stop], has_truth=self.has_truth), []
             )
         is_left = begun.rows["status"] == "ok"
         for index, _ in begun.pieces:
@@ -202,7 +226,8 @@ class Predictor:
         return tables.permitted_folders(self.table)
 
     @functools.cached_property
-    def _has_truth(self) -> bool:
+    def has_truth(self) -> bool:
+        """Whether the table knows the place of any image: then rows have the columns of the truth."""
         return bool(self.table["longitude"].notna().any())
 
     @functools.cached_property

@@ -81,6 +81,7 @@ def _outputs(out: Path, levels: str | None) -> Outputs:
 @click.option(
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads: read images, compute densities."
 )
+@click.option("--dask", metavar="ADDRESS", help="Let the workers of this Dask scheduler predict (tcp://host:8786).")
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, if any row fails.")
 @click.option("--overwrite", is_flag=True)
 @click.pass_obj
@@ -98,6 +99,7 @@ def predict(
     device: str,
     batch_size: int,
     workers: int,
+    dask: str | None,
     strict: bool,
     overwrite: bool,
 ) -> None:
@@ -122,8 +124,9 @@ def predict(
     report.stage("load")
     frame = tables.read_image_table(source, root=root, claimed_from=claims)
     options.check_images(source, len(frame))
-    model = load_bundle(bundle, device)
-    report.say(f"{len(frame)} images, bundle {bundle.name}, device {model.device}")
+    model = load_bundle(bundle, device if dask is None else "cpu")  # of a cluster, --device is its workers'
+    where = f"device {model.device}" if dask is None else f"device {device} of the workers of {dask}"
+    report.say(f"{len(frame)} images, bundle {bundle.name}, {where}")
     found = None
     if may_go_on and not overwrite:
         found = module.finished(model, frame, outputs.store, estimator=estimator, radius_km=radius_km, strict=strict)
@@ -144,6 +147,8 @@ def predict(
             batch_size=batch_size,
             workers=workers,
             strict=strict,
+            dask=dask,
+            dask_device=device,
         )
         found = report.run(job)
     report.wrote("predictions", outputs.store)

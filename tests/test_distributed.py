@@ -1,0 +1,271 @@
+"""Parts made on a Dask cluster: the same file as without one, whatever happens to the workers."""
+
+import importlib.util
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import geo_mvmf
+from geo_mvmf import cli, distributed, predicting, progress
+from geo_mvmf.errors import BadBundleError, DeviceError, RowsFailedError, UsageError
+from geo_mvmf.inputs.tables import read_image_table
+from geo_mvmf.model import bundle as bundles
+from geo_mvmf.model.bundle import load_bundle, save_bundle
+from geo_mvmf.model.devices import threads
+from geo_mvmf.model.untrained import untrained_bundle
+from geo_mvmf.prediction_folder import Part
+from geo_mvmf.prediction_parts import Predictor
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="needs the extra dask")
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(predicting, "PART_ROWS", 4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A worker's number of threads is 1, and sums may depend on it."""
+    with threads(1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A scheduler and two workers that are threads of this process, and talk by TCP all the same."""
+    from distributed import LocalCluster
+
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(protocol="tcp", host="127.0.0.1", **options) as found:
+        yield found
+
+
+@pytest.fixture
+def saved(bundle_path):
+    return load_bundle(bundle_path, device="cpu")
+
+
+def mixed_table(make_album, folder):
+    """Nineteen rows of which some fail, in one part all of them; the last image alone has a true place."""
+    names = make_album(folder, 18)
+    for i in (5, 8, 9, 10, 11):
+        (folder / names[i]).write_text("no image")
+    places = {"lon": [None] * 17 + [7.0, None], "lat": [None] * 17 + [50.0, None]}
+    return read_image_table(pd.DataFrame({"path": [*names, "no.png"], "land": "x", **places}), root=folder)
+
+
+def until(is_so):
+    """Wait for what happens soon."""
+    for _ in range(3000):
+        if is_so():
+            return
+        time.sleep(0.01)
+    pytest.fail("it did not happen within 30 s")
+
+
+def test_a_cluster_gives_the_same_file_to_the_byte(cluster, saved, make_album, tmp_path):
+    table = mixed_table(make_album, tmp_path / "photos")
+    here = geo_mvmf.predict(saved, table, out=tmp_path / "here.nc", estimator="mode", batch_size=3)
+    assert here.rows["error_km"].notna().tolist() == [False] * 17 + [True, False]
+    options = {"estimator": "mode", "batch_size": 3, "dask": cluster.scheduler_address}
+    events = []
+    job = predicting.predict_job(saved, table, out=tmp_path / "there.nc", **options)
+    progress.run(job, events.append)
+    assert (tmp_path / "there.nc").read_bytes() == (tmp_path / "here.nc").read_bytes()
+    failed = sorted(failure.path for event in events for failure in event.failures)
+    assert failed == sorted(here.rows.loc[~here.is_predicted, "path"])
+    assert [event.done for event in events] == sorted(event.done for event in events)
+    assert {event.total for event in events} == {19}
+    assert not (tmp_path / "there.nc.parts").exists()
+    # the broken twin: rows that went to another place are not the same
+    swapped = here.rows.iloc[[1, 0, *range(2, 19)]].reset_index(drop=True)
+    assert not swapped.equals(geo_mvmf.open_predictions(tmp_path / "there.nc").rows)
+
+
+def test_a_client_stays_open_and_a_cancelled_run_goes_on(cluster, saved, make_album, tmp_path):
+    """Parts that are there are not made again, on a cluster or without one."""
+    from distributed import Client
+
+    table, out = mixed_table(make_album, tmp_path / "photos"), tmp_path / "a.nc"
+    with Client(cluster, set_as_default=False) as client:
+        job = predicting.predict_job(saved, table, out=out, dask=client)
+        next(event for event in job if event.done)
+        job.close()
+        parts = {path: path.stat().st_ino for path in out.with_name("a.nc.parts").glob("part-*.nc")}
+        assert len(parts) == 1
+        until(lambda: not client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
+        job = predicting.predict_job(saved, table, out=out, dask=client)
+        next(event for event in job if event.done > 4)
+        with pytest.raises(StopIteration) as end:  # one that is told to stop writes what it has
+            job.throw(progress.CancelledError)
+        assert 0 < end.value.value.run["cancelled"] < 14
+        assert {path: path.stat().st_ino for path in parts} == parts
+        assert client.status == "running"
+    found = geo_mvmf.predict(saved, table, out=out)
+    assert found.rows.equals(geo_mvmf.predict(saved, table).rows)
+
+
+def test_workers_stop_between_batches_once_nobody_wants_their_parts(cluster, saved, make_album, tmp_path, monkeypatch):
+    make_album(tmp_path / "photos", 8)
+    seen, go, plain = [], threading.Event(), bundles.Bundle.predict
+
+    def waiting(self, images):
+        seen.append(len(images))
+        go.wait(30)
+        return plain(self, images)
+
+    monkeypatch.setattr(bundles.Bundle, "predict", waiting)
+    table = read_image_table(tmp_path / "photos")
+    job = predicting.predict_job(saved, table, batch_size=1, dask=cluster.scheduler_address)
+    next(job)
+    until(lambda: len(seen) == 2)
+    job.close()
+    tasks = [task for worker in cluster.workers.values() for task in worker.state.tasks.values()]
+    until(lambda: {task.state for task in tasks} <= {"cancelled", "released", "forgotten"})
+    go.set()
+    until(lambda: not any(worker.state.tasks for worker in cluster.workers.values()))
+    assert seen == [1, 1]  # of eight images
+
+
+def test_strict_stops_at_the_first_part_that_failed(cluster, saved, make_album, tmp_path):
+    names = make_album(tmp_path / "photos", 9)
+    (tmp_path / "photos" / names[6]).write_text("no image")
+    out = tmp_path / "new" / "a.nc"
+    with pytest.raises(RowsFailedError, match=f"1 of 4 rows failed.*{names[6]}"):
+        geo_mvmf.predict(
+            saved, read_image_table(tmp_path / "photos"), out=out, strict=True, dask=cluster.scheduler_address
+        )
+    assert not out.parent.exists()
+
+
+def test_the_command_predicts_on_a_cluster(cluster, bundle_path, make_album, tmp_path):
+    make_album(tmp_path / "photos", 5)
+    command = ["predict", tmp_path / "photos", "--bundle", bundle_path, "--dask", cluster.scheduler_address, "--out"]
+    done = CliRunner().invoke(cli.main, list(map(str, [*command, tmp_path / "a.nc"])))
+    assert done.exit_code == 0, done.output
+    assert f"device auto of the workers of {cluster.scheduler_address}" in done.output
+    assert geo_mvmf.open_predictions(tmp_path / "a.nc").is_predicted.all()
+
+
+# --- what cannot be ----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_opens_another_bundle_says_so(cluster, make_album, tmp_path):
+    make_album(tmp_path / "photos", 2)
+    table, path = read_image_table(tmp_path / "photos"), tmp_path / "b.safetensors"
+    with pytest.raises(UsageError, match=r"save it with save_bundle"):
+        geo_mvmf.predict(untrained_bundle(seed=3), table, dask=cluster.scheduler_address)
+    save_bundle(untrained_bundle(seed=3), path)
+    ours = load_bundle(path, device="cpu")
+    save_bundle(untrained_bundle(seed=4), path, overwrite=True)
+    with pytest.raises(BadBundleError, match=rf"worker tcp://.*b\.safetensors has digest .*, not {ours.digest[:12]}"):
+        geo_mvmf.predict(ours, table, dask=cluster.scheduler_address)
+    path.unlink()
+    with pytest.raises(BadBundleError, match=r"worker tcp://.*no such file.* by the path it has here"):
+        geo_mvmf.predict(ours, table, dask=cluster.scheduler_address)
+
+
+def test_another_version_on_a_worker_is_refused_whatever_else_it_is_asked():
+    with pytest.raises(DeviceError, match=r"has geo_mvmf .*, not 0\.0\.0, which asks"):
+        distributed.predict_part({"version": "0.0.0", "something": "new"})
+
+
+def test_an_image_that_only_we_can_see_is_not_missing(saved, make_album, tmp_path):
+    make_album(tmp_path, 2)
+    predictor = Predictor(saved, read_image_table(tmp_path), "component", 32, 1)
+    rows = pd.DataFrame({"status": ["ok", "missing"]})
+    with pytest.raises(DeviceError, match=r"image_001\.png: is here, but a worker cannot see it"):
+        distributed._check_seen(predictor, Part(0, 0, 2), rows)
+    (tmp_path / "image_001.png").unlink()
+    distributed._check_seen(predictor, Part(0, 0, 2), rows)
+
+
+def test_no_scheduler_no_extra_no_address(saved, make_album, tmp_path, monkeypatch):
+    make_album(tmp_path, 1)
+    table = read_image_table(tmp_path)
+    monkeypatch.setattr(distributed, "CONNECT_SECONDS", 0.3)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        for address in (f"tcp://127.0.0.1:{taken.getsockname()[1]}", "nonsense", "foo://a:1", ""):
+            with pytest.raises(DeviceError, match="no Dask scheduler answers"):
+                geo_mvmf.predict(saved, table, dask=address)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # a dashboard, a web server
+
+        def answer():
+            with server.accept()[0] as other:
+                other.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(DeviceError, match="no Dask scheduler answers"):
+            geo_mvmf.predict(saved, table, dask=f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+    with pytest.raises(UsageError, match="dask is 8786"):
+        geo_mvmf.predict(saved, table, dask=8786)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UsageError, match=r'pip install "geo-mvmf\[dask\]"'):
+        geo_mvmf.predict(saved, table, dask="tcp://127.0.0.1:1")
+
+
+# --- violence ----------------------------------------------------------------------------------------------------
+
+
+def check_rows(found, expected):
+    """Every row once, in its place, with the values of an undisturbed run."""
+    assert found.rows["image_id"].tolist() == expected.rows["image_id"].tolist()
+    pd.testing.assert_frame_equal(found.rows, expected.rows, check_exact=True)
+    images = np.flatnonzero(expected.is_predicted)
+    np.testing.assert_array_equal(found.store.log_mixing_weights(images), expected.store.log_mixing_weights(images))
+
+
+@pytest.mark.hard
+@pytest.mark.parametrize("failures", [0, 3])
+def test_killed_workers_cost_their_parts_time_and_nothing_else(saved, make_album, tmp_path, monkeypatch, failures):
+    """Worker processes are killed -9 at random, also while their successors begin; with 0, Dask never retries."""
+    import dask
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(distributed, "TRIES", 20)
+    names = make_album(tmp_path / "photos", 160)
+    (tmp_path / "photos" / names[77]).write_text("no image")
+    table = read_image_table(tmp_path / "photos")
+    expected = geo_mvmf.predict(saved, table)
+    chance, killed, asked = random.Random(failures), [], 0
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": failures}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+    ):
+        plain = distributed._request
+
+        def counted(*arguments):
+            nonlocal asked
+            asked += 1
+            return plain(*arguments)
+
+        monkeypatch.setattr(distributed, "_request", counted)
+        job = predicting.predict_job(saved, table, out=tmp_path / "a.nc", dask=cluster.scheduler_address)
+        at = set(chance.sample(range(0, 156, 4), 8))
+        for event in job:
+            if event.done in at:
+                at.remove(event.done)
+                process = chance.choice([nanny for nanny in cluster.workers.values() if nanny.pid])
+                killed.append(process.pid)
+                os.kill(process.pid, signal.SIGKILL)
+    assert len(killed) == 8
+    assert asked >= 40
+    found = geo_mvmf.open_predictions(tmp_path / "a.nc")
+    check_rows(found, expected)
+    # the broken twin loses the parts of killed workers, and puts others in their places
+    parts = [found.rows.iloc[i : i + 4] for i in range(0, 160, 4)]
+    for wrong in (parts[:20] + parts[21:], parts[:20] + parts[19:20] + parts[21:], parts[1::-1] + parts[2:]):
+        assert not pd.concat(wrong, ignore_index=True).equals(expected.rows)
