@@ -15,6 +15,7 @@ from geo_mvmf import __version__
 
 PROTOCOL = 1
 _TORCH = (
+    "import ctypes, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9)\n"  # ends with whoever asks
     "import json, torch; print(json.dumps([torch.__version__, "
     "['cpu'] + [f'cuda:{i} {torch.cuda.get_device_name(i)}' for i in range(torch.cuda.device_count())]]))"
 )

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
-import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import pandas as pd
 from geo_mvmf.errors import UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.maps import regions
+from geo_mvmf.parent_watch import leave_with_parent
 from geo_mvmf.progress import Progress
 from geo_mvmf.stored_mixtures import mixture_of_rows
 
@@ -93,7 +91,7 @@ def _layers(
             yield _layer(store, block, levels)
         return
     spawn = multiprocessing.get_context("spawn")  # a copy of this process might hold locks of threads it has not
-    pool = ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, spawn, initializer=leave_with_parent)
     own: list[Any] = []
     try:
         path = str(store.path.resolve())
@@ -126,16 +124,3 @@ def _layer_of_file(path: str, block: IntArray, levels: tuple[float, ...]) -> geo
 @functools.lru_cache(maxsize=1)
 def _store(path: str) -> stores.StoredPredictions:
     return stores.open_store(Path(path))
-
-
-def _end_with_parent() -> None:
-    """Leave when the process that asked is gone: it may have been killed."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch(sentinel: int) -> None:
-        connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()

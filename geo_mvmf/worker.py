@@ -4,6 +4,7 @@ One request in JSON comes on stdin, events in JSON go to a private copy of stdou
 nothing that anybody prints can break the stream. One thread writes the events and repeats the last one while nothing
 else is said; one waits for the word `cancel`, or for the end of the input: then the command is stopped, and where it
 does not stop in time - the parent may be dead - the process ends as it is. Files that have their name are whole.
+A process of a few lines (`parent_watch`) ends the worker where native code lets none of its threads do so.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 
 import click
 
-from geo_mvmf import __version__, cli, events
+from geo_mvmf import __version__, cli, events, parent_watch
 from geo_mvmf.environment import PROTOCOL
 from geo_mvmf.errors import UsageError
 from geo_mvmf.progress import CancelledError
@@ -34,6 +35,9 @@ HEARTBEAT_SECONDS = 1.0
 
 GRACE_SECONDS = 1.0
 """What a command has to stop in when the input ends unasked: the parent may be dead."""
+
+GRACE_WITHOUT_PARENT_SECONDS = 0.3
+"""The same, when the parent is dead indeed: there is nobody left whom a tidy end could help."""
 
 GRACE_AFTER_CANCEL_SECONDS = 5.0
 """The same, when the input ends after the word `cancel`; while it is open there is no limit."""
@@ -147,6 +151,8 @@ def main() -> int:
         click.echo(ABOUT, err=not is_help)
         return 0 if is_help else UsageError.exit_code
     source, voice = _private_streams()
+    parent = os.getppid()
+    parent_watch.guard(source)  # before there are threads
     voice.start()
     voice.tell(
         events.line("hello", protocol=PROTOCOL, version=__version__, python=platform.python_version(), pid=os.getpid())
@@ -157,7 +163,7 @@ def main() -> int:
         cancellation.install()
         line, rest = _received(source)
         command, arguments = understood(line)
-        watched = (source, rest, cancellation, voice, report)
+        watched = (source, rest, parent, cancellation, voice, report)
         threading.Thread(target=_watch, args=watched, name="input", daemon=True).start()
         run(command, arguments, report)
         cancellation.finish()
@@ -262,7 +268,7 @@ def run(command: click.Command, arguments: list[str], report: Reporter) -> None:
         command.invoke(context)
 
 
-def _watch(source: int, rest: bytes, cancellation: _Cancellation, voice: _Voice, report: Reporter) -> None:
+def _watch(source: int, rest: bytes, parent: int, cancellation: _Cancellation, voice: _Voice, report: Reporter) -> None:
     """Wait for the word, or for the end of the input; then make sure that the process ends."""
     is_asked = False
     for line in _lines(source, rest):
@@ -272,10 +278,19 @@ def _watch(source: int, rest: bytes, cancellation: _Cancellation, voice: _Voice,
         elif line:
             voice.tell(events.line("log", level="warning", message=f"this line was not understood: {line[:200]!r}"))
     cancellation.ask()
-    time.sleep(GRACE_AFTER_CANCEL_SECONDS if is_asked else GRACE_SECONDS)
+    _wait(parent, GRACE_AFTER_CANCEL_SECONDS if is_asked else GRACE_SECONDS)
     report.cancelled()
     voice.has_ended.wait(_LAST_WORD_SECONDS)
     os._exit(0)
+
+
+def _wait(parent: int, seconds: float) -> None:
+    """Wait as long as a command may take to stop; less where the parent is seen to be dead, as Windows never shows."""
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < seconds:
+        if waited >= GRACE_WITHOUT_PARENT_SECONDS and os.getppid() != parent:
+            return
+        time.sleep(0.05)
 
 
 def _lines(source: int, rest: bytes) -> Iterator[bytes]:

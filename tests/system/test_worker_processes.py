@@ -154,50 +154,92 @@ for line in child.stdout:
     print(line.decode(), end="", flush=True)
 """
 STUBBORN = """
-import os, sys
+import ctypes, os, sys
 from geo_mvmf import worker
 from geo_mvmf.model import bundle_format
 def stubborn(path):
     print("computing", file=sys.stderr, flush=True)
+    {forever}
+bundle_format.read_header = stubborn
+sys.argv = ["worker"]
+"""
+COMPUTES = """
     while True:
         try:
             sum(range(10**6))
         except BaseException:
             pass
-bundle_format.read_header = stubborn
-sys.argv = ["worker"]
 """
-TWIN = "worker._watch = lambda *_: None\n"
+HOLDS_THE_LOCK = "ctypes.PyDLL(None).sleep(600)"  # of Python: none of the worker's threads runs
+TWIN = "worker._watch = lambda *_: None\nworker.parent_watch.guard = lambda *_: None\n"
+UNGUARDED = "worker.parent_watch.guard = lambda *_: None\n"
 
 
-def seconds_without_parent(command, text, moment):
-    """Kill a worker's parent once its output holds a text, or after seconds; None where the worker stays."""
-    asked = text.decode().strip()
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, asked, *command], stdout=subprocess.PIPE, text=True)
+def stubborn(forever, twin=""):
+    return (sys.executable, "-I", "-c", f"{STUBBORN.format(forever=forever)}\n{twin}\nos._exit(worker.main())")
+
+
+def family(mark):
+    """Processes that run with a mark in their environment, whoever their parent is now; zombies have ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("FAMILY") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def busy(processes):
+    """So many processes that compute."""
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+
+
+def seconds_without_parent(command, text, moment, patience=PATIENCE):
+    """Kill a worker's parent once its output holds a text, or after seconds; None where somebody stays."""
+    asked, mark = text.decode().strip(), f"{os.getpid()}-{time.monotonic_ns()}"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, asked, *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "FAMILY": mark},
+    )
     with parent:
-        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.stdout.readline()
         if isinstance(moment, str):
             next(line for line in parent.stdout if moment in line)
         else:
             time.sleep(moment)
-        was_alive = worker.is_running()
+        was_alive = len(family(mark)) > 1
         parent.kill()
         began = time.monotonic()
-        try:
-            worker.wait(PATIENCE if TWIN not in command[-1] else 4)
-        except psutil.TimeoutExpired:
-            worker.kill()
-            return None
+        while left := [process for process in family(mark) if process.pid != parent.pid]:
+            if time.monotonic() - began > patience:
+                for process in left:
+                    process.kill()
+                return None
+            time.sleep(0.02)
         assert was_alive or not isinstance(moment, str)
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("moment", ["hello", 0.3, 0.8, 1.5, 2.5, '"load"', '"predict"', '"export"'])
-def test_a_worker_without_its_parent_goes(album, bundle_path, tmp_path, record_property, moment):
+@pytest.mark.parametrize(
+    ("moment", "load"),
+    [(moment, 0) for moment in ("hello", 0.3, 0.8, 1.5, 2.5, '"load"', '"predict"', '"export"')]
+    + [(moment, 4) for moment in ("hello", 0.8, 1.5, '"load"')],
+)
+def test_a_worker_without_its_parent_goes(album, bundle_path, tmp_path, record_property, moment, load):
     text = request("predict", source=album, bundle=bundle_path, out=tmp_path / "a.gpkg", levels="0.5,0.9", batch_size=1)
-    seconds = seconds_without_parent(WORKER, text, moment)
+    with busy(load):
+        seconds = seconds_without_parent(WORKER, text, moment)
     record_property("seconds", seconds)
-    print(f"{moment}: gone after {seconds:.2f} s")
+    print(f"{moment}, {load} busy: gone after {seconds:.2f} s")
     assert seconds is not None
     if (tmp_path / "a.nc").exists():
         assert len(open_predictions(tmp_path / "a.nc")) == IMAGES
@@ -205,21 +247,47 @@ def test_a_worker_without_its_parent_goes(album, bundle_path, tmp_path, record_p
         assert len(geopandas.read_file(tmp_path / "a.gpkg", layer="points")) == IMAGES
 
 
-def test_a_worker_that_computes_for_ever_goes_too(bundle_path, record_property):
-    """Even where nothing can interrupt the command; and the broken twin, which does not watch its input, stays."""
-    text = request("info", file=bundle_path)
-    code = f"{STUBBORN}\nos._exit(worker.main())"
-    seconds = seconds_without_parent((sys.executable, "-I", "-c", code), text, "load")
-    print(f"gone after {seconds:.2f} s")
+FEW = "import os, sys\nfrom geo_mvmf import region_job, worker\nregion_job.WORTH_PROCESSES = 2\nsys.argv = ['worker']\n"
+
+
+@pytest.mark.parametrize("moment", [0.5, 1.0, 2.0, 3.0, '"regions"'])
+def test_processes_of_a_worker_go_with_it(album, bundle_path, tmp_path, record_property, moment):
+    """Those that make regions: while they start, while they compute."""
+    out = tmp_path / "a.nc"
+    asked = request("predict", source=album, bundle=bundle_path, out=out)
+    with subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdin.write(asked)
+        process.stdin.flush()
+        process.stdout.read()
+    text = request("regions", predictions=out, out=tmp_path / "r.gpkg", workers=2)
+    command = (sys.executable, "-I", "-c", f"{FEW}os._exit(worker.main())")
+    seconds = seconds_without_parent(command, text, moment)
     record_property("seconds", seconds)
-    twin = f"{STUBBORN}\n{TWIN}\nos._exit(worker.main())"
-    assert seconds_without_parent((sys.executable, "-I", "-c", twin), text, "load") is None
+    print(f"{moment}: gone after {seconds:.2f} s")
+    assert seconds is not None
+
+
+def test_a_process_that_asks_torch_goes(record_property):
+    seconds = seconds_without_parent(WORKER, request("env"), 0.5)
+    record_property("seconds", seconds)
+    assert seconds is not None
+
+
+@pytest.mark.parametrize("forever", [COMPUTES, HOLDS_THE_LOCK])
+def test_a_worker_that_computes_for_ever_goes_too(bundle_path, record_property, forever):
+    """Even where nothing can interrupt the command; and broken twins, which do not watch, stay."""
+    text = request("info", file=bundle_path)
+    seconds = seconds_without_parent(stubborn(forever), text, "load" if forever is COMPUTES else 1.5)
+    record_property("seconds", seconds)
+    assert seconds is not None
+    print(f"gone after {seconds:.2f} s")
+    twin = stubborn(forever, TWIN if forever is COMPUTES else UNGUARDED)
+    assert seconds_without_parent(twin, text, 1.5, patience=4) is None
 
 
 def test_a_command_that_cannot_be_interrupted_is_ended_after_cancel(bundle_path):
-    code = f"{STUBBORN}\nos._exit(worker.main())"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-I", "-c", code], **pipes) as process:
+    with subprocess.Popen(stubborn(COMPUTES), **pipes) as process:
         process.stdin.write(request("info", file=bundle_path) + b"not a word it knows\n")
         process.stdin.flush()
         process.stderr.readline()  # it computes
