@@ -14,6 +14,8 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from .texts import tr
+
 RECIPE = "uv tool install --python 3.12 geo-mvmf"
 """The one line that makes what the plugin needs."""
 
@@ -39,23 +41,23 @@ class Found(NamedTuple):
 
 def find_python(setting: str, environ: Mapping[str, str]) -> Found:
     """Find the Python that has geo_mvmf, in the documented order; whoever names one is never overruled."""
-    named = (("the setting geo_mvmf/python", setting), ("GEO_MVMF_PYTHON", environ.get("GEO_MVMF_PYTHON", "")))
+    named = ((tr("the setting geo_mvmf/python"), setting), ("GEO_MVMF_PYTHON", environ.get("GEO_MVMF_PYTHON", "")))
     for origin, wish in named:
         if wish.strip():
             python = interpreter_of(wish)
-            reason = f"{origin} names {wish.strip()!r}: no Python and no environment is there"
+            reason = tr("{} names {!r}: no Python and no environment is there").format(origin, wish.strip())
             return Found(python, origin, "" if python else reason)
     folders = os.pathsep.join([environ.get("PATH", ""), *map(os.path.expanduser, _PROGRAM_FOLDERS)])
     command = shutil.which("geo-mvmf", path=folders)
-    places = [(f"the command {command}", command)] if command else []
+    places = [(tr("the command {}").format(command), command)] if command else []
     tools = [environ.get("UV_TOOL_DIR", ""), *_TOOL_FOLDERS]
-    places += [("the tools of uv", os.path.join(folder, "geo-mvmf")) for folder in tools if folder]
-    places.append(("the folder ~/geo-mvmf", "~/geo-mvmf"))
+    places += [(tr("the tools of uv"), os.path.join(folder, "geo-mvmf")) for folder in tools if folder]
+    places.append((tr("the folder ~/geo-mvmf"), "~/geo-mvmf"))
     for origin, place in places:
         python = interpreter_of(place)
         if python:
             return Found(python, origin)
-    return Found("", "", f"no Python with geo_mvmf was found. In a terminal: {RECIPE}")
+    return Found("", "", tr("no Python with geo_mvmf was found. In a terminal: {}").format(RECIPE))
 
 
 def interpreter_of(place: str) -> str:
@@ -109,7 +111,9 @@ def environment_folder(python: str) -> str:
 def sandbox_problem(marker: str = "/.flatpak-info") -> str:
     """Say why no Python of the user's can be started at all, or ''."""
     if os.path.exists(marker):
-        return "this QGIS runs in Flatpak, which cannot start programs outside: use QGIS from qgis.org or your system"
+        return tr(
+            "this QGIS runs in Flatpak, which cannot start programs outside: use one from qgis.org or your system"
+        )
     return ""
 
 

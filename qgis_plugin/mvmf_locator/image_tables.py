@@ -10,7 +10,7 @@ import os
 from qgis import core
 
 from .protocol import WorkerFailed
-from .settings import tr
+from .texts import tr
 
 SUFFIXES = (".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _ADDRESSES = ("http://", "https://", "ftp://", "/vsi")

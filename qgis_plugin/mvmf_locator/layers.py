@@ -10,6 +10,8 @@ from datetime import datetime
 
 from qgis import core
 
+from .texts import tr
+
 _ORDER = "geo_mvmf/order"
 _kept = collections.deque(maxlen=256)  # QGIS holds no reference to a post-processor
 _LICENCE_KEYS = ("licence", "bundle_licence", "license")
@@ -111,7 +113,7 @@ def metadata(layer, name, run):
     # QGIS shows these texts as HTML, and a bundle is written by others
     said = [f"{key}: {value}" for key, value in sorted(run.items()) if len(value) < 2000]
     result.setTitle(html.escape(name))
-    result.setAbstract(html.escape("\n".join(["A region, not a proof of where an image was taken.", *said])))
+    result.setAbstract(html.escape("\n".join([tr("A region, not a proof of where an image was taken."), *said])))
     result.setLicenses([html.escape(run[key]) for key in _LICENCE_KEYS if run.get(key)])
     result.setHistory([html.escape(f"Made with geo_mvmf {run.get('geo_mvmf', '')}; loaded {datetime.now():%Y-%m-%d}")])
     result.setCrs(layer.crs())

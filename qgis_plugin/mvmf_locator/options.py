@@ -11,7 +11,8 @@ from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtWidgets import QComboBox, QFormLayout, QLabel, QLineEdit, QPushButton
 
 from . import diagnostics, environment, settings
-from .settings import DEVICES, get, put, tr
+from .settings import DEVICES, get, put
+from .texts import tr
 
 
 class OptionsFactory(QgsOptionsWidgetFactory):

@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from .texts import tr
+
 PROTOCOL = 1
 PROTOCOLS = (0, 1)
 """What is asked for, and what is understood."""
@@ -21,19 +23,20 @@ _ARGUMENTS = ("source", "sources", "predictions", "truth", "config", "file")  # 
 _OPTIONS = {"image_ids": "image-id", "seasons": "season", "kind": "format", "as_json": "json"}
 
 _HINTS = {
-    "model_missing": "Check the path of the bundle (.safetensors).",
-    "oom": "Lower the batch size, or choose the device cpu.",
-    "device": "Choose the device auto or cpu; Check environment lists what there is.",
-    "output": "Close layers that show an earlier result, and see whether the disk is full or write-protected.",
-    "locked": "Another run writes to the same place: wait for it, or choose another output.",
-    "internal": "Run Check environment, and send its diagnostics with this message to the developers.",
+    "model_missing": tr("Check the path of the bundle (.safetensors)."),
+    "oom": tr("Lower the batch size, or choose the device cpu."),
+    "device": tr("Choose the device auto or cpu; Check environment lists what there is."),
+    "output": tr("Close layers that show an earlier result, and see whether the disk is full or write-protected."),
+    "locked": tr("Another run writes to the same place: wait for it, or choose another output."),
+    "internal": tr("Run Check environment, and send its diagnostics with this message to the developers."),
 }
+_DLL_HINT = tr("Install the Microsoft Visual C++ Redistributable, then run Check environment.")
 _EXITS = {
-    9: ("was killed, most likely because memory ran out", "Lower the batch size or the number of workers."),
-    126: ("could not be started", "The file is no program, or it is blocked: see the setting of the interpreter."),
-    127: ("lacks a library", "Run Check environment, and install geo-mvmf again."),
-    0xC0000135: ("lacks a DLL", "Install the Microsoft Visual C++ Redistributable, then run Check environment."),
-    0xC0000005: ("crashed in a DLL", "Install the Microsoft Visual C++ Redistributable, then run Check environment."),
+    9: (tr("was killed, most likely because memory ran out"), tr("Lower the batch size or the number of workers.")),
+    126: (tr("could not be started"), tr("It is no program, or it is blocked: see the setting of the interpreter.")),
+    127: (tr("lacks a library"), tr("Run Check environment, and install geo-mvmf again.")),
+    0xC0000135: (tr("lacks a DLL"), _DLL_HINT),
+    0xC0000005: (tr("crashed in a DLL"), _DLL_HINT),
 }
 
 
@@ -99,7 +102,7 @@ class Conversation:
         if self.ending["event"] == "error":
             kind = text_of(self.ending, "code")
             hint = text_of(self.ending, "hint") or _HINTS.get(kind, "")
-            message = text_of(self.ending, "message") or f"the worker failed ({kind})"
+            message = text_of(self.ending, "message") or tr("the worker failed ({})").format(kind)
             raise WorkerFailed(message, hint, text_of(self.ending, "detail"))
         return self.ending
 
@@ -123,21 +126,23 @@ class Conversation:
         if name in self._unknown:
             return []
         self._unknown.add(name)
-        return [{"event": "log", "level": "info", "message": f"the worker's event {name[:_SHOWN]!r} is not known here"}]
+        said = tr("the worker's event {!r} is not known here").format(name[:_SHOWN])
+        return [{"event": "log", "level": "info", "message": said}]
 
     def _without_ending(self, code: int, last: str, stderr: str, *, crashed: bool) -> WorkerFailed:
-        said = f"; its last words: {last}" if last else ""
+        said = tr("; its last words: {}").format(last) if last else ""
         if "No module named geo_mvmf" in stderr or "No module named 'geo_mvmf" in stderr:
-            return WorkerFailed("this Python has no geo_mvmf (or one that is too old)", _MEND)
+            return WorkerFailed(tr("this Python has no geo_mvmf (or one that is too old)"), _MEND)
         known = _EXITS.get(code & 0xFFFFFFFF) or (_EXITS[9] if code == 137 else None)
         if known and (crashed or code != 9):
-            return WorkerFailed(f"the worker {known[0]} (exit code {code}){said}", known[1])
-        how = f"crashed (signal or code {code})" if crashed else f"ended with exit code {code}"
-        where = " in the middle of a line" if self._rest.strip() else ""
-        return WorkerFailed(f"the worker {how}{where} and gave no result{said}", "Run Check environment.", stderr)
+            return WorkerFailed(tr("the worker {} (exit code {})").format(known[0], code) + said, known[1])
+        how = tr("crashed (signal or code {})") if crashed else tr("ended with exit code {}")
+        where = tr(" in the middle of a line") if self._rest.strip() else ""
+        message = tr("the worker {}{} and gave no result").format(how.format(code), where)
+        return WorkerFailed(message + said, tr("Run Check environment."), stderr)
 
 
-_MEND = "Install it there: python -m pip install --upgrade geo-mvmf (or point the setting at another Python)."
+_MEND = tr("Install it there: python -m pip install --upgrade geo-mvmf (or point the setting at another Python).")
 
 
 def text_of(event: Mapping[str, Any], name: str) -> str:
@@ -155,11 +160,12 @@ def _check_protocol(hello: Mapping[str, Any]) -> None:
     if theirs in PROTOCOLS and not isinstance(theirs, bool):
         return
     newer = isinstance(theirs, int) and theirs > max(PROTOCOLS)
-    hint = "Update this plugin." if newer else _MEND
-    version = text_of(hello, "version")[:_SHOWN]
-    raise WorkerFailed(f"geo_mvmf {version} speaks protocol {theirs!r}; this plugin understands {PROTOCOLS}", hint)
+    hint = tr("Update this plugin.") if newer else _MEND
+    said = tr("geo_mvmf {} speaks protocol {!r}; this plugin understands {}")
+    raise WorkerFailed(said.format(text_of(hello, "version")[:_SHOWN], theirs, PROTOCOLS), hint)
 
 
 def _not_the_protocol(line: bytes) -> WorkerFailed:
     shown = line[:_SHOWN].decode("utf-8", "replace")
-    return WorkerFailed(f"the worker's answer is not the protocol: {shown!r}", "Is this Python the one with geo_mvmf?")
+    said = tr("the worker's answer is not the protocol: {!r}").format(shown)
+    return WorkerFailed(said, tr("Is this Python the one with geo_mvmf?"))

@@ -7,6 +7,7 @@ from qgis import core
 
 from . import settings
 from .algorithms import ALGORITHMS
+from .texts import tr
 
 
 class LocatorProvider(core.QgsProcessingProvider):
@@ -19,7 +20,7 @@ class LocatorProvider(core.QgsProcessingProvider):
         return "Geo MvMF"
 
     def longName(self):
-        return settings.tr("Geo MvMF: where images were taken, as probability")
+        return tr("Geo MvMF: where images were taken, as probability")
 
     def icon(self):
         return settings.icon()
@@ -42,5 +43,5 @@ class LocatorProvider(core.QgsProcessingProvider):
 
     def warningMessage(self):
         if settings.found().problem:  # whose text names paths, and this one may be shown as rich text
-            return settings.tr("No Python with geo_mvmf is set up: run Check environment, it says what to do.")
+            return tr("No Python with geo_mvmf is set up: run Check environment, it says what to do.")
         return ""

@@ -11,7 +11,7 @@ from qgis.PyQt.QtCore import QProcess, QProcessEnvironment
 
 from . import environment
 from .protocol import Conversation, WorkerFailed, command_line, request_line, text_of
-from .settings import tr
+from .texts import tr
 
 ARGUMENTS = ("-X", "utf8", "-I", "-u", "-m", "geo_mvmf.worker")
 """The whole argument list, always: what users write goes through standard input."""
@@ -46,8 +46,11 @@ class WorkerRun:
         process.setProcessEnvironment(_process_environment(self.python))
         process.start(self.python, list(ARGUMENTS))
         if not process.waitForStarted(_START_MS):
-            hint = "Is it moved, blocked by a virus scanner, or not allowed to run? See the setting of the interpreter."
-            raise WorkerFailed(f"{self.python}: the interpreter did not start: {process.errorString()}", hint)
+            hint = tr(
+                "Is it moved, blocked by a virus scanner, or not allowed to run? See the setting of the interpreter."
+            )
+            said = tr("{}: the interpreter did not start: {}").format(self.python, process.errorString())
+            raise WorkerFailed(said, hint)
         try:
             process.write(request_line(task, params))
             stopped = self._watch()

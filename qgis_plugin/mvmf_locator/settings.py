@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from qgis import core
-from qgis.PyQt.QtCore import QT_VERSION_STR, QCoreApplication
+from qgis.PyQt.QtCore import QT_VERSION_STR
 from qgis.PyQt.QtGui import QIcon
 
 from . import environment
@@ -17,11 +17,6 @@ ICON = os.path.join(os.path.dirname(__file__), "icon.svg")
 
 last_facts = {}
 """What the worker said of its environment when it was last checked."""
-
-
-def tr(text):
-    """Translate a text of the plugin."""
-    return QCoreApplication.translate("mvmf_locator", text)
 
 
 def icon():

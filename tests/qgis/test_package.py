@@ -65,7 +65,11 @@ def test_only_the_standard_library_and_qgis_are_imported():
 
 
 def test_pure_modules_import_no_qgis():
-    for name in ("environment", "protocol", "diagnostics"):
+    for name in (
+        "environment",
+        "protocol",
+        "diagnostics",
+    ):  # what they say is translated by `texts`, which can do without
         found = set(imported(ast.parse((PLUGIN / f"{name}.py").read_text(encoding="utf-8"))))
         assert not any(each.startswith("qgis") for each in found), name
 
@@ -79,6 +83,63 @@ def test_every_public_name_is_documented():
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 inner = node.name in ("work", "parameters", "give", "show")  # said once, in the base class
                 assert ast.get_docstring(node) or qgis_calls.search(node.name) or inner, (path.name, node.name)
+
+
+SAYING = {"WorkerFailed", "pushInfo", "pushWarning", "QgsProcessingException", "Found"}
+WORDS = re.compile(r"[A-Za-z]{2,} [a-z]{2,}")
+
+
+def untranslated(tree):
+    """Texts of several words that are said to users as they are written."""
+    for node in ast.walk(tree):
+        name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+        for said in node.args if name in SAYING else ():
+            for part in said.values if isinstance(said, ast.JoinedStr) else [said]:
+                if isinstance(part, ast.Constant) and WORDS.search(str(part.value)):
+                    yield part.value
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_what_is_said_is_translated(path):
+    assert list(untranslated(ast.parse(path.read_text(encoding="utf-8")))) == []
+
+
+def test_what_is_not_translated_is_noticed():
+    tree = ast.parse('raise WorkerFailed(f"the {x} is missing here", tr("Look for it."))\nf.pushInfo("is not there")')
+    assert list(untranslated(tree)) == [" is missing here", "is not there"]
+
+
+def qt_names(tree):
+    """Names of Qt that a module uses: (module, name), and the dotted ones (name, ...)."""
+    homes = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qgis.PyQt."):
+            homes |= {each.name: node.module.rpartition(".")[2] for each in node.names}
+    for node in ast.walk(tree):
+        words = ast.unparse(node).split(".") if isinstance(node, (ast.Attribute, ast.Name)) else [""]
+        if words[0] in homes and all(word.isidentifier() for word in words):
+            yield (homes[words[0]], *words)
+
+
+def missing_from_qt6(names):
+    """Those that PyQt6 does not have under the same name."""
+    for module, *words in sorted(set(names)):
+        found = pytest.importorskip(f"PyQt6.{module}", reason="PyQt6 is not installed", exc_type=ImportError)
+        for word in words:
+            found = getattr(found, word, None)
+        if found is None:
+            yield ".".join([module, *words])
+
+
+def test_every_name_of_qt_is_one_of_qt_6():
+    names = [name for path in FILES for name in qt_names(ast.parse(path.read_text(encoding="utf-8")))]
+    assert len(set(names)) > 20
+    assert list(missing_from_qt6(names)) == []
+
+
+def test_a_name_that_qt_6_lost_is_noticed():
+    flat = ast.parse("from qgis.PyQt.QtCore import QProcess, QRegExp\nQProcess.NotRunning, QRegExp('x')")
+    assert list(missing_from_qt6(qt_names(flat))) == ["QtCore.QProcess.NotRunning", "QtCore.QRegExp"]
 
 
 FLAT_ENUM = re.compile(

@@ -13,7 +13,7 @@ from qgis import core
 from .. import settings
 from ..protocol import WorkerFailed, text_of
 from ..runner import WorkerRun
-from ..settings import tr
+from ..texts import tr
 
 VECTOR = core.QgsProcessing.SourceType.TypeVector
 POLYGONS = core.QgsProcessing.SourceType.TypeVectorPolygon

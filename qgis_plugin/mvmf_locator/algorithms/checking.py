@@ -13,7 +13,7 @@ from .. import diagnostics, settings
 from ..environment import RECIPE
 from ..layers import Place, stem
 from ..protocol import WorkerFailed
-from ..settings import tr
+from ..texts import tr
 from . import base
 from .learning import TABLE_FILTER
 

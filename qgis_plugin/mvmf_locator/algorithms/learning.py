@@ -9,7 +9,7 @@ import os
 from qgis import core
 
 from ..protocol import WorkerFailed
-from ..settings import tr
+from ..texts import tr
 from . import base
 from .prediction import raster_file
 

@@ -11,7 +11,7 @@ from qgis import core
 
 from ..layers import Place, stem
 from ..protocol import WorkerFailed
-from ..settings import tr
+from ..texts import tr
 from . import base
 from .prediction import raster_file
 

@@ -10,7 +10,7 @@ from qgis import core
 from ..image_tables import files_of_folder, table_of_files, table_of_layer
 from ..layers import Place
 from ..protocol import WorkerFailed
-from ..settings import tr
+from ..texts import tr
 from . import base
 
 _ESTIMATORS = ("component", "mode", "median", "best_within")
@@ -168,9 +168,8 @@ def predict(job, source, root, claims, title, *, zones=None, zones_file=None):
     if regions and levels:
         tasks.append(("REGIONS", "regions", {**made, "out": regions, "levels": levels}))
     if zones:
-        tasks.append(
-            ("ZONES", "zones", {**made, "out": zones_file, "polygons": zones, "name_column": job.text("ZONE_NAME")})
-        )
+        names = job.text("ZONE_NAME")
+        tasks.append(("ZONES", "zones", {**made, "out": zones_file, "polygons": zones, "name_column": names}))
     outs, answers = {}, {}
     for step in job.steps(len(tasks), kept=1):
         name, task, params = tasks[step]
