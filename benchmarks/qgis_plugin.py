@@ -1,5 +1,6 @@
 """How long QGIS's start waits for the plugin: import and provider, each time in a fresh process of QGIS's own Python.
 
+With `--cancels 100`: what cancelled predictions leave, and how long a cancellation takes.
 Needs QGIS (Debian: python3-qgis); QGIS_PYTHON names its interpreter where that is not /usr/bin/python3.
 """
 
@@ -9,13 +10,16 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import qgis_cancel
 import record
 
 ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("nothing", "partial", "finished")
 _START = """
 import os, sys, time
 from qgis.core import QgsApplication
@@ -45,11 +49,35 @@ def start() -> tuple[float, float]:
     return float(wall), float(cpu)
 
 
-def main() -> None:
-    """Measure and write down."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
+def cancelled(tries: int, seed: int) -> None:
+    """Cancel predictions in QGIS and write down what was left."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = qgis_cancel.cancel(Path(folder), tries, seed=seed)
+    kinds = [each.kind for each in found]
+    asked = [each for each in found if each.stopped is not None and each.ended is not None]
+    partial = [each for each in asked if each.kind == "partial"]
+    faults = [fault for each in found for fault in each.faults]
+    rows = [
+        ["tries", len(found)],
+        ["stopped before the first image, in between, asked too late", ", ".join(str(kinds.count(k)) for k in KINDS)],
+        ["processes left", sum(each.orphans for each in found)],
+        ["faults of files and results", f"{len(faults)} {'; '.join(faults[:3])}".strip()],
+        ["from asking to the end of the predicting worker, s", record.spread([each.stopped for each in asked], 2)],
+        ["the same with images in work, s", record.spread([each.stopped for each in partial], 2)],
+        ["from asking to the end of the algorithm, s", record.spread([each.ended for each in asked], 2)],
+        ["the same with images in work, and their points written, s", record.spread([e.ended for e in partial], 2)],
+    ]
+    text = (
+        f"The plugin in QGIS's own Python predicts {qgis_cancel.IMAGES} images (batches of 4) with the sample's bundle"
+        " and is cancelled at a moment drawn uniformly over the time that a whole prediction takes, for every second"
+        " try over that with images in work; then layer and predictions file are opened, their rows counted, and"
+        " processes looked for. A worker that does not stop in five seconds is killed. Median (range).\n\n"
+    )
+    record.write("qgis_cancel", "Cancelling in QGIS", text + record.table(["what", "figure"], rows))
+
+
+def starts(repeats: int) -> None:
+    """Load the plugin in fresh processes of QGIS and write down how long it took."""
     start()  # compiles the plugin, as its first start does
     found = [start() for _ in range(repeats)]
     subprocess.run([sys.executable, str(ROOT / "qgis_plugin" / "package.py")], check=True, capture_output=True)
@@ -63,6 +91,19 @@ def main() -> None:
     ]
     text = f"{repeats} fresh processes; median (range).\n\n" + record.table(["what", "figure"], rows)
     record.write("qgis_plugin", "Start of the QGIS plugin", text)
+
+
+def main() -> None:
+    """Measure and write down."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--cancels", type=int, default=0, help="cancel so many predictions instead")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.cancels:
+        cancelled(options.cancels, options.seed)
+    else:
+        starts(options.repeats)
 
 
 if __name__ == "__main__":

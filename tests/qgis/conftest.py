@@ -71,6 +71,12 @@ def environment(tmp_path, python, **more):
 
 
 @pytest.fixture
+def qgis_is_there():
+    """Skip where QGIS is missing."""
+    return qgis_python() or missing("QGIS")
+
+
+@pytest.fixture
 def probe(tmp_path):
     """Do something in QGIS's Python: run(request, python, **variables) -> what was seen."""
 
@@ -95,7 +101,8 @@ def process(tmp_path):
         own = environment(tmp_path, python, **variables)
         if not (tmp_path / "profile" / "enabled").exists():
             command = [program, "plugins", "enable", "mvmf_locator"]
-            subprocess.run(command, env=own, capture_output=True, check=True, timeout=60)
+            sound = environment(tmp_path, python)  # `variables` may be those that QGIS cannot start with
+            subprocess.run(command, env=sound, capture_output=True, check=True, timeout=60)
             (tmp_path / "profile" / "enabled").touch()
         words = [
             f"--{name}={value}"
