@@ -1,7 +1,6 @@
 """The package as QGIS's plugin repository judges it, and the rules of the house that hold for it."""
 
 import ast
-import configparser
 import importlib.util
 import io
 import json
@@ -44,13 +43,15 @@ def code_lines(text):
     return len(found - skipped)
 
 
+SCRIPT = ROOT / "qgis_plugin" / "package.py"
+_spec = importlib.util.spec_from_file_location("package", SCRIPT)
+packaging = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(packaging)
+
+
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    script = ROOT / "qgis_plugin" / "package.py"
-    spec = importlib.util.spec_from_file_location("package", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    first, second = (module.write(tmp_path_factory.mktemp("dist")) for _ in range(2))
+    first, second = (packaging.write(tmp_path_factory.mktemp("dist")) for _ in range(2))
     assert first.read_bytes() == second.read_bytes()
     return first
 
@@ -168,9 +169,7 @@ def test_it_stays_small():
 
 
 def test_metadata_is_complete():
-    about = configparser.ConfigParser(interpolation=None)
-    about.read(PLUGIN / "metadata.txt", encoding="utf-8")
-    general = about["general"]
+    general = packaging.metadata()
     needed = ("name", "description", "about", "version", "author", "email", "tracker", "repository", "homepage", "tags")
     assert all(general[name].strip() for name in (*needed, "changelog"))
     assert re.fullmatch(r"\d+\.\d+\.\d+", general["version"])
@@ -183,6 +182,20 @@ def test_metadata_is_complete():
     from geo_mvmf import __version__
 
     assert general["version"] == __version__
+
+
+def test_a_release_needs_real_addresses(tmp_path):
+    """The same metadata with real ones has nothing to say; with those of today the release is refused."""
+    general = dict(packaging.metadata())
+    real = {name: general[name].replace("example.org", "geo-mvmf.net") for name in packaging.ADDRESSES}
+    assert packaging.placeholders({**general, **real}) == []
+    missing = packaging.placeholders(general)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, tmp_path / "dist", "--release"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == (2 if missing else 0)
+    assert all(name in done.stderr for name in missing)
+    assert (tmp_path / "dist").exists() != bool(missing)
 
 
 def test_the_zip_is_as_the_repository_wants_it(package):
