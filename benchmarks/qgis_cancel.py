@@ -1,4 +1,4 @@
-"""Cancel predictions in QGIS at random moments, and look at what is left.
+"""Cancel predictions in QGIS at random moments, or kill QGIS, and look at what is left.
 
 The QGIS side runs in QGIS's own Python (`QGIS_PYTHON`, /usr/bin/python3), with the plugin's own runner, the real worker
 and the sample's bundle; everything left behind is judged here, from outside.
@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from geo_mvmf import open_predictions
 from geo_mvmf.errors import GeoMvmfError
@@ -107,6 +111,44 @@ def cancel(folder: Path, tries: int, *, seed: int = 0, python: str = sys.executa
     They are drawn uniformly over the time that a whole prediction takes, for every second one over that with images in
     work.
     """
+    found = []
+    with _start(folder, tries, seed, python) as qgis:
+        for line in filter(lambda text: text.startswith("{"), qgis.stdout):
+            found.append(judge(json.loads(line), left_behind(folder, but=qgis.pid)))
+            print(f"  {len(found)}/{tries}: {found[-1]}", file=sys.stderr)
+            qgis.stdin.write("\n")
+            qgis.stdin.flush()
+    return found
+
+
+def kill(folder: Path, tries: int, *, seed: int = 0, python: str = sys.executable, span_s: float = 8.0) -> list[float]:
+    """Kill QGIS with SIGKILL while it predicts, at most `span_s` after its worker began.
+
+    Gives the seconds until no process of it was left; infinite where one was still there after half a minute.
+    """
+    moments, found = np.random.default_rng(seed), []
+    for number in range(tries):
+        here = folder / f"{number:03d}"
+        with _start(here, 1, seed, python) as qgis:
+            while not left_behind(here, but=qgis.pid) and qgis.poll() is None:
+                time.sleep(0.05)
+            time.sleep(moments.uniform(0.0, span_s))
+            qgis.kill()
+            killed = time.monotonic()
+            left = left_behind(here, but=qgis.pid)
+            while left and time.monotonic() < killed + 30.0:
+                time.sleep(0.01)
+                left = left_behind(here, but=qgis.pid)
+            found.append(float("inf") if left else time.monotonic() - killed)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        print(f"  {number + 1}/{tries}: {found[-1]:.2f} s", file=sys.stderr)
+        shutil.rmtree(here)
+    return found
+
+
+def _start(folder: Path, tries: int, seed: int, python: str) -> subprocess.Popen[str]:
+    """Start QGIS's Python, which predicts a folder of images once, and then again for every try."""
     photos = folder / "photos"
     photos.mkdir(parents=True)
     for number in range(IMAGES):
@@ -115,18 +157,11 @@ def cancel(folder: Path, tries: int, *, seed: int = 0, python: str = sys.executa
     parameters = {"FOLDER": str(photos), "BUNDLE": str(bundle), "BATCH_SIZE": 4}
     request = {"parameters": parameters, "folder": str(folder / "runs"), "tries": tries, "seed": seed}
     command = [os.environ.get("QGIS_PYTHON", "/usr/bin/python3"), "-c", _IN_QGIS]
-    found = []
-    with subprocess.Popen(
-        command, env=_variables(folder, python), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as qgis:
-        qgis.stdin.write(json.dumps(request) + "\n")
-        qgis.stdin.flush()
-        for line in filter(lambda text: text.startswith("{"), qgis.stdout):
-            found.append(judge(json.loads(line), left_behind(folder, but=qgis.pid)))
-            print(f"  {len(found)}/{tries}: {found[-1]}", file=sys.stderr)
-            qgis.stdin.write("\n")
-            qgis.stdin.flush()
-    return found
+    pipe, variables = subprocess.PIPE, _variables(folder, python)
+    qgis = subprocess.Popen(command, env=variables, stdin=pipe, stdout=pipe, text=True)
+    qgis.stdin.write(json.dumps(request) + "\n")
+    qgis.stdin.flush()
+    return qgis
 
 
 def judge(said: dict[str, Any], orphans: list[int]) -> Try:

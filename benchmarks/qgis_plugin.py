@@ -1,6 +1,7 @@
 """How long QGIS's start waits for the plugin: import and provider, each time in a fresh process of QGIS's own Python.
 
-With `--cancels 100`: what cancelled predictions leave, and how long a cancellation takes.
+With `--cancels 100`: what cancelled predictions leave, and how long a cancellation takes; `--kills 30`: when the last
+process of a killed QGIS is gone.
 Needs QGIS (Debian: python3-qgis); QGIS_PYTHON names its interpreter where that is not /usr/bin/python3.
 """
 
@@ -76,6 +77,23 @@ def cancelled(tries: int, seed: int) -> None:
     record.write("qgis_cancel", "Cancelling in QGIS", text + record.table(["what", "figure"], rows))
 
 
+def killed(tries: int, seed: int) -> None:
+    """Kill QGIS while it predicts and write down when the worker had gone, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = qgis_cancel.kill(Path(folder), tries, seed=seed)
+    rows = [
+        ["tries", len(found)],
+        ["processes that stayed", sum(each == float("inf") for each in found)],
+        ["from SIGKILL until the last process was gone, s (2 is demanded)", record.spread(found, 2)],
+        ["later than 2 s", sum(each > 2.0 for each in found)],
+    ]
+    text = (
+        "QGIS's own Python, in which the plugin predicts with the sample's bundle, is killed within 8 seconds after its"
+        " worker was started: while that imports, loads the model, or has images in work. Median (range).\n\n"
+    )
+    record.write("qgis_kill", "Killing QGIS", text + record.table(["what", "figure"], rows))
+
+
 def starts(repeats: int) -> None:
     """Load the plugin in fresh processes of QGIS and write down how long it took."""
     start()  # compiles the plugin, as its first start does
@@ -98,10 +116,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--cancels", type=int, default=0, help="cancel so many predictions instead")
+    parser.add_argument("--kills", type=int, default=0, help="kill so many QGIS instead")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.cancels:
         cancelled(options.cancels, options.seed)
+    elif options.kills:
+        killed(options.kills, options.seed)
     else:
         starts(options.repeats)
 
