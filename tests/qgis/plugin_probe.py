@@ -286,7 +286,30 @@ def registry(request):
     }
 
 
+def translate(request):
+    """Install a translation that marks its texts, and say what modules without QGIS say then."""
+    from mvmf_locator import environment, protocol
+    from qgis.PyQt.QtCore import QCoreApplication, QTranslator
+
+    class Marking(QTranslator):
+        def translate(self, context, text, *_):
+            return f"«{text}»" if context == "mvmf_locator" else ""
+
+        def isEmpty(self):  # noqa: N802
+            return False
+
+    del request
+    translator = Marking()
+    QCoreApplication.installTranslator(translator)
+    talk = protocol.Conversation()
+    try:
+        talk.finish(3, crashed=False, stderr="boom")
+    except protocol.WorkerFailed as error:
+        return [environment.find_python("/no", {}).problem, error.message, error.hint]
+
+
 DOINGS = {
+    "translate": translate,
     "run": run,
     "run_each": run_each,
     "task": run_task,

@@ -145,6 +145,15 @@ def test_the_argument_list_never_changes_and_the_environment_is_clean(probe, fak
 
 
 @pytest.mark.hard
+def test_messages_of_modules_without_qgis_are_translated(probe):
+    assert probe({"do": "translate"}) == [
+        "««the setting geo_mvmf/python» names '/no': no Python and no environment is there»",
+        "«the worker «ended with exit code 3» and gave no result»«; its last words: boom»",
+        "«Run Check environment.»",
+    ]
+
+
+@pytest.mark.hard
 def test_it_runs_as_a_task(probe, fake_python):
     """In the background, as the toolbox runs it, while the window goes on."""
     seen = probe({"do": "task", "steps": [check()]}, fake_python("good"))
