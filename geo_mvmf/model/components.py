@@ -1,28 +1,18 @@
-"""The components' log densities, differentiable, and their part in the streamed MvMF loss.
+"""The components' log densities: differentiable, and as the streamed MvMF loss evaluates them.
 
-Two things keep the digits. The distance in ``log f = log c(kappa) - (kappa/2) |y - mu|^2`` is taken from differences
-of float64 coordinates (the dot product in float32 errs by 1.6 nats at log kappa 16). And z + log f is taken relative to
-its largest value in float64 before it is rounded, so that the nearest of several components stays the nearest where
-log f is -10^9, too.
-
-One thing saves the time: a component counts in the sum only where its bound in float32 is within `NEGLIGIBLE` nats of
-the sum found so far; what is left out is below C exp(-50) of the sum, which is less than float64 can show.
+What keeps the digits: the distance in ``log f = log c(kappa) - (kappa/2) |y - mu|^2`` is taken from differences of
+float64 coordinates (the dot product in float32 errs by 1.6 nats at log kappa 16).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-NEGLIGIBLE = 50.0  # nats below the sum; 2^20 components there hold 2e-16 of it
 _SERIES_BELOW = 1e-3  # kappa below which log c is its series
-_UNDERFLOW = -80.0  # exp of less is 0 for a float32 sum, and through denormals ten times slower on CPUs
-_BOUND_ERROR = 2e-6  # relative to the largest kappa: three products and four sums in float32 err by less than 1e-6
-_NEAR_ELEMENTS = 1 << 17  # float64 values worked on at once: 1 MB
-_ACCELERATOR_NEAR_ELEMENTS = 1 << 22
 
 
 def log_normaliser(log_concentrations: Tensor) -> Tensor:
@@ -81,137 +71,164 @@ def log_density(target_directions: Tensor, mean_directions: Tensor, log_concentr
     return log_normaliser(log_kappa) - 0.5 * log_kappa.exp() * chord_squared
 
 
-class NearComponents:
-    """The numerator of the MvMF loss: logsumexp of logits plus log densities, over the components that count.
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """Mean directions and concentrations, with what the log density needs of them.
 
     Parameters
     ----------
     mean_directions : Tensor of float64, shape (C, 3)
-        Unit vectors (others are allowed: the bound and the gradient are right for any).
-    log_concentrations : Tensor of float64, shape (C,)
-        Natural logarithms of kappa.
-    target_directions : Tensor of float64, shape (N, 3)
-        Unit vectors.
-    working : torch.dtype
-        Type of the logits.
-    value, bounds : Tensor, optional
-        In the backward pass: what the forward pass found.
+        Unit vectors (others are allowed: bounds and gradients are right for any).
+    concentrations : Tensor of float64, shape (C,)
+        kappa.
+    log_normalisers : Tensor of float64, shape (C,)
+        log c(kappa).
 
     Examples
     --------
-    >>> north = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
-    >>> near = NearComponents(north, torch.tensor([16.0]).double(), north, torch.float32)
-    >>> near.add(0, slice(0, 1), torch.zeros(1, 1), torch.zeros(1), torch.empty(1, 1))
-    >>> round(float(near.value()), 4)
-    14.1621
+    >>> north = torch.tensor([[0.0, 0.0, 1.0]]).double()
+    >>> one = Components(north, torch.ones(1).double(), torch.zeros(1).double())
+    >>> float(one.log_density(north, slice(None))[0, 0])
+    0.0
     """
 
-    def __init__(
-        self,
-        mean_directions: Tensor,
-        log_concentrations: Tensor,
-        target_directions: Tensor,
-        working: torch.dtype,
-        *,
-        value: Tensor | None = None,
-        bounds: Tensor | None = None,
-    ) -> None:
-        self._mu, self._y, self._working = mean_directions, target_directions, working
-        self._kappa = log_concentrations.exp()
-        self._log_c, self._d_log_c = log_normaliser(log_concentrations), _d_log_normaliser(self._kappa)
-        norm_squared = mean_directions.square().sum(dim=1)
-        self._at_zero = self._log_c - 0.5 * self._kappa * (1.0 + norm_squared)  # log f = this + kappa y.mu, |y| = 1
-        self._short = 0.5 * (1.0 - target_directions.square().sum(dim=1)).clamp(min=0.0)
-        self._value = torch.full_like(self._y[:, 0], -math.inf) if value is None else value
-        self._bounds: list[Tensor] = [] if bounds is None else list(bounds)
-        self.d_mean_directions: Tensor | None = None
-        self.d_log_concentrations: Tensor | None = None
+    mean_directions: Tensor
+    concentrations: Tensor
+    log_normalisers: Tensor
 
-    def value(self) -> Tensor:
-        """Give the numerator, float64, (N,)."""
-        return self._value
+    @classmethod
+    def of(cls, mean_directions: Tensor, log_concentrations: Tensor) -> Components:
+        """Make them of a head's tensors.
 
-    def bounds(self) -> Tensor:
-        """Upper bound of the log density of each chunk's components at each target, (chunks, N)."""
-        return torch.stack(self._bounds)
+        Parameters
+        ----------
+        mean_directions : Tensor of float64, shape (C, 3)
+            Unit vectors.
+        log_concentrations : Tensor of float64, shape (C,)
+            Natural logarithms of kappa.
 
-    def collect(self, *, mean_directions: bool, log_concentrations: bool) -> None:
-        """Ask for the gradients by the components' own parameters."""
-        self.d_mean_directions = torch.zeros_like(self._mu) if mean_directions else None
-        self.d_log_concentrations = torch.zeros_like(self._kappa) if log_concentrations else None
+        Returns
+        -------
+        Components
 
-    def add(self, index: int, part: slice, logits: Tensor, log_sums: Tensor, scratch: Tensor) -> None:
-        """Take in a chunk; parameters as `streaming.Numerator.add`."""
-        self._bounds.append(self._bound(part, scratch))
-        for rows in self._near(index, log_sums, part):
-            log_f = self._log_f(part, rows)
-            joint = log_f.add_(logits[rows])
-            top = joint.amax(dim=1)
-            total = _exp(joint.sub_(top[:, None]).to(self._working)).sum(dim=1)
-            self._value[rows] = torch.logaddexp(self._value[rows], top + total.double().log())
+        Examples
+        --------
+        >>> north = torch.tensor([[0.0, 0.0, 1.0]]).double()
+        >>> round(float(Components.of(north, torch.tensor([16.0]).double()).log_normalisers), 4)
+        14.1621
+        """
+        return cls(mean_directions, log_concentrations.exp(), log_normaliser(log_concentrations))
 
-    def subtract(
-        self, index: int, part: slice, logits: Tensor, log_sums: Tensor, scale: Tensor, d_logits: Tensor
-    ) -> None:
-        """Subtract the responsibilities; parameters as `streaming.Numerator.subtract`."""
-        for rows in self._near(index, log_sums, part):
-            log_f = self._log_f(part, rows)
-            joint = log_f + logits[rows]
-            pull = _exp(joint.sub_(self._value[rows, None]).to(self._working)).mul_(scale[rows, None])
-            d_logits[rows] -= pull
-            self._collect(part, rows, pull, log_f)
+    def to(self, dtype: torch.dtype) -> Components:
+        """Round to another type; float32 is exact enough for small concentrations only.
 
-    def _collect(self, part: slice, rows: slice | Tensor, pull: Tensor, log_f: Tensor) -> None:
-        """Add the gradients by mean directions and log concentrations; `pull` (R, b) is responsibility times scale."""
-        if self.d_mean_directions is None and self.d_log_concentrations is None:
-            return
-        wide = pull.double()
-        total = wide.sum(dim=0)  # (b,)
-        if self.d_mean_directions is not None:
-            toward = wide.T @ self._y[rows] - total[:, None] * self._mu[part]  # sum of pull (y - mu)
-            self.d_mean_directions[part] -= self._kappa[part, None] * toward
-        if self.d_log_concentrations is not None:
-            # (kappa/2) |y - mu|^2 is log c - log f
-            self.d_log_concentrations[part] -= total * (self._d_log_c - self._log_c)[part] + (wide * log_f).sum(dim=0)
+        Parameters
+        ----------
+        dtype : torch.dtype
+            Of the result.
 
-    def _bound(self, part: slice, scratch: Tensor) -> Tensor:
-        """Bound the log densities of a chunk from above at each target, (N,), in cheap float32 arithmetic."""
-        y, toward = self._y.float(), (self._kappa[part, None] * self._mu[part]).float()
-        estimate = scratch if scratch.dtype == torch.float32 else scratch.float()
-        torch.addcmul(self._at_zero[part].float(), y[:, 0, None], toward[:, 0], out=estimate)
-        for axis in (1, 2):
-            estimate.addcmul_(y[:, axis, None], toward[:, axis])
-        widest = self._kappa[part].amax()
-        slack = _BOUND_ERROR * (widest + self._log_c[part].abs().amax()) + widest * self._short
-        return estimate.amax(dim=1).double() + slack
+        Returns
+        -------
+        Components
+            The same object, where nothing is to be done.
 
-    def _near(self, index: int, log_sums: Tensor, part: slice) -> Iterator[slice | Tensor]:
-        """Give the rows for which a chunk can count, in runs that bound the memory of float64 work."""
-        negligible = self._bounds[index] + log_sums.double() < self._value - NEGLIGIBLE
-        rows = (~negligible).nonzero().squeeze(1)  # NaN is not negligible: it must show
-        limit = _NEAR_ELEMENTS if rows.device.type == "cpu" else _ACCELERATOR_NEAR_ELEMENTS
-        step = max(1, limit // (part.stop - part.start))
-        for start in range(0, rows.numel(), step):
-            stop = min(start + step, rows.numel())
-            yield slice(start, stop) if rows.numel() == negligible.numel() else rows[start:stop]
+        Examples
+        --------
+        >>> north = torch.tensor([[0.0, 0.0, 1.0]]).double()
+        >>> Components(north, torch.ones(1).double(), torch.zeros(1).double()).to(torch.float32).concentrations.dtype
+        torch.float32
+        """
+        if self.concentrations.dtype == dtype:
+            return self
+        return Components(self.mean_directions.to(dtype), self.concentrations.to(dtype), self.log_normalisers.to(dtype))
 
-    def _log_f(self, part: slice, rows: slice | Tensor) -> Tensor:
-        """Log densities from differences of float64 coordinates, (R, b)."""
-        y, mu = self._y[rows], self._mu[part]
+    def log_density(self, y: Tensor, part: slice) -> Tensor:
+        """Log densities of some components at all targets, from differences of coordinates.
+
+        Parameters
+        ----------
+        y : Tensor of float64, shape (R, 3)
+            Targets.
+        part : slice
+            b components.
+
+        Returns
+        -------
+        Tensor of float64, shape (R, b)
+            Nats per steradian.
+
+        Examples
+        --------
+        >>> y = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]]).double()
+        >>> Components(y, torch.ones(2).double(), torch.zeros(2).double()).log_density(y, slice(0, 1)).tolist()
+        [[0.0], [-2.0]]
+        """
+        mu = self.mean_directions[part]
         chord_squared = (y[:, 0, None] - mu[:, 0]).square_()
         for axis in (1, 2):
             difference = y[:, axis, None] - mu[:, axis]
             chord_squared.addcmul_(difference, difference)
-        return torch.addcmul(self._log_c[part], chord_squared, self._kappa[part], value=-0.5, out=chord_squared)
+        return torch.addcmul(self.log_normalisers[part], chord_squared, self.concentrations[part], value=-0.5)
 
 
-def _d_log_normaliser(kappa: Tensor) -> Tensor:
-    """Differentiate log c by log kappa: 1 - 2 kappa / expm1(2 kappa), by its series for small kappa."""
+def d_log_normaliser(kappa: Tensor) -> Tensor:
+    """Differentiate log c by log kappa: 1 - 2 kappa / expm1(2 kappa), by its series for small kappa.
+
+    Parameters
+    ----------
+    kappa : Tensor, shape (C,)
+        Concentrations.
+
+    Returns
+    -------
+    Tensor, shape (C,)
+        0 for the uniform density, 1 for narrow ones.
+
+    Examples
+    --------
+    >>> d_log_normaliser(torch.tensor([0.0, 100.0])).tolist()
+    [0.0, 1.0]
+    """
     small = kappa < _SERIES_BELOW
     safe = torch.where(small, torch.ones_like(kappa), kappa.clamp(max=300.0))
     exact = 1.0 - 2.0 * safe / torch.expm1(2.0 * safe)
     return torch.where(small, kappa - kappa**2 / 3.0 + kappa**4 / 45.0, exact)
 
 
-def _exp(values: Tensor) -> Tensor:
-    return values.clamp_(min=_UNDERFLOW).exp_()
+class ComponentGradients:
+    """Gradients by mean directions (in space, not along the sphere) and log concentrations, as they add up.
+
+    Parameters
+    ----------
+    components : Components
+        C of them.
+
+    Examples
+    --------
+    >>> north = torch.tensor([[0.0, 0.0, 1.0]]).double()
+    >>> one = ComponentGradients(Components(north, torch.ones(1).double(), torch.zeros(1).double()))
+    >>> one.add(-north, torch.tensor([0]), torch.ones(1).double())
+    >>> one.mean_directions.tolist()
+    [[0.0, 0.0, 2.0]]
+    """
+
+    def __init__(self, components: Components) -> None:
+        self._components = components
+        self._d_log_c = d_log_normaliser(components.concentrations)
+        self.mean_directions = torch.zeros_like(components.mean_directions)
+        self.log_concentrations = torch.zeros_like(components.concentrations)
+
+    def add(self, y: Tensor, columns: Tensor, pull: Tensor) -> None:
+        """Add pairs: targets (K, 3), components (K,), and the numerator's gradient times their shares (K,)."""
+        toward, kappa = y - self._components.mean_directions[columns], self._components.concentrations[columns]
+        self.mean_directions.index_add_(0, columns, toward * (kappa * pull)[:, None], alpha=-1)
+        lost = 0.5 * kappa * toward.square().sum(dim=1)  # log c - log f
+        self.log_concentrations.index_add_(0, columns, pull * (self._d_log_c[columns] - lost), alpha=-1)
+
+    def add_chunk(self, y: Tensor, part: slice, pull: Tensor, log_f: Tensor) -> None:
+        """Add a chunk at all its targets: (R, 3), b components, pull and log densities (R, b)."""
+        total = pull.sum(dim=0)  # (b,)
+        toward = pull.T @ y - total[:, None] * self._components.mean_directions[part]  # sum of pull (y - mu)
+        self.mean_directions[part] -= self._components.concentrations[part, None] * toward
+        gained = (self._d_log_c - self._components.log_normalisers)[part] * total + (pull * log_f).sum(dim=0)
+        self.log_concentrations[part] -= gained

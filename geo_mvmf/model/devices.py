@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from geo_mvmf.errors import DeviceError
+from geo_mvmf.model import products
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -62,7 +63,8 @@ def provider(device: torch.device) -> str:
     parts = [
         name for name, here in (("mkl", torch.backends.mkl), ("onednn", torch.backends.mkldnn)) if here.is_available()
     ]
-    return f"torch {torch.__version__}, {' '.join(parts)} {torch.backends.cpu.get_cpu_capability()}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, {' '.join(parts)} {capability}, products by {products.current()}"
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 Izbicki et al. 2019, eq. 4, in log space: ``L = logsumexp(z) - logsumexp(z + log f(y))`` with z = W x + b. The gradient
 by the logits is softmax(z) - softmax(z + log f).
 
-The sums are formed by `streaming`, chunk by chunk of components; `components` computes the log densities from
-differences of float64 coordinates. Coordinates never enter autocast.
+The sums are formed by `streaming`, chunk by chunk of components; `numerators` adds the log densities, from differences
+of float64 coordinates, to the few logits where they count. Coordinates never enter autocast.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from geo_mvmf.model import streaming
-from geo_mvmf.model.components import NearComponents, log_density, log_normaliser
+from geo_mvmf.model.components import Components, log_density, log_normaliser
+from geo_mvmf.model.numerators import EveryComponent, numerator_of
+from geo_mvmf.model.output_layer import OutputLayer
+from geo_mvmf.model.pair_sums import PairShares, TargetLogits
 
 __all__ = ["cross_entropy_loss", "log_density", "log_normaliser", "mvmf_loss", "reduce_losses"]
 
 LOGIT_BUDGET_BYTES = 1 << 28
 REDUCTIONS = ("mean", "sum", "none")
+KEPT_TYPES = {None: None, "bfloat16": torch.bfloat16}
 
 
 def mvmf_loss(
@@ -36,6 +40,7 @@ def mvmf_loss(
     floor: float | None = None,
     reduction: str = "mean",
     logit_budget_bytes: int | None = None,
+    kept_type: str | None = None,
 ) -> Tensor:
     """Give the negative log density of the mixture at the true locations.
 
@@ -61,8 +66,10 @@ def mvmf_loss(
     reduction : {"mean", "sum", "none"}
         How the N losses become the result.
     logit_budget_bytes : int, optional
-        Logits up to this size are kept for the backward pass, the rest is computed again; default 256 MiB. Beyond
-        them and the gradients themselves, memory is a few chunks of components, whatever C is.
+        exp(logits) up to this size are kept for the backward pass, the rest is computed again, with the same bits;
+        default 256 MiB. Beyond them and the gradients, memory is a few chunks of components, whatever C is.
+    kept_type : {None, "bfloat16"}
+        What is kept can be rounded to half the bytes, for gradients that are right to 3e-3; the loss does not change.
 
     Returns
     -------
@@ -88,7 +95,7 @@ def mvmf_loss(
     2.531
     """
     shapes = {"mean_directions": (mean_directions, 3), "log_concentrations": (log_concentrations, None)}
-    _check_layer(features, weight, bias, reduction)
+    _check_layer(features, weight, bias, reduction, kept_type)
     for name, (tensor, last) in shapes.items():
         _check_shape(name, tensor, (weight.shape[0],) if last is None else (weight.shape[0], last))
     _check_shape("target_directions", target_directions, (features.shape[0], 3))
@@ -104,6 +111,7 @@ def mvmf_loss(
             target_directions.detach().double(),
             -math.inf if floor is None else math.log(floor),
             LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
+            KEPT_TYPES[kept_type],
             _product_type(features),
         )
         return reduce_losses(losses, sample_weight, reduction)
@@ -118,6 +126,7 @@ def cross_entropy_loss(
     sample_weight: Tensor | None = None,
     reduction: str = "mean",
     logit_budget_bytes: int | None = None,
+    kept_type: str | None = None,
 ) -> Tensor:
     """Give the negative log probability of the true classes, streamed like `mvmf_loss`.
 
@@ -131,7 +140,7 @@ def cross_entropy_loss(
         Of the output layer.
     target : Tensor of int64, shape (N,)
         The true class of each row, 0..C - 1.
-    sample_weight, reduction, logit_budget_bytes
+    sample_weight, reduction, logit_budget_bytes, kept_type
         As in `mvmf_loss`.
 
     Returns
@@ -150,7 +159,7 @@ def cross_entropy_loss(
     >>> round(float(loss.exp()), 6)
     4.0
     """
-    _check_layer(features, weight, bias, reduction)
+    _check_layer(features, weight, bias, reduction, kept_type)
     _check_shape("target", target, (features.shape[0],))
     wrong = (target < 0) | (target >= weight.shape[0])
     if bool(wrong.any()):
@@ -163,6 +172,7 @@ def cross_entropy_loss(
             bias,
             target,
             LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
+            KEPT_TYPES[kept_type],
             _product_type(features),
         )
         return reduce_losses(losses, sample_weight, reduction)
@@ -217,32 +227,45 @@ class _MvmfLoss(torch.autograd.Function):
         target_directions: Tensor,
         log_floor: float,
         budget_bytes: int,
+        kept_type: torch.dtype | None,
         product_type: torch.dtype | None,
     ) -> Tensor:
-        layer = streaming.OutputLayer(features, weight, bias, product_type)
-        near = NearComponents(mean_directions, log_concentrations, target_directions, layer.working)
-        sums = streaming.forward(layer, near, budget_bytes=budget_bytes)
-        mixture = near.value() - sums.denominator
+        layer = OutputLayer(features, weight, bias, product_type)
+        numerator = numerator_of(mean_directions, log_concentrations, target_directions, layer.working)
+        sums = streaming.forward(layer, numerator, budget_bytes=budget_bytes, kept_type=kept_type)
+        value = numerator.value()
+        mixture = value - sums.denominator
         floored = torch.logaddexp(mixture, torch.full_like(mixture, log_floor)) if log_floor > -math.inf else mixture
-        ctx.product_type = product_type
+        pairs: tuple[Tensor | None, ...] = (None, None, None)
+        if not isinstance(numerator, EveryComponent):
+            pairs = (numerator.rows, numerator.columns, numerator.shares(value))
+        ctx.product_type, ctx.late, ctx.kept = product_type, sums.late, sums.kept
         ctx.save_for_backward(
             features, weight, bias, mean_directions, log_concentrations, target_directions,
-            sums.denominator, sums.by_chunk, sums.kept, near.value(), near.bounds(), torch.exp(mixture - floored),
+            sums.denominator, sums.shifts, value, torch.exp(mixture - floored), *pairs,
         )  # fmt: skip
         return -floored.to(layer.working)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias, mu, log_kappa, y, denominator, by_chunk, kept, value, bounds, share = ctx.saved_tensors
-        layer = streaming.OutputLayer(features, weight, bias, ctx.product_type)
-        near = NearComponents(mu, log_kappa, y, layer.working, value=value, bounds=bounds)
-        near.collect(mean_directions=ctx.needs_input_grad[3], log_concentrations=ctx.needs_input_grad[4])
-        scale = (gradients[0].double() * share).to(layer.working)  # a floor takes its share of the gradient away
-        sums = streaming.Sums(denominator, by_chunk, kept)
+        features, weight, bias, mu, log_kappa, y, denominator, shifts, value, unfloored = ctx.saved_tensors[:10]
+        rows, columns, shares = ctx.saved_tensors[10:]
+        layer = OutputLayer(features, weight, bias, ctx.product_type)
+        scale = (gradients[0].double() * unfloored).to(layer.working)  # a floor takes its share of the gradient away
+        components, by_components = Components.of(mu, log_kappa), any(ctx.needs_input_grad[3:5])
+        derivative: EveryComponent | PairShares
+        if rows is None:
+            derivative = EveryComponent(components, y, layer.working, value=value, by_components=by_components)
+        else:
+            derivative = PairShares(rows, columns, shares, len(features), len(weight))
+        sums = streaming.Sums(denominator, shifts, ctx.kept, ctx.late)
         with torch.autocast(features.device.type, enabled=False):  # the caller's may still be on
-            found = streaming.backward(layer, near, sums, scale, ctx.needs_input_grad[:3])
-        return *found, near.d_mean_directions, near.d_log_concentrations, None, None, None, None
+            found = streaming.backward(layer, derivative, sums, scale, ctx.needs_input_grad[:3])
+            _forget(ctx)
+            of_components = derivative.by_components(components, y, scale) if by_components else (None, None)
+        wanted = [g if need else None for g, need in zip(of_components, ctx.needs_input_grad[3:5], strict=True)]
+        return *found, *wanted, None, None, None, None, None
 
 
 class _CrossEntropyLoss(torch.autograd.Function):
@@ -254,25 +277,36 @@ class _CrossEntropyLoss(torch.autograd.Function):
         bias: Tensor,
         target: Tensor,
         budget_bytes: int,
+        kept_type: torch.dtype | None,
         product_type: torch.dtype | None,
     ) -> Tensor:
-        layer = streaming.OutputLayer(features, weight, bias, product_type)
-        logits = streaming.TargetLogits(target, features.device)
-        sums = streaming.forward(layer, logits, budget_bytes=budget_bytes)
-        ctx.product_type = product_type
-        ctx.save_for_backward(features, weight, bias, target, sums.denominator, sums.by_chunk, sums.kept)
-        return (sums.denominator - logits.value()).to(layer.working)
+        layer = OutputLayer(features, weight, bias, product_type)
+        numerator = TargetLogits(target, len(weight))
+        sums = streaming.forward(layer, numerator, budget_bytes=budget_bytes, kept_type=kept_type)
+        ctx.product_type, ctx.late, ctx.kept = product_type, sums.late, sums.kept
+        ctx.save_for_backward(features, weight, bias, target, sums.denominator, sums.shifts)
+        return (sums.denominator - numerator.value()).to(layer.working)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias, target, denominator, by_chunk, kept = ctx.saved_tensors
-        layer = streaming.OutputLayer(features, weight, bias, ctx.product_type)
-        logits = streaming.TargetLogits(target, features.device)
-        sums = streaming.Sums(denominator, by_chunk, kept)
+        features, weight, bias, target, denominator, shifts = ctx.saved_tensors
+        layer = OutputLayer(features, weight, bias, ctx.product_type)
+        rows = torch.arange(len(target), dtype=torch.int32, device=target.device)
+        shares = torch.ones(len(target), dtype=layer.working, device=target.device)
+        derivative = PairShares(rows, target.int(), shares, len(target), len(weight))
+        sums = streaming.Sums(denominator, shifts, ctx.kept, ctx.late)
         with torch.autocast(features.device.type, enabled=False):  # the caller's may still be on
-            found = streaming.backward(layer, logits, sums, gradients[0].to(layer.working), ctx.needs_input_grad[:3])
-        return *found, None, None, None
+            scale = gradients[0].to(layer.working)
+            found = streaming.backward(layer, derivative, sums, scale, ctx.needs_input_grad[:3])
+            _forget(ctx)
+        return *found, None, None, None, None
+
+
+def _forget(ctx: Any) -> None:
+    """Give the exponentials back; a second backward pass through a retained graph would form them again."""
+    streaming.give_back(ctx.kept)
+    ctx.kept = ctx.kept[:0].clone()
 
 
 def _product_type(features: Tensor) -> torch.dtype | None:
@@ -283,7 +317,7 @@ def _product_type(features: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def _check_layer(features: Tensor, weight: Tensor, bias: Tensor, reduction: str) -> None:
+def _check_layer(features: Tensor, weight: Tensor, bias: Tensor, reduction: str, kept_type: str | None) -> None:
     if features.ndim != 2 or weight.ndim != 2 or weight.shape[0] == 0:
         raise ValueError(
             f"features and weight have shapes {tuple(features.shape)}, {tuple(weight.shape)}; "
@@ -293,6 +327,8 @@ def _check_layer(features: Tensor, weight: Tensor, bias: Tensor, reduction: str)
     _check_shape("bias", bias, (weight.shape[0],))
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+    if kept_type not in KEPT_TYPES:
+        raise ValueError(f"kept_type {kept_type!r} is not None or bfloat16")
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -1,12 +1,16 @@
-"""The linear output layer that the heads have in common: how it begins, and its log softmax."""
+"""The linear output layer W x + b that the heads have in common: how it begins, its products, and its log softmax."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from geo_mvmf.model import products
 
 _WEIGHT_SD = 0.01  # as the authors initialise the output layer (PRIOR_ART 3.1)
 
@@ -51,6 +55,95 @@ def initial_layer(
         raise ValueError(f"prior_counts have shape {counts.shape}, expected ({components},), all of them >= 0")
     share = torch.from_numpy((counts + 1.0) / (counts + 1.0).sum())
     return nn.Parameter(weight), nn.Parameter(share.log().float())
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputLayer:
+    """The layer's tensors and how they are multiplied.
+
+    Parameters
+    ----------
+    features : Tensor, shape (N, D)
+        Any floating type.
+    weight : Tensor, shape (C, D)
+        Any floating type.
+    bias : Tensor, shape (C,)
+        Any floating type.
+    product_type : torch.dtype, optional
+        Half-precision type of the factors of the matrix products; the products themselves are always float32 (or
+        float64), because logits rounded to half precision would move the loss by 1e-2 nat. None: no rounding.
+
+    Examples
+    --------
+    >>> layer = OutputLayer(torch.ones(1, 2), torch.ones(3, 2), torch.zeros(3))
+    >>> layer.logits(slice(0, 2), torch.empty(1, 2)).tolist()
+    [[2.0, 2.0]]
+    """
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor
+    product_type: torch.dtype | None = None
+
+    @property
+    def working(self) -> torch.dtype:
+        """float64 if any of the tensors is, else float32."""
+        wide = torch.float64 in (self.features.dtype, self.weight.dtype, self.bias.dtype)
+        return torch.float64 if wide else torch.float32
+
+    def logits(self, part: slice, out: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Compute the logits of some components.
+
+        Parameters
+        ----------
+        part : slice
+            Which components, b of them.
+        out : Tensor of the working type, shape (N, b)
+            Overwritten and returned.
+        shift : Tensor of the working type, shape (N,), optional
+            Subtracted from the logits of each row.
+
+        Examples
+        --------
+        >>> layer = OutputLayer(torch.ones(1, 2), torch.ones(3, 2), torch.full((3,), 0.5))
+        >>> layer.logits(slice(2, 3), torch.empty(1, 1)).tolist()
+        [[2.5]]
+        """
+        bias = self.bias[part].to(out.dtype)
+        if self.product_type is None and not products.by_onednn(out):
+            # the product is added to what stands there: bias and shift cost one pass that only writes
+            out.copy_(bias) if shift is None else torch.sub(bias, shift[:, None], out=out)
+            return out.addmm_(self.features.to(out.dtype), self.weight[part].T.to(out.dtype))
+        self.multiply(self.features, self.weight[part].T, out)
+        out.add_(bias)
+        return out if shift is None else out.sub_(shift[:, None])
+
+    def multiply(self, left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
+        """Multiply two matrices into a third, or add their product to it.
+
+        Parameters
+        ----------
+        left, right : Tensor, shapes (i, j) and (j, k)
+            Any floating types.
+        out : Tensor, shape (i, k)
+            Overwritten, or added to; of the working type, or of a narrower one that the product is rounded to.
+        add : bool
+            Which of the two.
+
+        Examples
+        --------
+        >>> layer, out = OutputLayer(torch.ones(1, 2), torch.ones(3, 2), torch.zeros(3)), torch.zeros(1, 1)
+        >>> layer.multiply(torch.ones(1, 4), torch.ones(4, 1), out)
+        >>> out.tolist()
+        [[4.0]]
+        """
+        if self.product_type is not None:
+            product = torch.mm(left.to(self.product_type), right.to(self.product_type), out_dtype=self.working)
+            out.add_(product) if add else out.copy_(product)
+        elif out.dtype == self.working:
+            products.multiply(left.to(out.dtype), right.to(out.dtype), out, add=add)
+        else:
+            out.copy_(left.to(self.working) @ right.to(self.working))
 
 
 def log_softmax(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -265,7 +265,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         file = open_regular_file(path)
     except ImageError as error:
-        raise BadBundleError(f"{os.fspath(path)}: not a readable file: {error}") from error
+        raise BadBundleError(str(error)) from error
     with file:
         try:
             yield file

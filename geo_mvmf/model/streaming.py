@@ -2,8 +2,9 @@
 
 A loss over C components here is ``logsumexp(z) - numerator`` with z = W x + b; the numerator is the target's logit
 (cross entropy) or the logsumexp of z plus the components' log densities (MvMF). Both passes work on chunks of
-components: the forward pass adds up both terms, the backward pass forms the gradient by the logits chunk by chunk,
-from logits that were kept within a budget of bytes or are computed again.
+components. The forward pass forms exp(z - shift) and adds it up; the shift of a row is the logarithm of the sum so far,
+so that no pass looks for maxima. The backward pass scales these exponentials - kept within a budget of bytes, or formed
+again in the same way, bit for bit - to the gradient by the logits.
 
 All buffers are made once per pass: many short-lived ones would fragment the heap and hide what streaming saves.
 """
@@ -11,14 +12,19 @@ All buffers are made once per pass: many short-lived ones would fragment the hea
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from geo_mvmf.model.output_layer import OutputLayer
+
 CHUNK_ELEMENTS = 1 << 19  # (N, chunk) on a CPU: 2 MB of float32 a buffer, near the size of a core's cache
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 24  # 64 MB: large enough to fill an accelerator
 _CHUNK_LIMITS = (256, 32768)  # narrower chunks waste the matrix product, wider ones the memory
+_CHUNK_STEP = 64  # chunks are multiples of this where the limits allow it: whole cache lines, whole tiles
+_UNDERFLOW = -87.0  # exp of less is denormal or 0, and takes MKL a hundred times as long
 
 
 def chunks(n: int, num_components: int, device: torch.device) -> list[slice]:
@@ -45,106 +51,35 @@ def chunks(n: int, num_components: int, device: torch.device) -> list[slice]:
     """
     elements = CHUNK_ELEMENTS if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
     low, high = _CHUNK_LIMITS
-    size = min(max(elements // max(n, 1), low), high)
+    size = min(max(elements // max(n, 1) // _CHUNK_STEP * _CHUNK_STEP, low), high)
     return [slice(start, min(start + size, num_components)) for start in range(0, num_components, size)]
-
-
-@dataclasses.dataclass(frozen=True)
-class OutputLayer:
-    """The layer's tensors and how they are multiplied.
-
-    Parameters
-    ----------
-    features : Tensor, shape (N, D)
-        Any floating type.
-    weight : Tensor, shape (C, D)
-        Any floating type.
-    bias : Tensor, shape (C,)
-        Any floating type.
-    product_type : torch.dtype, optional
-        Half-precision type of the factors of the matrix products; the products themselves are always float32 (or
-        float64), because logits rounded to half precision would move the loss by 1e-2 nat. None: no rounding.
-
-    Examples
-    --------
-    >>> layer = OutputLayer(torch.ones(1, 2), torch.ones(3, 2), torch.zeros(3))
-    >>> layer.logits(slice(0, 2), torch.empty(1, 2)).tolist()
-    [[2.0, 2.0]]
-    """
-
-    features: Tensor
-    weight: Tensor
-    bias: Tensor
-    product_type: torch.dtype | None = None
-
-    @property
-    def working(self) -> torch.dtype:
-        """float64 if any of the tensors is, else float32."""
-        wide = torch.float64 in (self.features.dtype, self.weight.dtype, self.bias.dtype)
-        return torch.float64 if wide else torch.float32
-
-    def logits(self, part: slice, out: Tensor) -> Tensor:
-        """Compute the logits of some components.
-
-        Parameters
-        ----------
-        part : slice
-            Which components, b of them.
-        out : Tensor of the working type, shape (N, b)
-            Overwritten and returned.
-
-        Examples
-        --------
-        >>> layer = OutputLayer(torch.ones(1, 2), torch.ones(3, 2), torch.full((3,), 0.5))
-        >>> layer.logits(slice(2, 3), torch.empty(1, 1)).tolist()
-        [[2.5]]
-        """
-        self.multiply(self.features, self.weight[part].T, out)
-        return out.add_(self.bias[part].to(out.dtype))
-
-    def multiply(self, left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
-        """Multiply two matrices into a third, or add their product to it.
-
-        Parameters
-        ----------
-        left, right : Tensor, shapes (i, j) and (j, k)
-            Any floating types.
-        out : Tensor of the working type, shape (i, k)
-            Overwritten, or added to.
-        add : bool
-            Which of the two.
-
-        Examples
-        --------
-        >>> layer, out = OutputLayer(torch.ones(1, 2), torch.ones(3, 2), torch.zeros(3)), torch.zeros(1, 1)
-        >>> layer.multiply(torch.ones(1, 4), torch.ones(4, 1), out)
-        >>> out.tolist()
-        [[4.0]]
-        """
-        if self.product_type is not None:
-            product = torch.mm(left.to(self.product_type), right.to(self.product_type), out_dtype=out.dtype)
-            out.add_(product) if add else out.copy_(product)
-        elif add:
-            out.addmm_(left.to(out.dtype), right.to(out.dtype))
-        elif out.dtype == self.working:
-            torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
-        else:
-            out.copy_(left.to(self.working) @ right.to(self.working))
 
 
 class Numerator(Protocol):
     """What is subtracted from logsumexp(z), gathered chunk by chunk."""
 
-    def add(self, index: int, part: slice, logits: Tensor, log_sums: Tensor, scratch: Tensor) -> None:
-        """Take in a chunk: its logits (N, b), their logsumexp by row (N,), and a free (N, b) array."""
+    @property
+    def whole_logits(self) -> bool:
+        """Whether its derivative needs the logits of a chunk."""
 
-    def value(self) -> Tensor:
-        """Give the numerator, float64, (N,)."""
+    def gather(self, index: int, part: slice, logits: Tensor, shift: Tensor) -> None:
+        """Take in a chunk: its logits less the shift of each row, (N, b), and the shifts (N,); chunk 0 starts anew."""
+
+    def complete(self, layer: OutputLayer, denominator: Tensor) -> None:
+        """All chunks were given and the denominator, float64 (N,), is known: mend what that shows to be missing."""
+
+
+class Derivative(Protocol):
+    """The derivative of a numerator by the logits."""
+
+    @property
+    def whole_logits(self) -> bool:
+        """Whether it needs the logits of a chunk; else it is given none."""
 
     def subtract(
-        self, index: int, part: slice, logits: Tensor, log_sums: Tensor, scale: Tensor, d_logits: Tensor
+        self, index: int, part: slice, logits: Tensor | None, shift: Tensor, scale: Tensor, d_logits: Tensor
     ) -> None:
-        """Subtract scale (N,) times the derivative of the numerator by a chunk's logits from `d_logits` (N, b)."""
+        """Subtract scale (N,) times the derivative by a chunk's logits from `d_logits` (N, b)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,18 +90,24 @@ class Sums:
     ----------
     denominator : Tensor of float64, shape (N,)
         logsumexp(z).
-    by_chunk : Tensor, shape (number of chunks, N)
-        logsumexp(z) over the components of each chunk.
+    shifts : Tensor of the working type, shape (number of chunks, N)
+        What was subtracted from the logits of each chunk before they were exponentiated.
     kept : Tensor, shape (N * components kept,)
-        Logits of the first chunks, one chunk after the other.
+        Exponentials of the first chunks (their shifted logits, where the numerator needs whole logits), one chunk after
+        the other; of the working type, or rounded.
+    late : bool
+        Whether the shifts are the largest logits of each chunk, found after its product; those of chunk 0 always are.
     """
 
     denominator: Tensor
-    by_chunk: Tensor
+    shifts: Tensor
     kept: Tensor
+    late: bool
 
 
-def forward(layer: OutputLayer, numerator: Numerator, *, budget_bytes: int) -> Sums:
+def forward(
+    layer: OutputLayer, numerator: Numerator, *, budget_bytes: int, kept_type: torch.dtype | None = None
+) -> Sums:
     """Add up both terms of the loss.
 
     Parameters
@@ -174,9 +115,12 @@ def forward(layer: OutputLayer, numerator: Numerator, *, budget_bytes: int) -> S
     layer : OutputLayer
         N features, C components.
     numerator : Numerator
-        Is given every chunk once.
+        Is given every chunk in order.
     budget_bytes : int
-        Logits up to this size are kept.
+        Exponentials up to this size are kept.
+    kept_type : torch.dtype, optional
+        What they are rounded to; None: the working type. Logits that a numerator needs whole are never rounded: where
+        that is asked for, they are not kept.
 
     Returns
     -------
@@ -185,32 +129,51 @@ def forward(layer: OutputLayer, numerator: Numerator, *, budget_bytes: int) -> S
 
     Examples
     --------
+    >>> from geo_mvmf.model.pair_sums import TargetLogits
     >>> layer = OutputLayer(torch.zeros(1, 2), torch.zeros(4, 2), torch.zeros(4))
-    >>> sums = forward(layer, TargetLogits(torch.tensor([0]), torch.device("cpu")), budget_bytes=0)
+    >>> sums = forward(layer, TargetLogits(torch.tensor([0]), 4), budget_bytes=0)
     >>> round(float(sums.denominator.exp()), 6)
     4.0
     """
-    n, parts = layer.features.shape[0], _parts(layer)
-    work = _Buffers(layer, parts, budget_bytes)
-    by_chunk = work.empty(len(parts), n)
-    for index, part in enumerate(parts):
-        logits = layer.logits(part, work.logits(part))
-        share = torch.softmax(logits, dim=1, out=work.second(part))  # one pass, and no slow path for denormals
-        # the largest share is 1 / sum(exp(z - max z)): the logsumexp without another exponential
-        torch.sub(logits.amax(dim=1), share.amax(dim=1).log_(), out=by_chunk[index])
-        numerator.add(index, part, logits, by_chunk[index], share)
-    return Sums(torch.logsumexp(by_chunk.double(), dim=0), by_chunk, work.kept)
+    rounded = kept_type not in (None, layer.working)
+    work = _Buffers(layer, numerator, kept_type, 0 if rounded and numerator.whole_logits else budget_bytes)
+    sums = _add_up(layer, numerator, work, late=False)
+    if not bool(sums.denominator.isfinite().all()):  # a logit 88 nats above all before it, or one that is no number
+        sums = _add_up(layer, numerator, work, late=True)
+    numerator.complete(layer, sums.denominator)
+    return sums
+
+
+def _add_up(layer: OutputLayer, numerator: Numerator, work: _Buffers, *, late: bool) -> Sums:
+    n, device = layer.features.shape[0], layer.features.device
+    running = torch.full((n,), -math.inf, dtype=torch.float64, device=device)
+    shifts = torch.empty(len(work.parts), n, dtype=layer.working, device=device)
+    for index, part in enumerate(work.parts):
+        shift, logits = shifts[index].copy_(running), work.logits(part)
+        if late or index == 0:
+            layer.logits(part, logits)
+            logits.sub_(torch.amax(logits, dim=1, out=shift)[:, None])
+        else:
+            layer.logits(part, logits, shift)
+        numerator.gather(index, part, logits, shift)
+        shares = _exp(logits, work.beside(part, logits))
+        running = torch.logaddexp(running, shift.double() + shares.sum(dim=1).double().log())
+        if work.rounded and work.has(part):
+            work.kept_chunk(part).copy_(shares)
+    return Sums(running, shifts, work.kept, late)
 
 
 def backward(
-    layer: OutputLayer, numerator: Numerator, sums: Sums, scale: Tensor, needs: tuple[bool, bool, bool]
+    layer: OutputLayer, derivative: Derivative, sums: Sums, scale: Tensor, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Send the gradient back through the layer.
 
     Parameters
     ----------
-    layer, numerator
+    layer : OutputLayer
         As in the forward pass.
+    derivative : Derivative
+        Of the numerator that was gathered there.
     sums : Sums
         What it left.
     scale : Tensor of the working type, shape (N,)
@@ -225,24 +188,22 @@ def backward(
 
     Examples
     --------
+    >>> from geo_mvmf.model.pair_sums import PairShares, TargetLogits
     >>> layer = OutputLayer(torch.ones(1, 1), torch.zeros(2, 1), torch.zeros(2))
-    >>> numerator = TargetLogits(torch.tensor([0]), torch.device("cpu"))
-    >>> sums = forward(layer, numerator, budget_bytes=0)
-    >>> backward(layer, numerator, sums, torch.ones(1), (False, True, False))[1].tolist()
+    >>> sums = forward(layer, TargetLogits(torch.tensor([0]), 2), budget_bytes=0)
+    >>> pairs = PairShares(torch.tensor([0]).int(), torch.tensor([0]).int(), torch.ones(1), 1, 2)
+    >>> backward(layer, pairs, sums, torch.ones(1), (False, True, False))[1].tolist()
     [[-0.5], [0.5]]
     """
-    parts = _parts(layer)
-    work = _Buffers(layer, parts, 0, kept=sums.kept)
+    work = _Buffers(layer, derivative, sums.kept.dtype, kept=sums.kept)
     d_features = torch.zeros_like(layer.features, dtype=layer.working) if needs[0] else None
     d_weight = torch.empty_like(layer.weight) if needs[1] else None
     d_bias = torch.empty_like(layer.bias) if needs[2] else None
-    share_of_chunk = torch.exp(sums.by_chunk - sums.denominator).to(layer.working) * scale  # (chunks, N)
-    for index, part in enumerate(parts):
-        logits = work.logits(part)
-        if not work.has(part):
-            layer.logits(part, logits)
-        d_logits = torch.softmax(logits, dim=1, out=work.second(part)).mul_(share_of_chunk[index, :, None])
-        numerator.subtract(index, part, logits, sums.by_chunk[index], scale, d_logits)
+    share_of_chunk = torch.exp(sums.shifts - sums.denominator).to(layer.working) * scale  # (chunks, N)
+    for index, part in enumerate(work.parts):
+        logits, shares = _shares_again(layer, derivative, work, sums, index)
+        d_logits = torch.mul(shares, share_of_chunk[index, :, None], out=work.beside(part, work.free(part)))
+        derivative.subtract(index, part, logits, sums.shifts[index], scale, d_logits)
         if d_features is not None:
             layer.multiply(d_logits, layer.weight[part], d_features, add=True)
         if d_weight is not None:
@@ -252,90 +213,110 @@ def backward(
     return None if d_features is None else d_features.to(layer.features.dtype), d_weight, d_bias
 
 
-class TargetLogits:
-    """The numerator of cross entropy: the logit of the class of each row.
+def _shares_again(
+    layer: OutputLayer, derivative: Derivative, work: _Buffers, sums: Sums, index: int
+) -> tuple[Tensor | None, Tensor]:
+    """Give the shifted logits of a chunk, where the derivative needs them, and their exponentials."""
+    part = work.parts[index]
+    if work.has(part) and not derivative.whole_logits:
+        return None, work.kept_chunk(part)
+    logits = work.logits(part)
+    if not work.has(part):
+        shift = sums.shifts[index]
+        late = sums.late or index == 0  # the same operations in the same order: the same bits as in the forward pass
+        layer.logits(part, logits, None if late else shift)
+        if late:
+            logits.sub_(shift[:, None])
+    shares = _exp(logits, work.beside(part, logits))
+    return (logits if derivative.whole_logits else None), shares
+
+
+_idle: list[Tensor] = []  # one array at most, as bytes
+
+
+def give_back(kept: Tensor) -> None:
+    """Return an array of exponentials that nobody will read again, for the next step to use.
+
+    The system hands out large arrays page by page, each time anew, which takes a tenth of a step. Memory of a CPU only:
+    torch does the same for accelerators.
 
     Parameters
     ----------
-    target : Tensor of int64, shape (N,)
-        Indices of classes.
-    device : torch.device
-        Where the logits are.
+    kept : Tensor
+        `Sums.kept`.
 
     Examples
     --------
-    >>> numerator = TargetLogits(torch.tensor([1]), torch.device("cpu"))
-    >>> numerator.add(0, slice(0, 2), torch.tensor([[3.0, 4.0]]), torch.zeros(1), torch.zeros(1, 2))
-    >>> numerator.value().tolist()
-    [4.0]
+    >>> give_back(torch.empty(0))
     """
+    if kept.device.type == "cpu" and kept.numel():
+        _idle[:] = [torch.empty(0, dtype=torch.uint8).set_(kept.untyped_storage())]
 
-    def __init__(self, target: Tensor, device: torch.device) -> None:
-        self.target = target
-        self._value = torch.full(target.shape, -torch.inf, dtype=torch.float64, device=device)
 
-    def add(self, index: int, part: slice, logits: Tensor, log_sums: Tensor, scratch: Tensor) -> None:  # noqa: ARG002 (protocol)
-        """Take the logits of the rows whose class is in this chunk; parameters as `Numerator.add`."""
-        column, inside = self._column(part)
-        taken = logits.gather(1, column).squeeze(1).double()
-        self._value = torch.where(inside, taken, self._value)
+def _memory(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    needed = size * dtype.itemsize
+    if device.type == "cpu" and needed:
+        idle = _idle.pop() if _idle else torch.empty(0, dtype=torch.uint8)
+        if needed <= idle.numel():
+            return idle[:needed].view(dtype)
+    return torch.empty(size, dtype=dtype, device=device)
 
-    def value(self) -> Tensor:
-        """Give the target's logit, float64, (N,)."""
-        return self._value
 
-    def subtract(
-        self,
-        index: int,  # noqa: ARG002 (protocol)
-        part: slice,
-        logits: Tensor,  # noqa: ARG002 (protocol)
-        log_sums: Tensor,  # noqa: ARG002 (protocol)
-        scale: Tensor,
-        d_logits: Tensor,
-    ) -> None:
-        """Subtract the scale where the target is; parameters as `Numerator.subtract`."""
-        column, inside = self._column(part)
-        d_logits.scatter_add_(1, column, torch.where(inside, -scale, 0.0)[:, None])
-
-    def _column(self, part: slice) -> tuple[Tensor, Tensor]:
-        inside = (self.target >= part.start) & (self.target < part.stop)
-        return (self.target - part.start).clamp(0, part.stop - part.start - 1)[:, None], inside
+def _exp(values: Tensor, out: Tensor) -> Tensor:
+    """Exponentiate, without the slow path of denormals on CPUs: exp(-87) = 1.6e-38 stands for all that is less."""
+    if values.device.type == "cpu" and values.numel() and float(values.amin()) < _UNDERFLOW:
+        return torch.clamp(values, min=_UNDERFLOW, out=out).exp_()
+    return torch.exp(values, out=out)
 
 
 class _Buffers:
-    """The arrays of one pass: the logits that are kept, one for those that are not, and a second one to work in."""
+    """The arrays of one pass: what is kept, one array for what is not, and a second one where two are needed."""
 
     def __init__(
-        self, layer: OutputLayer, parts: list[slice], budget_bytes: int, *, kept: Tensor | None = None
+        self,
+        layer: OutputLayer,
+        numerator: Numerator | Derivative,
+        kept_type: torch.dtype | None,
+        budget_bytes: int = 0,
+        *,
+        kept: Tensor | None = None,
     ) -> None:
-        self._n, self._type, self._device = layer.features.shape[0], layer.working, layer.features.device
-        widest = max(part.stop - part.start for part in parts)
-        within = budget_bytes // max(self._n * self._type.itemsize, 1)  # components
-        columns = max((part.stop for part in parts if part.stop <= within), default=0)
-        self.kept = self.empty(columns * self._n) if kept is None else kept
-        every = self.has(parts[-1])
-        self._spare = self.empty(0 if every else widest * self._n)
-        self._second = self.empty(widest * self._n)
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=self._type, device=self._device)
+        self._n, self._working, self._device = layer.features.shape[0], layer.working, layer.features.device
+        self.parts = chunks(self._n, layer.weight.shape[0], self._device)
+        widest = max(part.stop - part.start for part in self.parts)
+        self._whole_logits = numerator.whole_logits
+        if kept is None:
+            kept_type = kept_type or layer.working
+            within = budget_bytes // max(self._n * kept_type.itemsize, 1)  # components
+            columns = max((part.stop for part in self.parts if part.stop <= within), default=0)
+            kept = _memory(columns * self._n, kept_type, self._device)
+        self.kept = kept
+        self.rounded = kept.dtype != layer.working
+        self._first = self._empty(widest * self._n)
+        self._second = self._empty(widest * self._n if self._whole_logits else 0)
 
     def has(self, part: slice) -> bool:
-        """Whether the logits of this chunk are kept."""
+        """Whether this chunk is kept."""
         return bool(part.stop * self._n <= self.kept.numel())  # slice bounds are untyped
 
-    def logits(self, part: slice) -> Tensor:
-        if self.has(part):
-            return self.kept[part.start * self._n : part.stop * self._n].view(self._n, part.stop - part.start)
-        return self._view(self._spare, part)
+    def kept_chunk(self, part: slice) -> Tensor:
+        return self.kept[part.start * self._n : part.stop * self._n].view(self._n, part.stop - part.start)
 
-    def second(self, part: slice) -> Tensor:
-        return self._view(self._second, part)
+    def logits(self, part: slice) -> Tensor:
+        """Where the logits of a chunk stand, or come to stand."""
+        return self.kept_chunk(part) if self.has(part) and not self.rounded else self.free(part)
+
+    def free(self, part: slice) -> Tensor:
+        """An array of the size of a chunk, for what is not kept."""
+        return self._view(self._first, part)
+
+    def beside(self, part: slice, logits: Tensor) -> Tensor:
+        """Where a function of the logits goes: over them, unless they are needed again."""
+        return self._view(self._second, part) if self._whole_logits else logits
+
+    def _empty(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=self._working, device=self._device)
 
     def _view(self, buffer: Tensor, part: slice) -> Tensor:
         width = part.stop - part.start
         return buffer[: width * self._n].view(self._n, width)
-
-
-def _parts(layer: OutputLayer) -> list[slice]:
-    return chunks(layer.features.shape[0], layer.weight.shape[0], layer.features.device)

@@ -20,7 +20,7 @@ import torch
 
 from geo_mvmf import append_log, durable, folder_lock, progress
 from geo_mvmf.errors import OutputError, TrainingError, UsageError
-from geo_mvmf.model import checkpoint, devices
+from geo_mvmf.model import checkpoint, devices, products
 from geo_mvmf.model.bundle import Bundle, load_bundle
 from geo_mvmf.model.configuration import TrainingConfig, read_config
 from geo_mvmf.model.image_set import ImageSet, epoch_order, load_image_set
@@ -127,7 +127,11 @@ def train_job(
             yield Progress("train", 1, 1, f"finished before: {result}")
             return result
         newest, damaged = checkpoint.read_newest(folder)
-        with append_log.AppendLog(folder / "log.jsonl") as log, devices.threads(_threads(config, newest)) as threads:
+        with (
+            append_log.AppendLog(folder / "log.jsonl") as log,
+            devices.threads(_threads(config, newest)) as threads,
+            products.using(_products(newest)),
+        ):
             device = devices.choose_device(config.device)
             log.write(_start_record(config, device, threads, newest, damaged))
             image_set = yield from load_image_set(config)
@@ -216,6 +220,7 @@ class _Run:
             "data": self.image_set.digest(),
             "threads": self.threads,
             "provider": devices.provider(self.learner.device),
+            "products": products.current(),
             "best": self.learner.best,
         }
         checkpoint.write_checkpoint(self.folder, checkpoint.Checkpoint(done, self.learner.tensors(), facts))
@@ -269,6 +274,11 @@ def _duration(seconds: float) -> str:
 
 def _as_config(config: TrainingConfig | str | os.PathLike[str]) -> TrainingConfig:
     return config if isinstance(config, TrainingConfig) else read_config(config)
+
+
+def _products(newest: checkpoint.Checkpoint | None) -> str | None:
+    former = None if newest is None else newest.facts.get("products")
+    return former if former in products.available() else None
 
 
 def _threads(config: TrainingConfig, newest: checkpoint.Checkpoint | None) -> int | None:

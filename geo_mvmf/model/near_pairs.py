@@ -1,0 +1,206 @@
+"""Which components can count for which targets: pairs found once per batch, before any logit is known.
+
+The components, in an order that keeps neighbours together, are cut into tiles of 64. For each tile and target an upper
+bound of the tile's log densities follows from the tile's ball (its centre and the farthest of its mean directions) and
+from its least and greatest concentration. Tiles whose bound is far below the density of some component are left
+out, the components of the others are evaluated one by one.
+
+What is left out is known to be below a stated log density, so that the sum over the pairs has a certificate: see
+`numerators.NearComponents`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from geo_mvmf.model.components import Components
+
+TILE = 64
+_RUN_ELEMENTS = 1 << 17  # float64 values worked on at once: 1 MB
+_ACCELERATOR_RUN_ELEMENTS = 1 << 22
+_ROUNDING = 1e-6  # of distances in float32, generously
+_HALF = 0.5 * (1.0 - 1e-5)  # and of what follows from them
+_SCATTERED = 4.0  # tiles wider than this many times those of an even order are made anew, along a curve,
+_WIDE = 0.7  # and those wider than this
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Targets and components that can count.
+
+    Parameters
+    ----------
+    rows, columns : Tensor of int32, shape (P,)
+        Target and component.
+    relative : Tensor, shape (P,)
+        Log density less that of `best`.
+    best : Tensor of float64, shape (N,)
+        The greatest log density of any component at the target.
+    depth : float
+        Components without a pair have a log density below best - depth.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    relative: Tensor
+    best: Tensor
+    depth: float
+
+
+def find(components: Components, y: Tensor, *, depth: float, working: torch.dtype, most: int) -> Pairs | None:
+    """Find all pairs whose log density is within some depth of the best one of the target.
+
+    Parameters
+    ----------
+    components : Components
+        C of them.
+    y : Tensor of float64, shape (N, 3)
+        Targets.
+    depth : float
+        Nats.
+    working : torch.dtype
+        Of `Pairs.relative`.
+    most : int
+        Give up where more pairs than this would have to be evaluated.
+
+    Returns
+    -------
+    Pairs or None
+        None: there are too many.
+
+    Examples
+    --------
+    >>> y = torch.nn.functional.normalize(torch.eye(3)).double()
+    >>> components = Components(y, torch.full((3,), 1e3).double(), torch.zeros(3).double())
+    >>> find(components, y, depth=60.0, working=torch.float32, most=9).columns.tolist()
+    [0, 1, 2]
+    """
+    tiles = _Tiles(components)
+    candidates = tiles.candidates(y, depth, most)
+    return None if candidates is None else _evaluate(tiles, y, *candidates, depth, working)
+
+
+class _Tiles:
+    """Components in tiles: T of them, of W components each, with balls around their mean directions."""
+
+    def __init__(self, components: Components) -> None:
+        count = len(components.mean_directions)
+        self.width = min(TILE, count)
+        self.missing = -count % self.width
+        self._components = components
+        self._order: Tensor | None = None
+        self._cut()
+        even = math.sqrt(4.0 * self.width / count)  # the radius of a cap of a tile's share of the sphere, as a chord
+        if bool(self.radius.mean() > min(_SCATTERED * even, _WIDE)):
+            self._order = _along_a_curve(components.mean_directions)
+            self._cut()
+
+    def _cut(self) -> None:
+        self.mean_directions = self._tiled(self._components.mean_directions).transpose(1, 2).contiguous()  # (T, 3, W)
+        self.concentrations = self._tiled(self._components.concentrations)  # (T, W)
+        self.log_normalisers = self._tiled(self._components.log_normalisers)
+        self.centre = self.mean_directions.mean(dim=2)
+        offsets = (self.mean_directions - self.centre[:, :, None]).square_().sum(dim=1)
+        self.radius = offsets.amax(dim=1).sqrt_().float() + _ROUNDING
+        self._least, self._greatest = (k(self.concentrations, dim=1).float() for k in (torch.amin, torch.amax))
+        self._same = bool((self.concentrations == self.concentrations[0, 0]).all())
+
+    def _tiled(self, values: Tensor) -> Tensor:
+        ordered = values if self._order is None else values[self._order]
+        filled = torch.cat([ordered, ordered[-1:].expand(self.missing, *ordered.shape[1:])])  # the last one repeated
+        return filled.view(-1, self.width, *values.shape[1:])
+
+    def columns(self, tile: Tensor, place: Tensor) -> Tensor:
+        """Give the components at places of tiles."""
+        at = tile * self.width + place
+        return at if self._order is None else self._order[at]
+
+    def bound(self, distance: Tensor) -> Tensor:
+        """Bound the log densities of each tile from above, (R, T) in float32, by the distances from its centre."""
+        half = (distance - self.radius).clamp_(min=0.0).square_().mul_(_HALF)  # at least kappa times this is lost
+        kappa = torch.maximum(torch.minimum(half.reciprocal().sub_(0.5), self._greatest), self._least)
+        return _log_normaliser_bound(kappa).sub_(half.mul_(kappa))
+
+    def _beyond(self, distance: Tensor, least: Tensor) -> Tensor:
+        """Whether all of a tile is less dense than a log density (R,): where `bound` is below it, but faster."""
+        if not self._same:
+            return self.bound(distance) < least[:, None]
+        lost = (_log_normaliser_bound(self._greatest[:1]) - least).clamp_(min=0.0)
+        reach = (lost / (_HALF * self._greatest[0])).sqrt_()
+        return distance.sub_(reach[:, None]) > self.radius
+
+    def log_density(self, y: Tensor, tile: Tensor) -> Tensor:
+        """Log densities of the components of a tile for each target: (K, 3), (K,) -> (K, W)."""
+        mu = self.mean_directions.index_select(0, tile)
+        chord_squared = (mu[:, 0] - y[:, 0, None]).square_()
+        for axis in (1, 2):
+            difference = mu[:, axis] - y[:, axis, None]
+            chord_squared.addcmul_(difference, difference)
+        if self._same:
+            return chord_squared.mul_(-0.5 * self.concentrations[0, 0]).add_(self.log_normalisers[0, 0])
+        kappa, log_c = self.concentrations.index_select(0, tile), self.log_normalisers.index_select(0, tile)
+        return log_c.addcmul_(chord_squared, kappa, value=-0.5)
+
+    def candidates(self, y: Tensor, depth: float, most: int) -> tuple[Tensor, Tensor] | None:
+        """Give targets and tiles (K,), (K,) whose components may be within the depth of the best; None: too many."""
+        rows, tiles, found = [], [], 0
+        step = max(1, 2 * _run_elements(y) // len(self.centre))
+        for start in range(0, max(len(y), 1), step):  # one run, of nothing, also where there are no targets
+            some = y[start : start + step]
+            distance = torch.cdist(some.float(), self.centre.float(), compute_mode="donot_use_mm_for_euclid_dist")
+            best = self.log_density(some, distance.argmin(dim=1)).amax(dim=1)
+            if not self._same:  # a wide component may be better than the nearest ones
+                best = torch.maximum(best, self.log_density(some, self.bound(distance).argmax(dim=1)).amax(dim=1))
+            row, tile = (
+                self._beyond(distance, (best - depth).float()).logical_not_().nonzero(as_tuple=True)
+            )  # what is no number must show
+            rows.append(row + start)
+            tiles.append(tile)
+            found += len(row)
+            if found * self.width > most:
+                return None
+        return torch.cat(rows), torch.cat(tiles)
+
+
+def _evaluate(tiles: _Tiles, y: Tensor, rows: Tensor, tile: Tensor, depth: float, working: torch.dtype) -> Pairs:
+    """Evaluate the components of candidate tiles, and keep those within the depth of the best."""
+    best = torch.full_like(y[:, 0], -math.inf)
+    found = []
+    step = max(1, _run_elements(y) // tiles.width)
+    for start in range(0, max(len(rows), 1), step):
+        row, some = rows[start : start + step], tile[start : start + step]
+        log_f = tiles.log_density(y[row], some)
+        best.scatter_reduce_(0, row, log_f.amax(dim=1), "amax")
+        keep = ~(log_f < (best[row] - depth)[:, None])
+        if tiles.missing:
+            keep[some == len(tiles.centre) - 1, -tiles.missing :] = False
+        at = keep.view(-1).nonzero().squeeze(1)
+        which = at.div(tiles.width, rounding_mode="floor")
+        column = tiles.columns(some.index_select(0, which), at - which * tiles.width)
+        found.append((row.index_select(0, which), column, log_f.view(-1).index_select(0, at)))
+    # Those kept before a better component of their row was found are more than is needed, and stay.
+    row, column, log_f = (torch.cat(each) for each in zip(*found, strict=True))
+    return Pairs(row.int(), column.int(), (log_f - best.index_select(0, row)).to(working), best, depth)
+
+
+def _log_normaliser_bound(kappa: Tensor) -> Tensor:
+    """Bound log c(kappa) from above: kappa / (1 - exp(-2 kappa)) is at most kappa + 1/2."""
+    return kappa.add(0.5).log_().sub_(math.log(2.0 * math.pi) - 1e-4)  # and rounding in float32
+
+
+def _along_a_curve(directions: Tensor) -> Tensor:
+    """Order directions along a space-filling curve (Morton's, of 2^30 cubes)."""
+    cells = ((directions.clamp(-1.0, 1.0) + 1.0) * 511.5).long()
+    code = torch.zeros_like(cells[:, 0])
+    for bit in range(10):
+        for axis in range(3):
+            code |= ((cells[:, axis] >> bit) & 1) << (3 * bit + axis)
+    return torch.argsort(code, stable=True)
+
+
+def _run_elements(tensor: Tensor) -> int:
+    return _RUN_ELEMENTS if tensor.device.type == "cpu" else _ACCELERATOR_RUN_ELEMENTS

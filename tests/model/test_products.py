@@ -1,0 +1,75 @@
+"""Providers of matrix products: the same values, and a choice that can be made and kept."""
+
+import pytest
+import torch
+
+from geo_mvmf.model import checkpoint, products, training
+from geo_mvmf.model.loss import mvmf_loss
+
+needs_onednn = pytest.mark.skipif(products._onednn() is None, reason="this torch has no oneDNN product")
+
+
+@needs_onednn
+@pytest.mark.parametrize("provider", products.PROVIDERS)
+def test_products_of_every_provider_are_right(provider):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(*shape, generator=generator) for shape in ((30, 50), (50, 20)))
+    for left, right in ((a, b), (a.T.contiguous().T, b.T.contiguous().T)):
+        out = torch.full((30, 20), 2.0)
+        with products.using(provider):
+            products.multiply(left, right, out, add=True)
+            torch.testing.assert_close(out, a @ b + 2.0)
+            products.multiply(left, right, out)
+        torch.testing.assert_close(out, a @ b)
+
+
+@needs_onednn
+def test_the_loss_is_the_same_with_every_provider():
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.nn.functional.normalize(torch.randn(700, 3, generator=generator, dtype=torch.float64))
+    x, weight = torch.randn(9, 5, generator=generator), torch.randn(700, 5, generator=generator)
+    losses, gradients = [], []
+    for provider in products.PROVIDERS:
+        features, layer = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        with products.using(provider):
+            assert products.by_onednn(x) == (provider == "onednn")
+            loss = mvmf_loss(features, layer, torch.ones(700), mu, torch.full((700,), 9.0).double(), mu[:9])
+            losses.append(loss.detach())
+            gradients.append(torch.autograd.grad(loss, [features, layer]))
+    torch.testing.assert_close(*losses)
+    for mm, onednn in zip(*gradients, strict=True):
+        torch.testing.assert_close(mm, onednn)
+
+
+def test_the_environment_decides_without_trying(monkeypatch):
+    monkeypatch.setattr(products, "_seconds", lambda work: pytest.fail("it was tried"))
+    monkeypatch.setenv(products.VARIABLE, "mm")
+    assert products.chosen.__wrapped__() == "mm"
+    monkeypatch.setenv(products.VARIABLE, "mkl")
+    with pytest.raises(ValueError, match="'mkl' \\(GEO_MVMF_PRODUCTS\\) is no provider of products; use mm or onednn"):
+        products.chosen.__wrapped__()
+
+
+@needs_onednn
+@pytest.mark.parametrize(("ratio", "provider"), [(0.5, "mm"), (1.2, "mm"), (2.0, "onednn")])
+def test_only_a_clear_lead_changes_the_provider(ratio, provider, monkeypatch):
+    monkeypatch.delenv(products.VARIABLE, raising=False)
+    seconds = iter([ratio] * 4 + [1.0] * 4)
+    monkeypatch.setattr(products, "_seconds", lambda work: next(seconds))
+    assert products.chosen.__wrapped__() == provider
+
+
+def test_a_torch_without_the_operator_multiplies_with_mm(monkeypatch):
+    monkeypatch.setattr(products, "_onednn", lambda: None)
+    assert products.chosen.__wrapped__() == "mm"
+    with pytest.raises(ValueError, match="no oneDNN product; use mm"), products.using("onednn"):
+        pass
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("facts", "provider"), [({"products": "onednn"}, "onednn"), ({"products": "mkl"}, None), ({}, None)]
+)
+def test_a_run_that_goes_on_multiplies_as_it_began(facts, provider):
+    assert training._products(checkpoint.Checkpoint(1, {}, facts)) == provider
+    assert training._products(None) is None
