@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 import shutil
 import sqlite3
@@ -103,7 +104,7 @@ def test_twenty_photos_of_all_kinds(process, photos, tmp_path):
     zones = rows_of(wanted["ZONES"], "points")
     assert (zones.loc[zones["status"] == "ok", "zone_1_probability"] > 0).all()
     assert len(open_predictions(wanted["PREDICTIONS"])) == 20
-    commands = [shlex.split(line) for line in log.splitlines() if line.startswith("geo-mvmf ")]
+    commands = [shlex.split(said) for said in re.findall("geo-mvmf (?:predict|points|regions|zones) .*", log)]
     assert [words[1] for words in commands] == ["predict", "points", "regions", "zones"]  # each once, under its name
     names = [next(word for word in words if word.startswith("--out="))[6:] for words in commands]
     assert names == [str(wanted[name]) for name in ("PREDICTIONS", "POINTS", "REGIONS", "ZONES")]
