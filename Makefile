@@ -34,8 +34,9 @@ check: $(STAMP)  ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP)  ## measure; figures go to benchmarks/results (perhaps 40 minutes on 2 idle cores)
+bench: $(STAMP)  ## measure; figures go to benchmarks/results (perhaps an hour on 2 idle cores)
 	@$(BIN)/python benchmarks/kernels.py
+	@$(BIN)/python benchmarks/loss.py
 	@$(BIN)/python benchmarks/density.py
 	@$(BIN)/python benchmarks/estimates.py
 	@$(BIN)/python benchmarks/album.py

@@ -1,6 +1,6 @@
 """Which components can count for which targets: pairs found once per batch, before any logit is known.
 
-The components, in an order that keeps neighbours together, are cut into tiles of 64. For each tile and target an upper
+The components, in an order that keeps neighbours together, are cut into tiles of 128. For each tile and target an upper
 bound of the tile's log densities follows from the tile's ball (its centre and the farthest of its mean directions) and
 from its least and greatest concentration. Tiles whose bound is far below the density of some component are left
 out, the components of the others are evaluated one by one.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from geo_mvmf.model.components import Components
 
-TILE = 64
+TILE = 128
 _RUN_ELEMENTS = 1 << 17  # float64 values worked on at once: 1 MB
 _ACCELERATOR_RUN_ELEMENTS = 1 << 22
 _ROUNDING = 1e-6  # of distances in float32, generously

@@ -171,5 +171,8 @@ def log_softmax(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # under autocast, or in half precision, the logits would be rounded to two or three digits
     with torch.autocast(features.device.type, enabled=False):
         working = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        logits = functional.linear(features.to(working), weight.to(working), bias.to(working))
-        return functional.log_softmax(logits, dim=1)
+        wide = OutputLayer(features.to(working), weight.to(working), bias.to(working))
+        if torch.is_grad_enabled():
+            return functional.log_softmax(functional.linear(wide.features, wide.weight, wide.bias), dim=1)
+        logits = torch.empty(len(features), len(weight), dtype=working, device=features.device)
+        return functional.log_softmax(wide.logits(slice(0, len(weight)), logits), dim=1)
