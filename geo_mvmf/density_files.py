@@ -18,6 +18,7 @@ from geo_mvmf import durable
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import geotiff, stores
 from geo_mvmf.maps import levels
+from geo_mvmf.suggestions import suggestion
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,7 +49,8 @@ def column(store: stores.StoredPredictions, name: str | None, rows: npt.NDArray[
     if name is None:
         return None
     if name not in store.rows:
-        raise BadInputError(f"no column {name!r} in {store.path}; it has {', '.join(map(str, store.rows))}")
+        has, meant = ", ".join(map(str, store.rows)), suggestion(name, store.rows)
+        raise BadInputError(f"no column {name!r} in {store.path}; it has {has}{meant}")
     return list(store.rows[name].to_numpy(object)[rows])
 
 

@@ -19,6 +19,7 @@ from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.inputs import point_predictions
 from geo_mvmf.maps import estimates, ranks
 from geo_mvmf.measures import COVERAGE_LEVELS
+from geo_mvmf.suggestions import suggestion
 
 if TYPE_CHECKING:
     from geo_mvmf.predictions import Predictions
@@ -306,7 +307,8 @@ def _own_estimator(rows: pd.DataFrame) -> str:
 def _named(rows: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:
     """Values of a column as text; what is missing has a name, too."""
     if column not in rows:
-        raise BadInputError(f"cannot group by {column!r}: the columns are {', '.join(map(str, rows.columns))}")
+        has, meant = ", ".join(map(str, rows.columns)), suggestion(column, rows.columns)
+        raise BadInputError(f"cannot group by {column!r}: the columns are {has}{meant}")
     values = rows[column]
     return values.astype(str).where(values.notna() & (values.astype(str) != ""), "unknown").to_numpy(object)
 

@@ -27,6 +27,7 @@ from geo_mvmf.maps.multipliers import Multiplier, RasterMultiplier
 from geo_mvmf.mixture import CellMixture
 from geo_mvmf.progress import Progress
 from geo_mvmf.stored_mixtures import mixture_of_rows, to_stored, training_prior
+from geo_mvmf.suggestions import suggestion
 
 IntArray = npt.NDArray[np.int64]
 Source = str | os.PathLike[str]
@@ -62,6 +63,8 @@ class Options(NamedTuple):
         0..1, see `evidence.fuse`.
     max_mass_error : float
         Largest total variation distance to the exact result.
+    layer : str or None
+        Of an area that is a GeoPackage with several.
 
     Examples
     --------
@@ -75,6 +78,7 @@ class Options(NamedTuple):
     prior_mode: str = "replace"
     independence: float = 1.0
     max_mass_error: float = MASS_ERROR
+    layer: str | None = None
 
 
 class _Group(NamedTuple):
@@ -164,7 +168,7 @@ def _check(out: Path, options: Options) -> None:
 def _multipliers(options: Options) -> list[Multiplier]:
     found: list[Multiplier] = []
     if options.area is not None:
-        found.append(read_area(options.area))
+        found.append(read_area(options.area, layer=options.layer))
     if options.prior is not None:
         found.append(read_prior(options.prior))
     return found
@@ -203,13 +207,15 @@ def _raster(path: Source) -> tuple[npt.NDArray[np.float64], Grid]:
             raise BadInputError(f"{path}: {error}") from error
 
 
-def read_area(area: Any) -> Multiplier:
+def read_area(area: Any, *, layer: str | None = None) -> Multiplier:
     """Read an area of interest: a layer of polygons, or a raster mask whose values above 0 are the area.
 
     Parameters
     ----------
     area : path, GeoDataFrame, shape or Multiplier
         A path that ends in .tif or .tiff is a mask.
+    layer : str, optional
+        Of a GeoPackage with several.
 
     Returns
     -------
@@ -225,7 +231,7 @@ def read_area(area: Any) -> Multiplier:
     >>> read_area("aoi.geojson")  # doctest: +SKIP
     """
     if not isinstance(area, (str, os.PathLike)) or Path(area).suffix.lower() not in (".tif", ".tiff"):
-        return evidence.area_multiplier(area)
+        return evidence.area_multiplier(area, layer=layer)
     values, grid = _raster(area)
     return evidence.prior_multiplier(np.nan_to_num(values, nan=0.0) > 0.0, grid, name=str(area))
 
@@ -233,11 +239,13 @@ def read_area(area: Any) -> Multiplier:
 def _groups(store: stores.StoredPredictions, by: str) -> list[_Group]:
     if by == "all":
         every = np.arange(len(store))
-        return [_Group("all", every, every[store.is_predicted])]
+        name = "all" if len(store) != 1 else str(store.rows["image_id"].iloc[0])  # one image keeps its name
+        return [_Group(name, every, every[store.is_predicted])]
     if by not in store.rows:
         own = [str(name) for name in store.rows if not row_contract.is_of_contract(str(name))][:_MOST_NAMED]
         raise BadInputError(
             f"{store.path}: no column {by!r} to group by; choose {', '.join([*own, 'image_id'])}; or all: one group"
+            f"{suggestion(by, store.rows)}"
         )
     values = store.rows[by]
     known = values.notna().to_numpy()

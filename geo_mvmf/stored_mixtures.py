@@ -13,6 +13,7 @@ from geo_mvmf.errors import BadInputError
 from geo_mvmf.files import stores
 from geo_mvmf.maps.albums import Album
 from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.suggestions import suggestion
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -130,7 +131,8 @@ def rows_named(store: stores.StoredPredictions, image_ids: Sequence[str] | None)
     known = {str(name): row for row, name in reversed(list(enumerate(store.rows["image_id"])))}
     unknown = [name for name in image_ids if name not in known]
     if unknown:
-        raise BadInputError(f"no image {unknown[0]!r} in {store.path}; it holds {len(known)} images")
+        meant = suggestion(unknown[0], known)
+        raise BadInputError(f"no image {unknown[0]!r} in {store.path}; it holds {len(known)} images{meant}")
     chosen = np.array([known[name] for name in image_ids], dtype=np.int64)
     for row in chosen[~store.is_predicted[chosen]]:
         status, message = store.rows.loc[row, ["status", "message"]]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from geo_mvmf.maps.zones import ZoneProbabilities, Zones
     from geo_mvmf.predictions import Predictions
 
+_MOST_NAMED = 8  # columns in a remark
 _COLUMNS = 3  # most probable zones that stand beside a point
 
 
@@ -58,6 +59,35 @@ def write_zones(
         layers = {"points": points_with_zones(predictions, held, top or _COLUMNS), **layers}
     run = {key: str(value) for key, value in predictions.run.items()}
     vector.write_layers(path, layers, run=run, overwrite=overwrite)
+
+
+def without_names(zones: Zones) -> str:
+    """Say which columns may hold the names of zones that have none.
+
+    Parameters
+    ----------
+    zones : Zones
+        Read without a column of names.
+
+    Returns
+    -------
+    str
+        Empty where there is a column `name`.
+
+    Examples
+    --------
+    >>> import shapely
+    >>> from geo_mvmf.maps.zones import Zones
+    >>> west = geopandas.GeoDataFrame({"admin": ["x"]}, geometry=[shapely.box(-9, -9, 0, 9)], crs="OGC:CRS84")
+    >>> without_names(Zones.read(west))
+    'no column is called name, so zones are called by their row numbers; --name-column admin names them'
+    """
+    table = pd.DataFrame(zones.polygons.drop(columns=zones.polygons.geometry.name))
+    if any(str(name).lower() == "name" for name in table):
+        return ""
+    texts = [str(name) for name in table if table[name].map(lambda value: isinstance(value, str)).any()]
+    named = f"; --name-column {' or '.join(texts[:_MOST_NAMED])} names them" if texts else ""
+    return f"no column is called name, so zones are called by their row numbers{named}"
 
 
 def points_with_zones(predictions: Predictions, held: ZoneProbabilities, number: int) -> geopandas.GeoDataFrame:

@@ -295,7 +295,7 @@ def test_the_command_writes_what_the_others_open(album, tmp_path):
     ("arguments", "code", "message"),
     [
         (["--by", "colour"], 3, "no column 'colour'"),
-        (["--independence", "3"], 2, "independence 3.0"),
+        (["--independence", "3"], 2, "3.0 is not in the range"),
         (["--area", "no.geojson"], 3, "no.geojson"),
         (["--prior", "no.tif"], 3, "no.tif"),
     ],
@@ -320,3 +320,25 @@ def test_fusing_needs_no_torch(album, tmp_path):
 def test_columns_are_documented():
     text = (Path(__file__).parents[1] / "docs" / "evidence.md").read_text(encoding="utf-8")
     assert [name for name in fusing.COLUMNS if f"`{name}`" not in text] == []
+
+
+def test_one_image_keeps_its_name(album, tmp_path):
+    done = run("fuse", album, "--image-id", "b", "--max-mass-error", 0.05, "--out", tmp_path / "b.nc")
+    assert done.exit_code == 0, done.output
+    assert open_predictions(tmp_path / "b.nc").rows["image_id"].tolist() == ["b"]
+
+
+def test_images_that_are_hardly_in_an_area_are_counted(album, tmp_path):
+    area = tmp_path / "far.geojson"
+    far = geopandas.GeoDataFrame(geometry=[shapely.box(5, 47, 6, 51)], crs=4326)
+    far.to_file(area, driver="GeoJSON")
+    options = ("--by", "image_id", "--image-id", "a", "--image-id", "b", "--max-mass-error", 0.05)
+    done = run("fuse", album, "--area", area, *options, "--out", tmp_path / "far.nc")
+    assert done.exit_code == 0, done.output
+    held = open_predictions(tmp_path / "far.nc").rows["probability_in_area"]
+    assert (held < 0.01).all()
+    assert f"2 of 2 images have less than 1% of their probability in {area}" in done.stderr
+    wide = geopandas.GeoDataFrame(geometry=[shapely.box(-20, 30, 60, 70)], crs=4326)
+    wide.to_file(area, driver="GeoJSON")
+    done = run("fuse", album, "--area", area, *options, "--out", tmp_path / "wide.nc")
+    assert "warning" not in done.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from geo_mvmf.commands import options
+from geo_mvmf.commands.estimators import estimators as estimator_names
 from geo_mvmf.terminal import Reporter
 
 
@@ -40,6 +41,7 @@ def evaluate(
     latitude, true_longitude, true_latitude; of points there is accuracy only. TRUTH is a table with image_id (or
     path), longitude, latitude; without it the truth that came with the images is used.
     """
+    others = estimator_names(estimators)
     if out is not None:
         options.check_suffix(out, (".html", ".csv"))
         options.check_new(out, overwrite=overwrite)
@@ -59,13 +61,16 @@ def evaluate(
         found if is_store else points,
         places,
         by=by,
-        estimators=tuple(filter(None, (estimators or "").split(","))),
+        estimators=others,
         cluster_by=cluster_by,
         block_level=block_level,
         seed=seed,
     )
     figures = result.table()
-    lines = [figures.to_string(index=False, float_format=lambda value: f"{value:.4g}")]
+    shown = figures if out is None else figures[figures["group"] == "all"]
+    lines = [shown.to_string(index=False, float_format=lambda value: f"{value:.4g}")]
+    if len(shown) < len(figures):
+        lines.append(f"{figures['group'].nunique() - 1} groups of {by}: in {out}")
     if result.n_without_truth:
         total = result.n + result.n_without_truth
         lines.append(f"{result.n_without_truth} of {total} images have no truth: they are not compared")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from geo_mvmf.commands import options
 from geo_mvmf.terminal import Reporter
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LITTLE = 0.01
+"""Probability in an area below which a warning is due."""
 
 
 @click.command()
@@ -22,6 +30,7 @@ from geo_mvmf.terminal import Reporter
 @click.option(
     "--area", type=click.Path(path_type=Path), help="Only there: polygons in any CRS, or a raster mask (.tif)."
 )
+@click.option("--layer", help="Of an area that is a GeoPackage with several. Default: the only one of polygons.")
 @click.option("--prior", type=click.Path(path_type=Path), help="Raster of a density per area, in any CRS.")
 @click.option(
     "--prior-mode",
@@ -31,9 +40,19 @@ from geo_mvmf.terminal import Reporter
     help="Whether it takes the place of the training prior, or multiplies it.",
 )
 @click.option("--image-id", "image_ids", multiple=True, help="Only these images. Repeatable. Default: all.")
-@click.option("--independence", default=1.0, show_default=True, help="Of the images, 0..1; 0: copies, worth one image.")
 @click.option(
-    "--max-mass-error", default=0.005, show_default=True, help="Of any region's probability; a half costs 4 times."
+    "--independence",
+    type=click.FloatRange(0.0, 1.0),
+    default=1.0,
+    show_default=True,
+    help="Of the images, 0..1; 0: copies, worth one image.",
+)
+@click.option(
+    "--max-mass-error",
+    type=click.FloatRange(1e-4, 0.1),
+    default=0.005,
+    show_default=True,
+    help="Of any region's probability; a half costs 4 times.",
 )
 @click.option("--overwrite", is_flag=True)
 @click.pass_obj
@@ -44,6 +63,7 @@ def fuse(
     out: Path,
     by: str,
     area: Path | None,
+    layer: str | None,
     prior: Path | None,
     prior_mode: str,
     image_ids: tuple[str, ...],
@@ -61,11 +81,12 @@ def fuse(
 
     options.check_suffix(out, (".nc",))
     options.check_new(out, overwrite=overwrite)
-    wanted = fusing.Options(by, area, prior, prior_mode, independence, max_mass_error)
+    wanted = fusing.Options(by, area, prior, prior_mode, independence, max_mass_error, layer)
     chosen = open_some(predictions, image_ids)
     store = report.run(fusing.fuse_job(chosen.store, out, wanted, overwrite=overwrite))
     report.wrote("predictions", out)
     report.failed(options.failures(store.rows))
+    _warn_of_little(store.rows, area)
     good = store.rows[store.rows["status"] == "ok"]
     report.result(
         f"status: {options.counts(store.rows['status'])}\n"
@@ -75,3 +96,15 @@ def fuse(
         f"wrote {out}",
         counts=options.row_counts(store.rows),
     )
+
+
+def _warn_of_little(rows: pd.DataFrame, area: Path | None) -> None:
+    """Say how many images hardly speak for the area that they are restricted to."""
+    held = rows["probability_in_area"].to_numpy(float)
+    little, known = int((held < LITTLE).sum()), int((held >= 0.0).sum())
+    if little:
+        warnings.warn(
+            f"{little} of {known} images have less than {LITTLE:.0%} of their probability in {area} (column "
+            "probability_in_area): what is left of them there says that they are hardly from there",
+            stacklevel=2,
+        )

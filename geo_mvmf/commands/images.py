@@ -19,6 +19,7 @@ from geo_mvmf.terminal import Reporter
 @click.option("--bands", help="Band numbers from 1, such as 4,3,2. Default: all.")
 @click.option("--stretch", help="auto, or low,high for every band. Default: none (8-bit sources only).")
 @click.option("--area", type=click.Path(path_type=Path), help="Polygon layer: cut only inside it.")
+@click.option("--layer", help="Of an area that is a GeoPackage with several. Default: the only one of polygons.")
 @click.option("--season", "seasons", multiple=True, help="NAME=SOURCE, repeatable: the same places in each season.")
 @click.option("--min-valid", default=1.0, show_default=True, help="Least share of pixels with data.")
 @click.option("--seed", default=0, show_default=True)
@@ -36,6 +37,7 @@ def chips(
     bands: str | None,
     stretch: str | None,
     area: Path | None,
+    layer: str | None,
     seasons: tuple[str, ...],
     min_valid: float,
     seed: int,
@@ -44,6 +46,7 @@ def chips(
 ) -> None:
     """Cut chips with a known place from georeferenced rasters SOURCES (files, or one folder of tiles)."""
     from geo_mvmf.inputs import chips as module
+    from geo_mvmf.inputs import polygons
 
     options.check_new(out, overwrite=overwrite)
     job = module.cut_chips(
@@ -54,7 +57,7 @@ def chips(
         ground_km=ground_km,
         bands=options.bands(bands),
         stretch=options.stretch(stretch),
-        area=area,
+        area=area if area is None or layer is None else polygons.read_polygons(area, layer=layer),
         seasons=options.seasons(seasons),
         min_valid=min_valid,
         seed=seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     import geopandas
 
     from geo_mvmf.model.partition import Partition
+
+LEAST_SHIFT = -2.0
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.2, 5.0
+"""Beyond them a calibration is extreme, and a warning is due."""
 
 
 @click.command()
@@ -174,6 +180,8 @@ def calibrate(
     found = report.run(job)
     save_bundle(found, out, half=half, overwrite=overwrite)
     about = found.metadata["training"]["calibration"]
+    for warning in _extremes(about):
+        warnings.warn(warning, stacklevel=1)
     report.wrote("bundle", out)
     counts = {"ok": about["num_images"], "failed": about["num_failed"], "groups": about["num_groups"]}
     report.result("\n".join([*_calibration_lines(about), f"wrote {out}"]), counts=counts)
@@ -192,3 +200,20 @@ def _calibration_lines(about: dict[str, Any]) -> list[str]:
         f"shift of the log concentrations: {with_interval('log_concentration_shift')}",
         f"negative log-likelihood of left-out groups: {losses}; change {with_interval('nll_change')} nats",
     ]
+
+
+def _extremes(about: dict[str, Any]) -> list[str]:
+    """Say of a fit that is far from changing nothing what it means, and what to do."""
+    temperature, shift = about["temperature"], about["log_concentration_shift"]
+    found = []
+    if shift < LEAST_SHIFT:
+        found.append(
+            f"the shift of the log concentrations is {shift:.2f}: peaks become {math.exp(-shift / 2.0):.1f} times as "
+            "wide, so the bundle hardly knows these images"
+        )
+    if not LEAST_TEMPERATURE <= temperature <= MOST_TEMPERATURE:
+        is_flat = temperature > MOST_TEMPERATURE
+        means = "hardly anything is left of its choice among places" if is_flat else "its weights become far sharper"
+        found.append(f"the temperature of the logits is {temperature:.2f}: {means}")
+    advice = "check that their places are right and that they are like the images to predict, or train on such images"
+    return [f"{each}; {advice}" for each in found]

@@ -15,8 +15,6 @@ from geo_mvmf.progress import Failure
 if TYPE_CHECKING:
     import pandas as pd
 
-    from geo_mvmf.maps.grid import Grid
-
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
     """Read numbers with commas between them.
@@ -171,47 +169,33 @@ def seasons(pairs: Iterable[str]) -> dict[str, Path] | None:
     return found or None
 
 
-def grid(bounds: str | None, resolution: float, crs: str) -> Grid:
-    """Make the grid that --bounds, --resolution and --crs describe.
+def positive(option: str, value: float | None) -> float | None:
+    """Refuse a number that is not above 0.
 
     Parameters
     ----------
-    bounds : str or None
-        west,south,east,north in units of the CRS; None is the globe.
-    resolution : float
-        Size of a raster cell in units of the CRS.
-    crs : str
-        Such as EPSG:3035.
+    option : str
+        Its name, for the message.
+    value : float or None
 
     Returns
     -------
-    Grid
+    float or None
+        The same.
 
     Raises
     ------
     UsageError
-        If they do not describe a grid.
+        If it is not finite and above 0.
 
     Examples
     --------
-    >>> grid("5,45,15,55", 0.5, "EPSG:4326").shape
-    (20, 20)
+    >>> positive("--bandwidth-km", 25.0)
+    25.0
     """
-    from geo_mvmf.inputs.coordinate_systems import parse_crs
-    from geo_mvmf.maps.grid import Grid
-
-    system = parse_crs(crs)
-    if bounds is None and crs != "EPSG:4326":
-        raise UsageError(f"--crs {crs}: say the extent too, --bounds west,south,east,north in its units")
-    try:
-        if bounds is None:
-            return Grid.globe(resolution)
-        edges = numbers("--bounds", bounds)
-        if len(edges) != 4:
-            raise UsageError(f"--bounds {bounds!r}: four numbers are wanted, west,south,east,north")
-        return Grid.from_bounds(*edges, resolution, crs=system)
-    except ValueError as error:
-        raise UsageError(f"--bounds {bounds or 'of the globe'}, --resolution {resolution:g}: {error}") from error
+    if value is not None and not (math.isfinite(value) and value > 0.0):
+        raise UsageError(f"{option} {value:g}: a number above 0 is wanted")
+    return value
 
 
 def check_suffix(out: Path, allowed: Iterable[str]) -> None:
@@ -353,31 +337,3 @@ def row_counts(rows: pd.DataFrame) -> dict[str, Any]:
     if "area_90_km2" in rows and rows["area_90_km2"].notna().any():
         found["median_area_90_km2"] = float(rows["area_90_km2"].median())
     return found
-
-
-def radius(estimator: str, radius_km: float | None) -> None:
-    """Refuse a radius that its estimator has no use for, and an estimator without the radius it needs.
-
-    Parameters
-    ----------
-    estimator : str
-    radius_km : float or None
-
-    Raises
-    ------
-    UsageError
-        If they do not fit, by the names that the user wrote.
-
-    Examples
-    --------
-    >>> radius("mode", 25.0)
-    Traceback (most recent call last):
-    geo_mvmf.errors.UsageError: --radius-km 25 goes with --estimator best_within; --estimator mode takes none
-    """
-    if estimator != "best_within" and radius_km is not None:
-        raise UsageError(
-            f"--radius-km {radius_km:g} goes with --estimator best_within; --estimator {estimator} takes none"
-        )
-    if estimator == "best_within" and (radius_km is None or not (math.isfinite(radius_km) and radius_km > 0.0)):
-        given = "" if radius_km is None else f", not {radius_km:g}"
-        raise UsageError(f"--estimator best_within needs --radius-km, kilometres above 0{given}")

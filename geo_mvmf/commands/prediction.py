@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from geo_mvmf.commands import options
+from geo_mvmf.commands import estimators, options
 from geo_mvmf.progress import CancelledError
 from geo_mvmf.terminal import Reporter
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".nc", ".gpkg", ".parquet", ".geoparquet", ".geojson", ".csv")
 _FOLDER_LEVELS = (0.5, 0.9)
-_ESTIMATORS = ("component", "mode", "median", "best_within")  # not imported: --help answers at once
 
 
 class Outputs(NamedTuple):
@@ -71,7 +70,7 @@ def _outputs(out: Path, levels: str | None) -> Outputs:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder, or a file: .gpkg .parquet .geojson .csv .nc"
 )
-@click.option("--estimator", type=click.Choice(_ESTIMATORS), default="component", show_default=True)
+@click.option("--estimator", type=click.Choice(estimators.ESTIMATORS), default="component", show_default=True)
 @click.option("--radius-km", type=float, help="For best_within: the distance within which most probability shall lie.")
 @click.option("--levels", default=None, help="Also write credible regions, such as 0.5,0.9 (folders: always).")
 @click.option("--claims", type=click.Choice(["none", "columns", "exif", "raster"]), default="none", show_default=True)
@@ -109,7 +108,7 @@ def predict(
     regions) and report.html; a layer as --out has its predictions file, .nc, beside it. A killed run goes on where
     it was when the same command is given again.
     """
-    options.radius(estimator, radius_km)
+    estimators.radius(estimator, radius_km)
     outputs = _outputs(out, levels)
     waiting = {path for path in outputs.after if not os.path.lexists(path)}
     may_go_on = _may_go_on(outputs, waiting)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from geo_mvmf.commands import options
+from geo_mvmf.commands import grids, options
 from geo_mvmf.errors import UsageError
 from geo_mvmf.terminal import Reporter
 
@@ -55,7 +55,11 @@ def points(
 @click.option(
     "--grid", type=click.Choice(["auto", "globe"]), help="auto: the window that shows 99 % of the probability."
 )
-@click.option("--resolution", type=float, help="Raster cell size in units of the CRS. Default: 0.5.")
+@click.option(
+    "--resolution",
+    type=float,
+    help="Raster cell size in units of the CRS. Default: 0.5 degrees, or what suits --bounds.",
+)
 @click.option(
     "--bounds", help="west,south,east,north in units of the CRS. Default: auto for one image, else the globe."
 )
@@ -90,7 +94,11 @@ def density(
     one = image_ids[0] if len(set(image_ids)) == 1 else None
     if by is not None and one is not None:
         raise UsageError(f"--by {by} makes a mean of each group, and --image-id {one} is one image: choose one")
-    where = _where(grid, bounds, resolution, crs, one=one is not None)
+    options.positive("--bandwidth-km", bandwidth_km)
+    options.positive("--resolution", resolution)
+    where, remarks = _where(grid, bounds, resolution, crs, one=one is not None)
+    for remark in remarks:
+        report.say(remark)
     raster = open_some(predictions, image_ids if one is None else ()).write_density(
         out,
         where,
@@ -108,7 +116,7 @@ def density(
 
 def _where(
     grid: str | None, bounds: str | None, resolution: float | None, crs: str | None, *, one: bool
-) -> Grid | Literal["auto"]:
+) -> tuple[Grid | Literal["auto"], list[str]]:
     """The grid that the options describe; that of one image finds its own window unless they say something."""
     described = bounds is not None or resolution is not None or crs is not None
     if grid == "auto" and described:
@@ -116,8 +124,8 @@ def _where(
     if grid == "globe" and (bounds is not None or crs is not None):
         raise UsageError("--grid globe goes with --resolution alone: leave --bounds and --crs out")
     if grid == "auto" or (grid is None and one and not described):
-        return "auto"
-    return options.grid(bounds, 0.5 if resolution is None else resolution, crs or "EPSG:4326")
+        return "auto", []
+    return grids.grid(bounds, resolution, crs)
 
 
 @click.command()

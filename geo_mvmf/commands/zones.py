@@ -17,6 +17,7 @@ _SUFFIXES = (".csv", ".parquet", ".geoparquet", ".gpkg", ".geojson")
 @click.option(
     "--polygons", required=True, type=click.Path(path_type=Path), help="Layer of zones: .geojson, .gpkg or .parquet"
 )
+@click.option("--layer", help="Of a GeoPackage with several. Default: the only one of polygons.")
 @click.option("--name-column", help="Column that names the zones. Default: name, in whatever case, if there is one.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help=".csv or .parquet (tables), .gpkg, .geojson"
@@ -30,6 +31,7 @@ def zones(
     *,
     predictions: Path,
     polygons: Path,
+    layer: str | None,
     name_column: str | None,
     out: Path,
     image_ids: tuple[str, ...],
@@ -49,10 +51,12 @@ def zones(
     from geo_mvmf.image_choice import open_some
     from geo_mvmf.maps.zones import Zones
 
-    layer = Zones.read(polygons, name_column=name_column)
+    areas = Zones.read(polygons, name_column=name_column, layer=layer)
+    if name_column is None and (remark := zone_files.without_names(areas)):
+        report.say(f"{polygons}: {remark}")
     found = open_some(predictions, image_ids)
-    held = found.zones(layer)
-    zone_files.write_zones(out, found, layer, held, top=top, overwrite=overwrite)
+    held = found.zones(areas)
+    zone_files.write_zones(out, found, areas, held, top=top, overwrite=overwrite)
     report.wrote("table", out)
     expected = held.expected()
     lines = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from geo_mvmf.inputs.regular_files import open_regular_file
 
 _ENVELOPE_BYTES = {0: 0, 1: 32, 2: 48, 3: 48, 4: 64}  # GeoPackageBinaryHeader, clause 2.1.3
 _SPATIAL_INDEX = re.compile(r'CREATE\s+VIRTUAL\s+TABLE\s+["\w]+\s+USING\s+rtree\s*\([^;]*\)\s*', re.IGNORECASE)
+_POLYGONAL = ("POLYGON", "MULTIPOLYGON")
 _NOT_A_LAYER = frozenset(["layer_styles", "qgis_projects"])  # what QGIS keeps beside the data
 
 
@@ -59,9 +61,10 @@ class _Entry(NamedTuple):
     name: str
     geometry_column: str | None
     srs_id: int | None
+    geometry_type: str = ""
 
 
-def read_geopackage(path: Path, layer: str | None = None) -> GeoPackageLayer:
+def read_geopackage(path: Path, layer: str | None = None, *, of_polygons: bool = False) -> GeoPackageLayer:
     """Read one layer of a GeoPackage.
 
     Parameters
@@ -70,6 +73,8 @@ def read_geopackage(path: Path, layer: str | None = None) -> GeoPackageLayer:
         Checked to be a regular file that begins as SQLite files do.
     layer : str, optional
         Its name; may be left out where there is only one with geometry.
+    of_polygons : bool
+        Of several without a name the only one of polygons is meant; a warning says which it is.
 
     Raises
     ------
@@ -88,7 +93,7 @@ def read_geopackage(path: Path, layer: str | None = None) -> GeoPackageLayer:
     try:
         with _connect(path) as database:
             kinds = _check_schema(database, path)
-            entry = _choose(_contents(database, path, kinds), layer, path)
+            entry = _choose(_contents(database, path, kinds), layer, path, of_polygons=of_polygons)
             if kinds.get(entry.name.lower()) != "table":
                 raise BadInputError(f"{path}: layer {entry.name!r} is a view; save it as a table of its own")
             return _read(database, path, entry)
@@ -170,16 +175,16 @@ def _contents(database: sqlite3.Connection, path: Path, kinds: dict[str, str]) -
     needed = ("gpkg_contents", "gpkg_spatial_ref_sys")
     if any(kinds.get(name) != "table" for name in needed):
         raise BadInputError(f"{path} is an SQLite file but no GeoPackage: it has no table {' or '.join(needed)}")
-    columns: dict[str, tuple[str, int | None]] = {}
+    columns: dict[str, tuple[str, int | None, str]] = {}
     if kinds.get("gpkg_geometry_columns") == "table":
-        query = "SELECT table_name, column_name, srs_id FROM gpkg_geometry_columns"
-        columns = {str(name).lower(): (str(column), srs) for name, column, srs in database.execute(query)}
+        query = "SELECT table_name, column_name, srs_id, geometry_type_name FROM gpkg_geometry_columns"
+        columns = {str(name).lower(): (str(one), srs, str(kind)) for name, one, srs, kind in database.execute(query)}
     query = "SELECT table_name FROM gpkg_contents WHERE data_type IN ('features', 'attributes', 'aspatial')"
     names = [str(name) for (name,) in database.execute(query)]
-    return [_Entry(name, *columns.get(name.lower(), (None, None))) for name in names]
+    return [_Entry(name, *columns.get(name.lower(), (None, None, ""))) for name in names]
 
 
-def _choose(entries: list[_Entry], layer: str | None, path: Path) -> _Entry:
+def _choose(entries: list[_Entry], layer: str | None, path: Path, *, of_polygons: bool) -> _Entry:
     names = ", ".join(repr(entry.name) for entry in entries) or "none"
     if layer is not None:
         for entry in entries:
@@ -189,8 +194,13 @@ def _choose(entries: list[_Entry], layer: str | None, path: Path) -> _Entry:
     data = [entry for entry in entries if entry.name.lower() not in _NOT_A_LAYER]
     spatial = [entry for entry in data if entry.geometry_column is not None]
     candidates = spatial or data
+    polygonal = [entry for entry in spatial if entry.geometry_type.upper() in _POLYGONAL]
+    if of_polygons and len(candidates) > 1 and len(polygonal) == 1:
+        only = polygonal[0].name
+        warnings.warn(f"{path}: of its layers ({names}) the only one of polygons is read: {only!r}", stacklevel=2)
+        return polygonal[0]
     if len(candidates) != 1:
-        raise BadInputError(f"{path} has {len(candidates)} layers ({names}); choose one with layer=")
+        raise BadInputError(f"{path} has {len(candidates)} layers ({names}); choose one by its name (layer=, --layer)")
     return candidates[0]
 
 

@@ -72,7 +72,9 @@ class Layer(NamedTuple):
     name: str
 
 
-def read_layer(source: str | os.PathLike[str] | gpd.GeoDataFrame, *, layer: str | None = None) -> Layer:
+def read_layer(
+    source: str | os.PathLike[str] | gpd.GeoDataFrame, *, layer: str | None = None, of_polygons: bool = False
+) -> Layer:
     """Read a vector layer without changing it.
 
     Parameters
@@ -81,6 +83,8 @@ def read_layer(source: str | os.PathLike[str] | gpd.GeoDataFrame, *, layer: str 
         A .geojson, .json, .gpkg, .parquet or .geoparquet file.
     layer : str, optional
         For a GeoPackage with several.
+    of_polygons : bool
+        Of several the only one of polygons is meant, unless a name is given; a warning says which it is.
 
     Raises
     ------
@@ -102,9 +106,9 @@ def read_layer(source: str | os.PathLike[str] | gpd.GeoDataFrame, *, layer: str 
     path = check_layer_file(source)
     kind = LAYER_SUFFIXES[path.suffix.lower()]
     if layer is not None and kind != "sqlite":
-        raise BadInputError(f"{path} has no layers to choose from; leave out layer={layer!r}")
+        raise BadInputError(f"{path} has no layers to choose from; leave out the layer {layer!r}")
     if kind == "sqlite":
-        found = read_geopackage(path, layer)
+        found = read_geopackage(path, layer, of_polygons=of_polygons)
         return Layer(found.frame, found.geometries, found.broken, found.crs, str(path))
     with open_regular_file(path) as file:
         return _read_geojson(file, path) if kind == "json" else _read_parquet(file, path)

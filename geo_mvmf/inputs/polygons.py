@@ -41,7 +41,7 @@ def read_polygons(
     source : path or GeoDataFrame
         GeoJSON (.geojson, .json), GeoPackage (.gpkg) or GeoParquet (.parquet, .geoparquet).
     layer : str, optional
-        For a GeoPackage with several.
+        For a GeoPackage with several; the only one of polygons need not be named, a warning says which it is.
     crs : str or pyproj.CRS, optional
         "EPSG:n" or "OGC:CRS84", for a layer that does not state its own.
 
@@ -64,7 +64,7 @@ def read_polygons(
     >>> read_polygons(europe).total_bounds.tolist()
     [-10.0, 35.0, 30.0, 70.0]
     """
-    found = read_layer(source, layer=layer)
+    found = read_layer(source, layer=layer, of_polygons=True)
     if found.geometries is None or not len(found.geometries):
         raise BadInputError(f"{found.name} holds no polygon")
     own = resolve_crs(found.crs, crs, found.name)

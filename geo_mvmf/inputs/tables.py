@@ -338,7 +338,8 @@ def _mark(
     """Give rows their status; the first problem of a row decides it, the messages are joined."""
     for row, problem in problems.items():
         status[row] = to if status[row] == "ok" else status[row]
-        message[row] = f"{message[row]}; {problem}" if message[row] else f"{name}: row {row + 1}: {problem}"
+        and_ = " " if message[row].endswith("?") else "; "
+        message[row] = f"{message[row]}{and_}{problem}" if message[row] else f"{name}: row {row + 1}: {problem}"
 
 
 def _texts(values: Iterable[object]) -> pd.Series[Any]:

@@ -119,13 +119,15 @@ def fuse(
     return found.mixture
 
 
-def area_multiplier(area: Any) -> Multiplier:
+def area_multiplier(area: Any, *, layer: str | None = None) -> Multiplier:
     """Make a multiplier of an area.
 
     Parameters
     ----------
     area : path, GeoDataFrame, Polygon, MultiPolygon or Multiplier
         See `restrict`.
+    layer : str, optional
+        Of a GeoPackage with several.
 
     Returns
     -------
@@ -146,7 +148,7 @@ def area_multiplier(area: Any) -> Multiplier:
         return cast("Multiplier", area)
     if isinstance(area, shapely.Geometry):
         area = geopandas.GeoDataFrame(geometry=[area], crs="OGC:CRS84")
-    polygons = union_area(read_polygons(area))
+    polygons = union_area(read_polygons(area, layer=layer))
     if polygons.is_empty or not polygons.area > 0.0:
         name = area if isinstance(area, (str, os.PathLike)) else "the polygons given"
         raise BadInputError(f"{name}: the area is empty, so no place is left in it")

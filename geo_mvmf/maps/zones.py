@@ -25,6 +25,7 @@ from geo_mvmf.maps import borders, zone_moments
 from geo_mvmf.maps.cell_shares import cell_shares
 from geo_mvmf.maps.once import OncePerComponents
 from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.suggestions import suggestion
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -218,7 +219,11 @@ class Zones:
 
     @classmethod
     def read(
-        cls, polygons: geopandas.GeoDataFrame | str | os.PathLike[str] | Zones, *, name_column: str | None = None
+        cls,
+        polygons: geopandas.GeoDataFrame | str | os.PathLike[str] | Zones,
+        *,
+        name_column: str | None = None,
+        layer: str | None = None,
     ) -> Zones:
         """Read polygons and their names.
 
@@ -226,6 +231,8 @@ class Zones:
         ----------
         polygons, name_column
             As `zone_probabilities`; zones that were read before are given back.
+        layer : str, optional
+            Of a GeoPackage with several.
 
         Returns
         -------
@@ -240,12 +247,13 @@ class Zones:
         """
         if isinstance(polygons, Zones):
             return polygons
-        found = read_polygons(polygons)
+        found = read_polygons(polygons, layer=layer)
         own = [str(column) for column in found.columns if column != found.geometry.name]
         if name_column is None:
             name_column = next((column for column in own if column.lower() == "name"), None)
         elif name_column not in own:
-            raise UsageError(f"the polygons have no column {name_column!r}; they have {', '.join(own) or 'none'}")
+            has, meant = ", ".join(own) or "none", suggestion(name_column, own)
+            raise UsageError(f"the polygons have no column {name_column!r}; they have {has}{meant}")
         numbers = [str(row) for row in range(len(found))]
         given = numbers if name_column is None else found[name_column].astype(object).to_numpy()
         names = [number if pd.isna(name) else str(name) for name, number in zip(given, numbers, strict=True)]

@@ -1,0 +1,201 @@
+"""What commands say beside their result: what was chosen where nothing was said, and what is odd."""
+
+import affine
+import geopandas
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import shapely
+from click.testing import CliRunner
+from PIL import Image
+
+from geo_mvmf import cli
+from geo_mvmf.commands import grids, learning
+from geo_mvmf.inputs import tables
+from geo_mvmf.predictions import open_predictions
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def store(bundle_path, tmp_path_factory):
+    """Four pictures of two places, with their truth."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(4):
+        noise = np.random.default_rng(i).integers(0, 256, (36, 40, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    lines = ["path,lon,lat,place", *(f"{i}.png,{7 * i},{50 - i},p{i % 2}" for i in range(4))]
+    (folder / "t.csv").write_text("\n".join(lines) + "\n")
+    done = run("predict", folder / "t.csv", "--bundle", bundle_path, "--out", folder / "album.nc")
+    assert done.exit_code == 0, done.output
+    return folder / "album.nc"
+
+
+def layers(path, **named):
+    for name, frame in named.items():
+        frame.to_file(path, layer=name, engine="pyogrio")
+    return path
+
+
+def boxes(names, column="name"):
+    shapes = [shapely.box(60 * i, -30, 60 * i + 60, 60) for i in range(len(names))]
+    return geopandas.GeoDataFrame({column: names, "id": range(len(names))}, geometry=shapes, crs=4326)
+
+
+PLACES = geopandas.GeoDataFrame({"name": ["here"]}, geometry=[shapely.Point(1, 2)], crs=4326)
+
+
+# --- layers of polygons ------------------------------------------------------------------------------------------
+
+
+def test_the_only_layer_of_polygons_is_taken_and_said(store, tmp_path):
+    source = layers(tmp_path / "a.gpkg", places=PLACES, lands=boxes(["west", "east"]))
+    done = run("zones", store, "--polygons", source, "--out", tmp_path / "z.csv")
+    assert done.exit_code == 0, done.output
+    assert "the only one of polygons is read: 'lands'" in done.stderr
+    assert set(pd.read_csv(tmp_path / "z.csv")["name"]) == {"west", "east"}
+
+
+def test_of_several_layers_of_polygons_one_is_named(store, tmp_path):
+    source = layers(tmp_path / "a.gpkg", lands=boxes(["west", "east"]), seas=boxes(["deep"]))
+    refused = run("zones", store, "--polygons", source, "--out", tmp_path / "z.csv")
+    assert refused.exit_code == 3
+    assert "2 layers ('lands', 'seas'); choose one by its name (layer=, --layer)" in refused.stderr
+    refused = run("zones", store, "--polygons", source, "--layer", "sky", "--out", tmp_path / "z.csv")
+    assert "no layer 'sky'; it has 'lands', 'seas'" in refused.stderr
+    done = run("zones", store, "--polygons", source, "--layer", "seas", "--out", tmp_path / "z.csv")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert set(pd.read_csv(tmp_path / "z.csv")["name"]) == {"deep"}
+
+
+@pytest.mark.hard
+def test_areas_have_layers_too(store, tmp_path):
+    source = layers(tmp_path / "a.gpkg", lands=boxes(["west", "east"]), seas=boxes(["deep"]))
+    options = ("--by", "image_id", "--area", source, "--max-mass-error", 0.05)
+    refused = run("fuse", store, *options, "--out", tmp_path / "f.nc")
+    assert refused.exit_code == 3
+    assert "choose one by its name" in refused.stderr
+    done = run("fuse", store, *options, "--layer", "seas", "--out", tmp_path / "f.nc")
+    assert done.exit_code == 0, done.output
+    assert open_predictions(tmp_path / "f.nc").run["evidence"]["area"] == "a.gpkg"
+    places = open_predictions(tmp_path / "f.nc").rows
+    assert places["longitude"].between(0, 60).all()
+    raster = tmp_path / "r.tif"
+    with rasterio.open(
+        raster, "w", driver="GTiff", width=90, height=60, count=1, dtype="uint8", crs="EPSG:4326",
+        transform=affine.Affine(1.0, 0.0, 0.0, 0.0, -1.0, 40.0),
+    ) as file:  # fmt: skip
+        file.write(np.full((1, 60, 90), 9, np.uint8))
+    cut = (
+        "chips",
+        raster,
+        "--ground-km",
+        300,
+        "--count",
+        3,
+        "--size",
+        8,
+        "--area",
+        source,
+        "--out",
+        tmp_path / "chips",
+    )
+    assert run(*cut).exit_code == 3
+    assert run(*cut, "--layer", "seas").exit_code == 0
+    assert pd.read_csv(tmp_path / "chips" / "chips.csv")["longitude"].between(0, 60).all()
+
+
+def test_zones_without_names_are_said_with_the_columns_that_may_name_them(store, tmp_path):
+    boxes(["x", "y"], column="admin").to_file(tmp_path / "a.geojson", driver="GeoJSON")
+    done = run("zones", store, "--polygons", tmp_path / "a.geojson", "--out", tmp_path / "z.csv")
+    assert done.exit_code == 0, done.output
+    assert "called by their row numbers; --name-column admin names them" in done.stderr
+    wrong = run(
+        "zones", store, "--polygons", tmp_path / "a.geojson", "--name-column", "amdin", "--out", tmp_path / "y.csv"
+    )
+    assert wrong.exit_code == 2
+    assert "did you mean 'admin'?" in wrong.stderr
+
+
+# --- grids -------------------------------------------------------------------------------------------------------
+
+
+def test_a_projected_grid_is_never_half_a_metre(store, tmp_path):
+    where = ("--crs", "EPSG:3857", "--bounds", "0,4000000,3000000,8000000")
+    done = run("density", store, "--image-id", "1.png", *where, "--out", tmp_path / "d.tif")
+    assert done.exit_code == 0, done.output
+    assert "raster cells of 10000 in units of EPSG:3857" in done.stderr
+    with rasterio.open(tmp_path / "d.tif") as raster:
+        assert (raster.width, raster.height) == (300, 400)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "resolution", "crs", "shape", "remark"),
+    [
+        ("5,45,15,55", None, None, (500, 500), "raster cells of 0.02 in units of EPSG:4326"),
+        ("-180,-90,180,90", None, None, (360, 720), None),
+        ("170,-20,-170,0", 0.5, None, (40, 40), "the raster crosses longitude 180"),
+        ("170,-20,-170,0", 0.5, "EPSG:4326", (40, 40), "the raster crosses longitude 180"),
+        ("0,0,1000,1000", 10.0, "EPSG:3857", (100, 100), None),
+        (None, None, None, (360, 720), None),
+    ],
+)
+def test_grids_are_chosen_and_said(bounds, resolution, crs, shape, remark):
+    grid, remarks = grids.grid(bounds, resolution, crs)
+    assert grid.shape == shape
+    assert [remark in each for each in remarks] == ([True] if remark else [])
+
+
+@pytest.mark.parametrize("power", [-7, -1, 0, 3, 9])
+def test_round_sizes_are_not_less_and_less_than_thrice_as_much(power):
+    for least in np.geomspace(10.0**power, 10.0 ** (power + 1), 50):
+        assert least * (1 - 1e-8) <= grids.round_size(float(least)) < 2.51 * least
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_a_table_that_is_written_is_not_shown_whole(store, tmp_path):
+    shown = run("evaluate", store, "--by", "place")
+    assert "p0" in shown.stdout
+    brief = run("evaluate", store, "--by", "place", "--out", tmp_path / "e.csv")
+    assert brief.exit_code == 0, brief.output
+    assert "p0 " not in brief.stdout
+    assert f"2 groups of place: in {tmp_path / 'e.csv'}" in brief.stdout
+    assert set(pd.read_csv(tmp_path / "e.csv")["group"]) == {"all", "p0", "p1"}
+
+
+@pytest.mark.parametrize(
+    ("temperature", "shift", "words"),
+    [
+        (1.0, 0.1, []),
+        (1.0, -2.2, ["peaks become 3.0 times as wide"]),
+        (6.0, 0.0, ["hardly anything is left of its choice"]),
+        (0.1, -9.0, ["peaks become 90.0 times", "far sharper"]),
+    ],
+)
+def test_an_extreme_calibration_is_said(temperature, shift, words):
+    found = learning._extremes({"temperature": temperature, "log_concentration_shift": shift})
+    assert [word in each for word, each in zip(words, found, strict=True)] == [True] * len(words)
+    assert all("check that their places are right" in each for each in found)
+
+
+def test_two_problems_of_a_row_are_two_sentences():
+    rows = pd.DataFrame({"path": ["no.jpg"], "longitude": [51.0], "latitude": [107.0], "weight": [-1.0]})
+    message = tables.read_image_table(rows, root="/")["message"][0]
+    assert "swapped? " in message
+    assert "?;" not in message
+
+
+def test_a_missing_bundle_is_said_once(store, tmp_path):
+    refused = run(
+        "predict", store.parent / "0.png", "--bundle", tmp_path / "no.safetensors", "--out", tmp_path / "a.nc"
+    )
+    assert refused.exit_code == 4
+    assert refused.stderr.count("no.safetensors") == 1
