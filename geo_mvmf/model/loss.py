@@ -41,6 +41,7 @@ def mvmf_loss(
     reduction: str = "mean",
     logit_budget_bytes: int | None = None,
     kept_type: str | None = None,
+    weight_update: streaming.WeightUpdate | None = None,
 ) -> Tensor:
     """Give the negative log density of the mixture at the true locations.
 
@@ -70,6 +71,8 @@ def mvmf_loss(
         default 256 MiB. Beyond them and the gradients, memory is a few chunks of components, whatever C is.
     kept_type : {None, "bfloat16"}
         What is kept can be rounded to half the bytes, for gradients that are right to 3e-3; the loss does not change.
+    weight_update : FusedAdam, optional
+        Updates the weight within the backward pass, chunk by chunk; then the weight gets no gradient.
 
     Returns
     -------
@@ -95,7 +98,7 @@ def mvmf_loss(
     2.531
     """
     shapes = {"mean_directions": (mean_directions, 3), "log_concentrations": (log_concentrations, None)}
-    _check_layer(features, weight, bias, reduction, kept_type)
+    _check_layer(features, weight, bias, reduction, kept_type, weight_update)
     for name, (tensor, last) in shapes.items():
         _check_shape(name, tensor, (weight.shape[0],) if last is None else (weight.shape[0], last))
     _check_shape("target_directions", target_directions, (features.shape[0], 3))
@@ -113,6 +116,7 @@ def mvmf_loss(
             LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
             KEPT_TYPES[kept_type],
             _product_type(features),
+            weight_update,
         )
         return reduce_losses(losses, sample_weight, reduction)
 
@@ -127,6 +131,7 @@ def cross_entropy_loss(
     reduction: str = "mean",
     logit_budget_bytes: int | None = None,
     kept_type: str | None = None,
+    weight_update: streaming.WeightUpdate | None = None,
 ) -> Tensor:
     """Give the negative log probability of the true classes, streamed like `mvmf_loss`.
 
@@ -140,7 +145,7 @@ def cross_entropy_loss(
         Of the output layer.
     target : Tensor of int64, shape (N,)
         The true class of each row, 0..C - 1.
-    sample_weight, reduction, logit_budget_bytes, kept_type
+    sample_weight, reduction, logit_budget_bytes, kept_type, weight_update
         As in `mvmf_loss`.
 
     Returns
@@ -159,7 +164,7 @@ def cross_entropy_loss(
     >>> round(float(loss.exp()), 6)
     4.0
     """
-    _check_layer(features, weight, bias, reduction, kept_type)
+    _check_layer(features, weight, bias, reduction, kept_type, weight_update)
     _check_shape("target", target, (features.shape[0],))
     wrong = (target < 0) | (target >= weight.shape[0])
     if bool(wrong.any()):
@@ -174,6 +179,7 @@ def cross_entropy_loss(
             LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
             KEPT_TYPES[kept_type],
             _product_type(features),
+            weight_update,
         )
         return reduce_losses(losses, sample_weight, reduction)
 
@@ -229,6 +235,7 @@ class _MvmfLoss(torch.autograd.Function):
         budget_bytes: int,
         kept_type: torch.dtype | None,
         product_type: torch.dtype | None,
+        update: streaming.WeightUpdate | None,
     ) -> Tensor:
         layer = OutputLayer(features, weight, bias, product_type)
         numerator = numerator_of(mean_directions, log_concentrations, target_directions, layer.working)
@@ -240,6 +247,7 @@ class _MvmfLoss(torch.autograd.Function):
         if not isinstance(numerator, EveryComponent):
             pairs = (numerator.rows, numerator.columns, numerator.shares(value))
         ctx.product_type, ctx.late, ctx.kept = product_type, sums.late, sums.kept
+        ctx.update, ctx.version = update, None if update is None else update.version
         ctx.save_for_backward(
             features, weight, bias, mean_directions, log_concentrations, target_directions,
             sums.denominator, sums.shifts, value, torch.exp(mixture - floored), *pairs,
@@ -249,6 +257,7 @@ class _MvmfLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        _begin_update(ctx)
         features, weight, bias, mu, log_kappa, y, denominator, shifts, value, unfloored = ctx.saved_tensors[:10]
         rows, columns, shares = ctx.saved_tensors[10:]
         layer = OutputLayer(features, weight, bias, ctx.product_type)
@@ -261,11 +270,11 @@ class _MvmfLoss(torch.autograd.Function):
             derivative = PairShares(rows, columns, shares, len(features), len(weight))
         sums = streaming.Sums(denominator, shifts, ctx.kept, ctx.late)
         with torch.autocast(features.device.type, enabled=False):  # the caller's may still be on
-            found = streaming.backward(layer, derivative, sums, scale, ctx.needs_input_grad[:3])
+            found = streaming.backward(layer, derivative, sums, scale, ctx.needs_input_grad[:3], ctx.update)
             _forget(ctx)
             of_components = derivative.by_components(components, y, scale) if by_components else (None, None)
         wanted = [g if need else None for g, need in zip(of_components, ctx.needs_input_grad[3:5], strict=True)]
-        return *found, *wanted, None, None, None, None, None
+        return *found, *wanted, None, None, None, None, None, None
 
 
 class _CrossEntropyLoss(torch.autograd.Function):
@@ -279,17 +288,20 @@ class _CrossEntropyLoss(torch.autograd.Function):
         budget_bytes: int,
         kept_type: torch.dtype | None,
         product_type: torch.dtype | None,
+        update: streaming.WeightUpdate | None,
     ) -> Tensor:
         layer = OutputLayer(features, weight, bias, product_type)
         numerator = TargetLogits(target, len(weight))
         sums = streaming.forward(layer, numerator, budget_bytes=budget_bytes, kept_type=kept_type)
         ctx.product_type, ctx.late, ctx.kept = product_type, sums.late, sums.kept
+        ctx.update, ctx.version = update, None if update is None else update.version
         ctx.save_for_backward(features, weight, bias, target, sums.denominator, sums.shifts)
         return (sums.denominator - numerator.value()).to(layer.working)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        _begin_update(ctx)
         features, weight, bias, target, denominator, shifts = ctx.saved_tensors
         layer = OutputLayer(features, weight, bias, ctx.product_type)
         rows = torch.arange(len(target), dtype=torch.int32, device=target.device)
@@ -298,13 +310,21 @@ class _CrossEntropyLoss(torch.autograd.Function):
         sums = streaming.Sums(denominator, shifts, ctx.kept, ctx.late)
         with torch.autocast(features.device.type, enabled=False):  # the caller's may still be on
             scale = gradients[0].to(layer.working)
-            found = streaming.backward(layer, derivative, sums, scale, ctx.needs_input_grad[:3])
+            found = streaming.backward(layer, derivative, sums, scale, ctx.needs_input_grad[:3], ctx.update)
             _forget(ctx)
-        return *found, None, None, None, None
+        return *found, None, None, None, None, None
+
+
+def _begin_update(ctx: Any) -> None:
+    """Ask before torch does, who would only say that some tensor has been modified."""
+    if ctx.update is not None:
+        ctx.update.begin(ctx.version)
 
 
 def _forget(ctx: Any) -> None:
     """Give the exponentials back; a second backward pass through a retained graph would form them again."""
+    if ctx.update is not None:
+        ctx.update.end()
     streaming.give_back(ctx.kept)
     ctx.kept = ctx.kept[:0].clone()
 
@@ -317,7 +337,14 @@ def _product_type(features: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def _check_layer(features: Tensor, weight: Tensor, bias: Tensor, reduction: str, kept_type: str | None) -> None:
+def _check_layer(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    reduction: str,
+    kept_type: str | None,
+    update: streaming.WeightUpdate | None,
+) -> None:
     if features.ndim != 2 or weight.ndim != 2 or weight.shape[0] == 0:
         raise ValueError(
             f"features and weight have shapes {tuple(features.shape)}, {tuple(weight.shape)}; "
@@ -329,6 +356,9 @@ def _check_layer(features: Tensor, weight: Tensor, bias: Tensor, reduction: str,
         raise ValueError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
     if kept_type not in KEPT_TYPES:
         raise ValueError(f"kept_type {kept_type!r} is not None or bfloat16")
+    if update is not None and (weight is not update.weight or not weight.requires_grad):
+        what = "another weight" if weight is not update.weight else "a frozen weight"
+        raise ValueError(f"weight_update is of {what} of shape {tuple(update.weight.shape)}; give the loss its own")
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

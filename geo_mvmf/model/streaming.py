@@ -11,6 +11,7 @@ All buffers are made once per pass: many short-lived ones would fragment the hea
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import Protocol
@@ -25,6 +26,7 @@ ACCELERATOR_CHUNK_ELEMENTS = 1 << 24  # 64 MB: large enough to fill an accelerat
 _CHUNK_LIMITS = (256, 32768)  # narrower chunks waste the matrix product, wider ones the memory
 _CHUNK_STEP = 64  # chunks are multiples of this where the limits allow it: whole cache lines, whole tiles
 _UNDERFLOW = -87.0  # exp of less is denormal or 0, and takes MKL a hundred times as long
+_SAMPLED = 8  # one row in so many is looked at for that
 
 
 def chunks(n: int, num_components: int, device: torch.device) -> list[slice]:
@@ -80,6 +82,25 @@ class Derivative(Protocol):
         self, index: int, part: slice, logits: Tensor | None, shift: Tensor, scale: Tensor, d_logits: Tensor
     ) -> None:
         """Subtract scale (N,) times the derivative by a chunk's logits from `d_logits` (N, b)."""
+
+
+class WeightUpdate(Protocol):
+    """What takes the gradient by the weight chunk by chunk and updates the weight, so that no such array is made."""
+
+    weight: Tensor
+
+    @property
+    def version(self) -> int:
+        """Backward passes begun so far: a forward pass is of the weight of one version."""
+
+    def begin(self, version: int) -> None:
+        """Begin a backward pass, whose forward pass was of this version."""
+
+    def update(self, part: slice, gradient: Tensor) -> None:
+        """Update some rows of the weight, which nothing reads again; the gradient (b, D) may be overwritten."""
+
+    def end(self) -> None:
+        """The backward pass is done."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +185,12 @@ def _add_up(layer: OutputLayer, numerator: Numerator, work: _Buffers, *, late: b
 
 
 def backward(
-    layer: OutputLayer, derivative: Derivative, sums: Sums, scale: Tensor, needs: tuple[bool, bool, bool]
+    layer: OutputLayer,
+    derivative: Derivative,
+    sums: Sums,
+    scale: Tensor,
+    needs: tuple[bool, bool, bool],
+    update: WeightUpdate | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Send the gradient back through the layer.
 
@@ -180,6 +206,8 @@ def backward(
         Gradient by ``logsumexp(z) - numerator``.
     needs : tuple of bool
         Whether the gradient by features, by weight, by bias is wanted.
+    update : WeightUpdate, optional
+        Is given the gradient by the weight instead, each chunk when nothing needs its weight any more.
 
     Returns
     -------
@@ -197,7 +225,8 @@ def backward(
     """
     work = _Buffers(layer, derivative, sums.kept.dtype, kept=sums.kept)
     d_features = torch.zeros_like(layer.features, dtype=layer.working) if needs[0] else None
-    d_weight = torch.empty_like(layer.weight) if needs[1] else None
+    d_weight = torch.empty_like(layer.weight) if needs[1] and update is None else None
+    rows = torch.empty_like(layer.weight[work.parts[0]]) if needs[1] and update is not None else None
     d_bias = torch.empty_like(layer.bias) if needs[2] else None
     share_of_chunk = torch.exp(sums.shifts - sums.denominator).to(layer.working) * scale  # (chunks, N)
     for index, part in enumerate(work.parts):
@@ -208,6 +237,10 @@ def backward(
             layer.multiply(d_logits, layer.weight[part], d_features, add=True)
         if d_weight is not None:
             layer.multiply(d_logits.T, layer.features, d_weight[part])
+        if rows is not None and update is not None:
+            of_chunk = rows[: part.stop - part.start]
+            layer.multiply(d_logits.T, layer.features, of_chunk)
+            update.update(part, of_chunk)
         if d_bias is not None:
             d_bias[part] = d_logits.sum(dim=0)
     return None if d_features is None else d_features.to(layer.features.dtype), d_weight, d_bias
@@ -256,15 +289,20 @@ def give_back(kept: Tensor) -> None:
 def _memory(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     needed = size * dtype.itemsize
     if device.type == "cpu" and needed:
-        idle = _idle.pop() if _idle else torch.empty(0, dtype=torch.uint8)
-        if needed <= idle.numel():
-            return idle[:needed].view(dtype)
+        with contextlib.suppress(IndexError):  # none is idle, or another thread was first
+            idle = _idle.pop()
+            if needed <= idle.numel():
+                return idle[:needed].view(dtype)
     return torch.empty(size, dtype=dtype, device=device)
 
 
 def _exp(values: Tensor, out: Tensor) -> Tensor:
-    """Exponentiate, without the slow path of denormals on CPUs: exp(-87) = 1.6e-38 stands for all that is less."""
-    if values.device.type == "cpu" and values.numel() and float(values.amin()) < _UNDERFLOW:
+    """Exponentiate, without the slow path of denormals on CPUs: exp(-87) = 1.6e-38 stands for all that is less.
+
+    Where that is needed is seen from some of the rows: others would cost time alone.
+    """
+    some = values[::_SAMPLED]
+    if values.device.type == "cpu" and some.numel() and float(some.amin()) < _UNDERFLOW + 5.0:
         return torch.clamp(values, min=_UNDERFLOW, out=out).exp_()
     return torch.exp(values, out=out)
 
