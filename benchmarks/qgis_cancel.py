@@ -114,7 +114,10 @@ def cancel(folder: Path, tries: int, *, seed: int = 0, python: str = sys.executa
     found = []
     with _start(folder, tries, seed, python) as qgis:
         for line in filter(lambda text: text.startswith("{"), qgis.stdout):
-            found.append(judge(json.loads(line), left_behind(folder, but=qgis.pid)))
+            deadline = time.monotonic() + 2.0  # a worker's own watcher may need a moment longer than the worker
+            while (left := left_behind(folder, but=qgis.pid)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            found.append(judge(json.loads(line), left))
             print(f"  {len(found)}/{tries}: {found[-1]}", file=sys.stderr)
             qgis.stdin.write("\n")
             qgis.stdin.flush()
