@@ -11,6 +11,7 @@ from geo_mvmf import s2
 from geo_mvmf.mixture import CellMixture
 from geo_mvmf.model.loss import cross_entropy_loss
 from geo_mvmf.model.output_layer import initial_layer, log_softmax
+from geo_mvmf.model.streaming import WeightUpdate
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -27,6 +28,11 @@ class CrossEntropyHead(nn.Module):
     prior_counts : array_like of float, shape (C,), optional
         As in `MvmfHead`.
     seed : int
+        As in `MvmfHead`.
+
+    Attributes
+    ----------
+    weight_update : FusedAdam or None
         As in `MvmfHead`.
 
     Raises
@@ -48,6 +54,7 @@ class CrossEntropyHead(nn.Module):
         self, num_features: int, cell_ids: npt.ArrayLike, *, prior_counts: npt.ArrayLike | None = None, seed: int = 0
     ) -> None:
         super().__init__()
+        self.weight_update: WeightUpdate | None = None
         self.cell_ids = _disjoint(np.asarray(cell_ids, dtype=np.uint64))
         self.weight, self.bias = initial_layer(self.cell_ids.size, num_features, prior_counts=prior_counts, seed=seed)
 
@@ -118,6 +125,7 @@ class CrossEntropyHead(nn.Module):
             classes.to(features.device),
             sample_weight=sample_weight,
             reduction=reduction,
+            weight_update=self.weight_update,
         )
 
     def classes(self, directions: FloatArray) -> npt.NDArray[np.int64]:

@@ -21,6 +21,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "head": ("mvmf", "cross_entropy"),
     "mean_direction": ("centre", "photos"),
     "optimiser": ("adam", "adamw"),
+    "fused_optimiser": ("none", "float32", "bfloat16"),
     "schedule": ("drops", "cosine", "constant"),
     "balance": ("none", "cell", "area"),
     "validation": ("random", "blocks", "column", "table", "none"),
@@ -100,6 +101,10 @@ class TrainingConfig:
         Density per steradian below which the likelihood is cut; None is exact.
     optimiser : {"adam", "adamw"}
         `weight_decay` is the L2 gradient with adam (the authors' 1e-5), decoupled decay with adamw.
+    fused_optimiser : {"none", "float32", "bfloat16"}
+        Update the output layer's weight chunk by chunk within the backward pass, by the same formula to the last bit,
+        with moments of this type: 12 or 8 bytes for each of its parameters instead of 16. For huge numbers of
+        components; not with `gradient_clip`, which needs all gradients at once.
     learning_rate, backbone_learning_rate, mean_direction_learning_rate, concentration_learning_rate : float
         The second defaults to the first, the fourth too. The third is in radians per step.
     schedule : {"drops", "cosine", "constant"}
@@ -180,6 +185,7 @@ class TrainingConfig:
     train_log_concentrations: bool = False
     floor: float | None = None
     optimiser: str = "adam"
+    fused_optimiser: str = "none"
     learning_rate: float = 1e-4
     backbone_learning_rate: float | None = None
     mean_direction_learning_rate: float = 1e-5
@@ -362,12 +368,25 @@ def _check_combinations(config: TrainingConfig) -> None:
             )
     if config.stage == "backbone" and config.polygons is None:
         raise UsageError("stage backbone classifies countries: polygons is missing, the layer of countries")
+    if config.fused_optimiser != "none":
+        _check_fused(config)
     if config.augment.roam and config.stage != "finetune":
         raise UsageError(
             f"augment: roam is {config.augment.roam}: only stage finetune sees pixels and places; leave it out of "
             f"stage {config.stage}"
         )
     _check_start(config)
+
+
+def _check_fused(config: TrainingConfig) -> None:
+    what = f"fused_optimiser is {config.fused_optimiser!r}, which"
+    if config.stage == "backbone":
+        raise UsageError(f"{what} is for the heads of stages head and finetune; leave it out of stage backbone")
+    if config.gradient_clip is not None:
+        raise UsageError(
+            f"{what} applies gradients before their norm is known: gradient_clip {config.gradient_clip:g} is "
+            "impossible; leave one out"
+        )
 
 
 def _check_start(config: TrainingConfig) -> None:

@@ -228,9 +228,9 @@ class FusedAdam:
         self._phase = "closed"
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold: the moments, of the weight's shape, and the number of steps.
+        """Return what a checkpoint must hold: the number of steps, and the moments, which are no copies.
 
-        Moments of bfloat16 are given as the int16 of the same bits. They are no copies.
+        A moment has the weight's shape, or, in bfloat16, is given as its bytes (uint8, shape (C, 2 D)).
 
         Raises
         ------
@@ -243,7 +243,7 @@ class FusedAdam:
         ['exp_avg', 'exp_avg_sq', 'step']
         """
         self._check_whole()
-        first, second = (moment.view(torch.int16) if self._rounds else moment for moment in self._moments)
+        first, second = (moment.view(torch.uint8) if self._rounds else moment for moment in self._moments)
         return {"step": torch.tensor(self.version), "exp_avg": first, "exp_avg_sq": second}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from geo_mvmf.model.class_head import CrossEntropyHead, shared_cells
 from geo_mvmf.model.loss import mvmf_loss
 from geo_mvmf.model.neighbours import NearestNeighbours
 from geo_mvmf.model.output_layer import initial_layer, log_softmax
+from geo_mvmf.model.streaming import WeightUpdate
 
 __all__ = ["CrossEntropyHead", "MvmfHead", "NearestNeighbours", "head_from_state", "head_state", "shared_cells"]
 
@@ -47,6 +48,11 @@ class MvmfHead(nn.Module):
         an untrained head predicts where photos are taken. None: the bias starts at 0.
     seed : int
         Of the initial weights, which are normal with standard deviation 0.01 (the authors cut their tails).
+
+    Attributes
+    ----------
+    weight_update : FusedAdam or None
+        Updates the weight within the backward pass, where training wants that.
 
     Raises
     ------
@@ -80,6 +86,7 @@ class MvmfHead(nn.Module):
         super().__init__()
         directions, concentrations = _components(mean_directions, log_concentrations)
         self.floor = floor
+        self.weight_update: WeightUpdate | None = None
         self.weight, self.bias = initial_layer(len(directions), num_features, prior_counts=prior_counts, seed=seed)
         self._hold("mean_directions", directions, trained=train_mean_directions)
         self._hold("log_concentrations", concentrations, trained=train_log_concentrations)
@@ -147,6 +154,7 @@ class MvmfHead(nn.Module):
             sample_weight=sample_weight,
             floor=self.floor,
             reduction=reduction,
+            weight_update=self.weight_update,
         )
 
     def mixture(self, features: Tensor) -> VmfMixture:

@@ -20,6 +20,7 @@ from geo_mvmf.model.augmentation import Augmentation, augment, roamed
 from geo_mvmf.model.backbones import Backbone
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.country_head import CountryHead
+from geo_mvmf.model.fused_optimiser import FusedAdam
 from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead
 from geo_mvmf.model.sources import Batch
 
@@ -62,6 +63,8 @@ class Learner:
             self.backbone.to(self.device).to(memory_format=torch.channels_last)
         self.targets = self.targets.to(self.device)
         self.optimiser = optimisation.make_optimiser(self.config, self.backbone, self.head)
+        self.fused = optimisation.make_fused(self.config, self.head.weight)
+        self._give_head(self.fused)
         self.mean_state = _clone(self.state()) if self.config.ema_decay else None
         self.best_state: dict[str, Tensor] | None = None
         self.best: dict[str, Any] = {}
@@ -100,6 +103,8 @@ class Learner:
             if not math.isfinite(value):
                 raise TrainingError(f"step {step}: the loss is {value} for rows {batch.rows.tolist()}; {_HINT}")
             self.optimiser.zero_grad(set_to_none=True)
+            if self.fused is not None:
+                self.fused.open_step(self.config.learning_rate * self._rate_factor(step))
             loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation is missing
         self._update(step)
         return value
@@ -197,7 +202,8 @@ class Learner:
         if final is not None:
             self._put(final)
             self._project_mean()
-        self.mean_state = None
+        self.mean_state = self.fused = None
+        self._give_head(None)
         self._set_training(training=False)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -214,6 +220,7 @@ class Learner:
                 raise TrainingError(f"{name} is not finite any more, so no checkpoint is written; {_HINT}")
         parts = {
             "optimiser": checkpoint.flatten_optimiser(self.optimiser),
+            "fused": None if self.fused is None else self.fused.state(),
             "mean": self.mean_state,
             "best": self.best_state,
         }
@@ -232,6 +239,8 @@ class Learner:
         """
         self._put(checkpoint.select(tensors, "model."))
         checkpoint.restore_optimiser(self.optimiser, checkpoint.select(tensors, "optimiser."))
+        if self.fused is not None:
+            self.fused.restore(checkpoint.select(tensors, "fused."))
         mean, found = checkpoint.select(tensors, "mean."), checkpoint.select(tensors, "best.")
         self.mean_state = {name: value.to(self.device) for name, value in mean.items()} or None
         self.best_state, self.best = found or None, dict(best)
@@ -291,13 +300,21 @@ class Learner:
         if self.config.gradient_clip is not None:
             weights = [weight for group in self.optimiser.param_groups for weight in group["params"]]
             torch.nn.utils.clip_grad_norm_(weights, self.config.gradient_clip)
-        factor = optimisation.learning_rate_factor(self.config, step, self.steps)
-        optimisation.set_learning_rate(self.optimiser, factor)
+        if self.fused is not None:
+            self.fused.close_step()
+        optimisation.set_learning_rate(self.optimiser, self._rate_factor(step))
         self.optimiser.step()
         if self.config.train_mean_directions and isinstance(self.head, MvmfHead):
             self.head.project()
         if self.mean_state is not None:
             optimisation.update_running_mean(self.mean_state, self.state(), self.config.ema_decay, step)
+
+    def _rate_factor(self, step: int) -> float:
+        return optimisation.learning_rate_factor(self.config, step, self.steps)
+
+    def _give_head(self, update: FusedAdam | None) -> None:
+        if not isinstance(self.head, CountryHead):
+            self.head.weight_update = update
 
     def _put(self, state: Mapping[str, Tensor]) -> None:
         own = self.state()

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from geo_mvmf.model.configuration import TrainingConfig
+from geo_mvmf.model.fused_optimiser import FusedAdam
+
+_MOMENTS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 def make_optimiser(config: TrainingConfig, backbone: nn.Module | None, head: nn.Module) -> torch.optim.Optimizer:
@@ -21,7 +24,8 @@ def make_optimiser(config: TrainingConfig, backbone: nn.Module | None, head: nn.
         None where it is not trained.
     head : nn.Module
         Its parameters named mean_directions and log_concentrations get their own learning rates and no weight decay:
-        decay would pull unit vectors to zero, and concentrations to one.
+        decay would pull unit vectors to zero, and concentrations to one. With `fused_optimiser` its weight is left to
+        `make_fused`.
 
     Returns
     -------
@@ -36,6 +40,8 @@ def make_optimiser(config: TrainingConfig, backbone: nn.Module | None, head: nn.
     [0.5]
     """
     named = {name: value for name, value in head.named_parameters() if value.requires_grad}
+    if config.fused_optimiser != "none":
+        del named["weight"]
     directions, concentrations = named.pop("mean_directions", None), named.pop("log_concentrations", None)
     rate = config.learning_rate
     backbone_rate = rate if config.backbone_learning_rate is None else config.backbone_learning_rate
@@ -48,6 +54,36 @@ def make_optimiser(config: TrainingConfig, backbone: nn.Module | None, head: nn.
     ]
     kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
     return kind([group for group in groups if group["params"]], fused=True)
+
+
+def make_fused(config: TrainingConfig, weight: nn.Parameter) -> FusedAdam | None:
+    """Make what updates the output layer's weight within the backward pass, where that is wanted.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    weight : nn.Parameter, shape (C, D)
+        Of the head.
+
+    Returns
+    -------
+    FusedAdam or None
+
+    Examples
+    --------
+    >>> config = TrainingConfig(stage="head", table="a.csv", out="run")
+    >>> make_fused(config, nn.Parameter(torch.zeros(2, 3))) is None
+    True
+    """
+    if config.fused_optimiser == "none":
+        return None
+    return FusedAdam(
+        weight,
+        weight_decay=config.weight_decay,
+        decoupled=config.optimiser == "adamw",
+        moment_type=_MOMENTS[config.fused_optimiser],
+        seed=config.seed,
+    )
 
 
 def learning_rate_factor(config: TrainingConfig, step: int, steps: int) -> float:

@@ -87,7 +87,9 @@ class Derivative(Protocol):
 class WeightUpdate(Protocol):
     """What takes the gradient by the weight chunk by chunk and updates the weight, so that no such array is made."""
 
-    weight: Tensor
+    @property
+    def weight(self) -> Tensor:
+        """What is updated."""
 
     @property
     def version(self) -> int:
