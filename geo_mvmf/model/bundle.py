@@ -24,7 +24,7 @@ from torch import Tensor
 from geo_mvmf.errors import BadBundleError, BadInputError, GeoMvmfError, UsageError
 from geo_mvmf.inputs.images import ImageSpec
 from geo_mvmf.mixture import CellMixture, VmfMixture
-from geo_mvmf.model import bundle_format, heads, sealed
+from geo_mvmf.model import bundle_format, head_state, heads, sealed
 from geo_mvmf.model.backbones import Backbone, BackboneConfig, backbone_skeleton, fill
 from geo_mvmf.model.bundle_format import read_header
 from geo_mvmf.model.devices import choose_device
@@ -311,7 +311,7 @@ def load_bundle(path: str | os.PathLike[str], device: str = "auto") -> Bundle:
 
 
 def _content(bundle: Bundle) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    state, head_config = heads.head_state(bundle.head)
+    state, head_config = head_state.head_state(bundle.head)
     arrays = {f"backbone.{name}": _array(value) for name, value in bundle.backbone.state_dict().items()}
     arrays |= {f"head.{name}": _array(value) for name, value in state.items()}
     arrays |= {
@@ -370,7 +370,7 @@ def _tensors(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, T
 def _head(tensors: dict[str, Tensor], config: Mapping[str, Any], path: str) -> Head:
     tensors["weight"] = tensors["weight"].float()
     with _as_bad_bundle(path):
-        return heads.head_from_state(tensors, config["head"])
+        return head_state.head_from_state(tensors, config["head"])
 
 
 def _spec(config: Mapping[str, Any], path: str) -> ImageSpec:

@@ -7,7 +7,7 @@ cells; `NearestNeighbours` (in `neighbours`) copies the places of the most simil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,13 @@ from geo_mvmf.model.class_head import CrossEntropyHead, shared_cells
 from geo_mvmf.model.loss import mvmf_loss
 from geo_mvmf.model.neighbours import NearestNeighbours
 from geo_mvmf.model.output_layer import initial_layer, log_softmax
+from geo_mvmf.model.ranks import Ranks
+from geo_mvmf.model.sharding import heaviest_directions, sharded_mvmf_loss
 from geo_mvmf.model.streaming import WeightUpdate
 
-__all__ = ["CrossEntropyHead", "MvmfHead", "NearestNeighbours", "head_from_state", "head_state", "shared_cells"]
+__all__ = ["CrossEntropyHead", "MvmfHead", "NearestNeighbours", "shared_cells"]
 
-_COORDINATES = ("mean_directions", "log_concentrations")
-_TENSORS = {"mvmf": {"weight", "bias", *_COORDINATES}, "cross_entropy": {"weight", "bias", "cell_ids"}}
+COORDINATES = ("mean_directions", "log_concentrations")
 
 
 class MvmfHead(nn.Module):
@@ -48,6 +49,9 @@ class MvmfHead(nn.Module):
         an untrained head predicts where photos are taken. None: the bias starts at 0.
     seed : int
         Of the initial weights, which are normal with standard deviation 0.01 (the authors cut their tails).
+    ranks : Ranks, optional
+        Processes that share the components: each then holds its part of the tensors, and their losses are those of the
+        whole head. None: all components are here.
 
     Attributes
     ----------
@@ -57,7 +61,8 @@ class MvmfHead(nn.Module):
     Raises
     ------
     ValueError
-        Shapes do not fit, or a value is not finite or a mean direction is of length 0.
+        Shapes do not fit, or a value is not finite or a mean direction is of length 0, or there are more ranks than
+        components.
 
     Examples
     --------
@@ -82,14 +87,19 @@ class MvmfHead(nn.Module):
         floor: float | None = None,
         prior_counts: npt.ArrayLike | None = None,
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
         directions, concentrations = _components(mean_directions, log_concentrations)
         self.floor = floor
         self.weight_update: WeightUpdate | None = None
-        self.weight, self.bias = initial_layer(len(directions), num_features, prior_counts=prior_counts, seed=seed)
-        self._hold("mean_directions", directions, trained=train_mean_directions)
-        self._hold("log_concentrations", concentrations, trained=train_log_concentrations)
+        self.ranks = None if ranks is None or ranks.size == 1 else ranks
+        part = _part(len(directions), self.ranks)
+        self.weight, self.bias = initial_layer(
+            len(directions), num_features, prior_counts=prior_counts, seed=seed, part=part
+        )
+        self._hold("mean_directions", directions[part].clone(), trained=train_mean_directions)
+        self._hold("log_concentrations", concentrations[part].clone(), trained=train_log_concentrations)
 
     def log_mixing_weights(self, features: Tensor) -> Tensor:
         """Give log softmax(W x + b), eq. 3.
@@ -110,7 +120,32 @@ class MvmfHead(nn.Module):
         >>> head.log_mixing_weights(torch.ones(1, 2)).dtype
         torch.float32
         """
+        if self.ranks is not None:
+            raise ValueError(
+                f"this is the part of rank {self.ranks.rank} of {self.ranks.size}, {len(self.weight)} components of a "
+                "larger head; put it together by `whole_head`"
+            )
         return log_softmax(features, self.weight, self.bias)
+
+    def heaviest_directions(self, features: Tensor) -> Tensor:
+        """Give the mean direction of the heaviest component (eq. 7), of all ranks where there are several.
+
+        Parameters
+        ----------
+        features : Tensor, shape (N, D)
+            Any floating type.
+
+        Returns
+        -------
+        Tensor of float64, shape (N, 3)
+            Unit vectors.
+
+        Examples
+        --------
+        >>> MvmfHead(2, [[0.0, 0.0, 1.0]], [4.0]).heaviest_directions(torch.ones(1, 2)).tolist()
+        [[0.0, 0.0, 1.0]]
+        """
+        return heaviest_directions(features, self.weight, self.bias, self.mean_directions, self.ranks or Ranks())
 
     def loss(
         self,
@@ -144,18 +179,16 @@ class MvmfHead(nn.Module):
         >>> round(float(head.loss(torch.ones(1, 2), torch.tensor([[1.0, 0.0, 0.0]]).double()).detach()), 3)
         2.531
         """
-        return mvmf_loss(
-            features,
-            self.weight,
-            self.bias,
-            self.mean_directions,
-            self.log_concentrations,
-            target_directions,
-            sample_weight=sample_weight,
-            floor=self.floor,
-            reduction=reduction,
-            weight_update=self.weight_update,
-        )
+        tensors = self.weight, self.bias, self.mean_directions, self.log_concentrations, target_directions
+        options: dict[str, Any] = {
+            "sample_weight": sample_weight,
+            "floor": self.floor,
+            "reduction": reduction,
+            "weight_update": self.weight_update,
+        }
+        if self.ranks is None:
+            return mvmf_loss(features, *tensors, **options)
+        return sharded_mvmf_loss(features, *tensors, ranks=self.ranks, **options)
 
     def mixture(self, features: Tensor) -> VmfMixture:
         """Give the predicted densities.
@@ -177,7 +210,7 @@ class MvmfHead(nn.Module):
         """
         with torch.inference_mode():
             logs = self.log_mixing_weights(features).double().cpu().numpy()
-        directions, concentrations = (getattr(self, name).detach().cpu().numpy() for name in _COORDINATES)
+        directions, concentrations = (getattr(self, name).detach().cpu().numpy() for name in COORDINATES)
         return VmfMixture(directions, concentrations, logs)
 
     @torch.no_grad()
@@ -218,7 +251,7 @@ class MvmfHead(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MvmfHead:  # noqa: FBT001, FBT002 (torch's)
         # A cast of the module must not change the loss: coordinates follow moves between devices, not casts.
-        held = [tensor for name in _COORDINATES for tensor in (getattr(self, name), getattr(self, name).grad)]
+        held = [tensor for name in COORDINATES for tensor in (getattr(self, name), getattr(self, name).grad)]
 
         def keep_precision(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -230,92 +263,13 @@ class MvmfHead(nn.Module):
         return self
 
 
-def head_state(head: MvmfHead | CrossEntropyHead) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Take a head apart for a bundle or a checkpoint.
-
-    Parameters
-    ----------
-    head : MvmfHead or CrossEntropyHead
-        It is not changed; the tensors are its own, not copies.
-
-    Returns
-    -------
-    tensors : dict of str to Tensor
-        weight, bias, and mean_directions and log_concentrations, or cell_ids (uint64).
-    config : dict
-        JSON-able: kind, and for "mvmf" floor, train_mean_directions, train_log_concentrations.
-
-    Examples
-    --------
-    >>> head_state(MvmfHead(2, [[0.0, 0.0, 1.0]], [4.0]))[1]["kind"]
-    'mvmf'
-    """
-    tensors = {name: tensor.detach() for name, tensor in head.state_dict().items()}
-    if isinstance(head, CrossEntropyHead):
-        return tensors | {"cell_ids": torch.from_numpy(head.cell_ids.copy())}, {"kind": "cross_entropy"}
-    trained = dict(head.named_parameters())
-    return tensors, {
-        "kind": "mvmf",
-        "floor": head.floor,
-        "train_mean_directions": "mean_directions" in trained,
-        "train_log_concentrations": "log_concentrations" in trained,
-    }
-
-
-def head_from_state(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> MvmfHead | CrossEntropyHead:
-    """Put a head together again, equal to the last bit.
-
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor
-        As `head_state` returns them.
-    config : mapping
-        Likewise.
-
-    Returns
-    -------
-    MvmfHead or CrossEntropyHead
-        With copies of the tensors, on the CPU.
-
-    Raises
-    ------
-    ValueError
-        The kind is unknown, a tensor is missing or one too many, or shapes do not fit.
-
-    Examples
-    --------
-    >>> head = MvmfHead(2, [[0.0, 0.0, 1.0]], [4.0])
-    >>> bool((head_from_state(*head_state(head)).weight == head.weight).all())
-    True
-    """
-    kind = config.get("kind")
-    if kind not in _TENSORS:
-        raise ValueError(f"head kind {kind!r} is not one of {', '.join(_TENSORS)}")
-    if set(tensors) != _TENSORS[kind] or tensors["weight"].ndim != 2:
-        raise ValueError(f"a head of kind {kind} has tensors {sorted(_TENSORS[kind])}, not {sorted(tensors)}")
-    held = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    head = _skeleton(kind, held, config)
-    with torch.no_grad():
-        for name, own in head.state_dict(keep_vars=True).items():
-            if own.shape != held[name].shape:
-                raise ValueError(f"{name} has shape {tuple(held[name].shape)}, expected {tuple(own.shape)}")
-            own.data = held[name].clone().to(torch.float64 if name in _COORDINATES else held[name].dtype)
-    return head
-
-
-def _skeleton(kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> MvmfHead | CrossEntropyHead:
-    columns = tensors["weight"].shape[1]
-    if kind == "cross_entropy":
-        return CrossEntropyHead(columns, tensors["cell_ids"].numpy())
-    floor = config["floor"]
-    return MvmfHead(
-        columns,
-        tensors["mean_directions"].double().numpy(),
-        tensors["log_concentrations"].double().numpy(),
-        train_mean_directions=bool(config["train_mean_directions"]),
-        train_log_concentrations=bool(config["train_log_concentrations"]),
-        floor=None if floor is None else float(floor),
-    )
+def _part(components: int, ranks: Ranks | None) -> slice:
+    """Components that are here."""
+    if ranks is None:
+        return slice(0, components)
+    if components < ranks.size:
+        raise ValueError(f"{components} components cannot be shared by {ranks.size} ranks; use no more ranks than that")
+    return ranks.part(components)
 
 
 def _components(mean_directions: npt.ArrayLike, log_concentrations: npt.ArrayLike) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,7 @@ def mvmf_loss(
             -math.inf if floor is None else math.log(floor),
             LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
             KEPT_TYPES[kept_type],
-            _product_type(features),
+            product_type(features),
             weight_update,
         )
         return reduce_losses(losses, sample_weight, reduction)
@@ -178,7 +178,7 @@ def cross_entropy_loss(
             target,
             LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
             KEPT_TYPES[kept_type],
-            _product_type(features),
+            product_type(features),
             weight_update,
         )
         return reduce_losses(losses, sample_weight, reduction)
@@ -329,8 +329,24 @@ def _forget(ctx: Any) -> None:
     ctx.kept = ctx.kept[:0].clone()
 
 
-def _product_type(features: Tensor) -> torch.dtype | None:
-    """Type of the factors under autocast, where products of them can come out in float32."""
+def product_type(features: Tensor) -> torch.dtype | None:
+    """Give the type of the factors under autocast, where products of them can come out in float32.
+
+    Parameters
+    ----------
+    features : Tensor
+        Of any shape.
+
+    Returns
+    -------
+    torch.dtype or None
+        None: they are not rounded.
+
+    Examples
+    --------
+    >>> product_type(torch.ones(1)) is None
+    True
+    """
     device = features.device.type
     if device != "cuda" or not torch.is_autocast_enabled(device) or features.dtype == torch.float64:
         return None

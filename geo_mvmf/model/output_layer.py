@@ -12,11 +12,12 @@ from torch.nn import functional
 
 from geo_mvmf.model import products
 
+_DRAWN_ROWS = 4096
 _WEIGHT_SD = 0.01  # as the authors initialise the output layer (PRIOR_ART 3.1)
 
 
 def initial_layer(
-    components: int, num_features: int, *, prior_counts: npt.ArrayLike | None, seed: int
+    components: int, num_features: int, *, prior_counts: npt.ArrayLike | None, seed: int, part: slice | None = None
 ) -> tuple[nn.Parameter, nn.Parameter]:
     """Make the initial weight and bias.
 
@@ -30,10 +31,12 @@ def initial_layer(
         Training images per component: the bias starts at the log of their share, one image added to each. None: 0.
     seed : int
         Of the weights, which are normal with standard deviation 0.01 (the authors' truncated normal, not truncated).
+    part : slice, optional
+        Only these components, c of them: the same values without the memory of all. None: all.
 
     Returns
     -------
-    weight, bias : nn.Parameter of float32, shapes (C, D) and (C,)
+    weight, bias : nn.Parameter of float32, shapes (c, D) and (c,)
         On the CPU.
 
     Raises
@@ -46,15 +49,33 @@ def initial_layer(
     >>> initial_layer(2, 3, prior_counts=[0, 2], seed=0)[1].exp().detach().tolist()
     [0.25, 0.75]
     """
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(components, num_features, generator=generator) * _WEIGHT_SD
+    part = slice(0, components) if part is None else part
+    weight = _normal_rows(components, num_features, part, seed).mul_(_WEIGHT_SD)
     if prior_counts is None:
-        return nn.Parameter(weight), nn.Parameter(torch.zeros(components))
+        return nn.Parameter(weight), nn.Parameter(torch.zeros(len(weight)))
     counts = np.asarray(prior_counts, dtype=np.float64)
     if counts.shape != (components,) or not np.all(counts >= 0.0):
         raise ValueError(f"prior_counts have shape {counts.shape}, expected ({components},), all of them >= 0")
     share = torch.from_numpy((counts + 1.0) / (counts + 1.0).sum())
-    return nn.Parameter(weight), nn.Parameter(share.log().float())
+    return nn.Parameter(weight), nn.Parameter(share.log().float()[part].clone())
+
+
+def _normal_rows(rows: int, columns: int, part: slice, seed: int) -> Tensor:
+    """Draw some rows of a normal matrix: all before them are drawn, too, block by block, and thrown away.
+
+    torch draws 16 numbers at a time, and the last ones of an array in another way. So blocks have a multiple of 16
+    rows, and the last block has what is left besides: their numbers are those of the whole matrix.
+    """
+    generator, found = torch.Generator().manual_seed(seed), torch.empty(part.stop - part.start, columns)
+    for start in range(0, max(rows - _DRAWN_ROWS + 1, 1), _DRAWN_ROWS):
+        stop = start + _DRAWN_ROWS if start + 2 * _DRAWN_ROWS <= rows else rows
+        block = torch.randn(stop - start, columns, generator=generator)
+        first, last = max(start, part.start), min(stop, part.stop)
+        if first < last:
+            found[first - part.start : last - part.start] = block[first - start : last - start]
+        if stop >= part.stop:
+            break
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

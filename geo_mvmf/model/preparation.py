@@ -21,7 +21,8 @@ from geo_mvmf.model.bundle import Bundle, load_bundle
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.country_head import CountryHead
 from geo_mvmf.model.features import cache_features
-from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead, head_from_state, head_state
+from geo_mvmf.model.head_state import head_from_state, head_state
+from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead
 from geo_mvmf.model.image_set import ImageSet, country_labels, sampling_weights
 from geo_mvmf.model.learner import AnyHead, Learner
 from geo_mvmf.model.partition import Partition, initial_log_concentrations, partition_sphere

@@ -10,7 +10,8 @@ import torch
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.maps import estimates
-from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead, NearestNeighbours, head_from_state, head_state
+from geo_mvmf.model.head_state import head_from_state, head_state
+from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead, NearestNeighbours
 from geo_mvmf.model.loss import mvmf_loss
 from geo_mvmf.model.partition import partition_sphere
 

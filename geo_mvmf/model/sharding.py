@@ -1,0 +1,344 @@
+"""The MvMF loss of a layer whose components are spread over ranks, each with its slice of the weight.
+
+Features and targets of all rows go to every rank; four float64 numbers a row are summed over the ranks (numerator and
+denominator, and their scales); the gradient by the features is summed and scattered. Nothing of the size of the weight
+is ever sent: its gradient, mean directions, concentrations and the optimiser's state stay where they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geo_mvmf.model import streaming
+from geo_mvmf.model.components import Components
+from geo_mvmf.model.loss import KEPT_TYPES, LOGIT_BUDGET_BYTES, REDUCTIONS, product_type, reduce_losses
+from geo_mvmf.model.numerators import EveryComponent, numerator_of
+from geo_mvmf.model.output_layer import OutputLayer
+from geo_mvmf.model.pair_sums import PairShares
+from geo_mvmf.model.ranks import Ranks
+
+_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def sharded_mvmf_loss(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean_directions: Tensor,
+    log_concentrations: Tensor,
+    target_directions: Tensor,
+    *,
+    ranks: Ranks,
+    sample_weight: Tensor | None = None,
+    floor: float | None = None,
+    reduction: str = "mean",
+    logit_budget_bytes: int | None = None,
+    kept_type: str | None = None,
+    weight_update: streaming.WeightUpdate | None = None,
+) -> Tensor:
+    """Give the loss of `mvmf_loss`, of components and rows that are spread over ranks.
+
+    All ranks have to call it at the same time, and then to go backward at the same time, also those without a row.
+
+    Parameters
+    ----------
+    features : Tensor, shape (n, D)
+        Of this rank's rows, any number of them.
+    weight : Tensor, shape (c, D)
+        Of this rank's components, at least one.
+    bias : Tensor, shape (c,)
+        Likewise.
+    mean_directions : Tensor, shape (c, 3)
+        Unit vectors; float64.
+    log_concentrations : Tensor, shape (c,)
+        Natural logarithms of kappa; float64.
+    target_directions : Tensor, shape (n, 3)
+        Of this rank's rows. Unit vectors; float64.
+    ranks : Ranks
+        Who shares the components.
+    sample_weight : Tensor, shape (n,), optional
+        Of this rank's rows; as in `mvmf_loss`. Where other ranks give one, None stands for ones.
+    floor : float, optional
+        As in `mvmf_loss`; the same on all ranks.
+    reduction : {"mean", "sum", "none"}
+        Over the rows of all ranks, the same value on each; "none": this rank's rows.
+    logit_budget_bytes, kept_type, weight_update
+        As in `mvmf_loss`; of this rank.
+
+    Returns
+    -------
+    Tensor of float32 (float64 if the features or the weight are), shape () or (n,)
+        Nats. A backward pass gives every rank the gradient of the whole loss by its features and its components; after
+        "mean" or "sum" all ranks have to go backward from the same gradient.
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit, an option is unknown, or ranks disagree about what has to be the same; on all ranks.
+    TrainingError
+        Another rank ended or is silent.
+
+    Examples
+    --------
+    >>> y = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
+    >>> parts = torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1), y, torch.tensor([-12.0]).double(), y
+    >>> round(float(sharded_mvmf_loss(*parts, ranks=Ranks())), 3)
+    2.531
+    """
+    problem = _problem(
+        features, weight, bias, mean_directions, log_concentrations, target_directions,
+        sample_weight=sample_weight, floor=floor, reduction=reduction, kept_type=kept_type, update=weight_update,
+    )  # fmt: skip
+    options = (floor, reduction, sample_weight is not None)
+    call = _agreed(ranks, features, problem, options)
+    with torch.autocast(features.device.type, enabled=False):
+        losses: Tensor = _ShardedLoss.apply(
+            features,
+            weight,
+            bias,
+            mean_directions.double(),
+            log_concentrations.double(),
+            target_directions.detach().double(),
+            -math.inf if floor is None else math.log(floor),
+            LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
+            KEPT_TYPES[kept_type],
+            product_type(features),
+            weight_update,
+            call,
+        )
+        if call.weighted and sample_weight is None:
+            sample_weight = torch.ones_like(losses)
+        if reduction == "none":
+            return reduce_losses(losses, sample_weight, reduction)
+        return _reduced(losses, sample_weight, call, reduction)
+
+
+def heaviest_directions(
+    features: Tensor, weight: Tensor, bias: Tensor, mean_directions: Tensor, ranks: Ranks
+) -> Tensor:
+    """Give the mean direction of the component with the greatest mixing weight (eq. 7), among those of all ranks.
+
+    Parameters
+    ----------
+    features : Tensor, shape (n, D)
+        Of this rank's rows.
+    weight, bias, mean_directions : Tensor, shapes (c, D), (c,), (c, 3)
+        Of this rank's components.
+    ranks : Ranks
+        Who shares the components; all have to call it at the same time.
+
+    Returns
+    -------
+    Tensor of float64, shape (n, 3)
+        Of equal ones the first, as everywhere.
+
+    Examples
+    --------
+    >>> parts = torch.ones(1, 1), torch.tensor([[0.0], [2.0]]), torch.zeros(2), torch.eye(3)[:2].double()
+    >>> heaviest_directions(*parts, Ranks()).tolist()
+    [[0.0, 1.0, 0.0]]
+    """
+    counts = [count for (count,) in ranks.integers([len(features)], features.device)]
+    layer = OutputLayer(ranks.gather(features.detach(), counts), weight.detach(), bias.detach())
+    best = torch.full_like(layer.features[:, 0], -math.inf, dtype=layer.working)
+    place = torch.zeros_like(best, dtype=torch.int64)
+    for part in streaming.chunks(len(best), len(weight), best.device):
+        buffer = torch.empty(len(best), part.stop - part.start, dtype=layer.working, device=best.device)
+        top, at = layer.logits(part, buffer).max(dim=1)
+        better = top > best
+        best, place = torch.where(better, top, best), torch.where(better, at + part.start, place)
+    winner = ranks.gather(best[None], [1] * ranks.size).argmax(dim=0)
+    own = (winner == ranks.rank)[:, None]
+    chosen = torch.where(own, mean_directions.detach().double()[place], 0.0)
+    return ranks.scatter_sum(chosen, counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What the ranks agreed on: rows of each, and whether any of them wants gradients by features, or has weights."""
+
+    ranks: Ranks
+    counts: list[int]
+    by_features: bool
+    weighted: bool
+
+    @property
+    def own(self) -> slice:
+        start = sum(self.counts[: self.ranks.rank])
+        return slice(start, start + self.counts[self.ranks.rank])
+
+
+class _ShardedLoss(torch.autograd.Function):
+    """The losses of this rank's rows. What is saved is of the rows of all ranks, and of this rank's components."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean_directions: Tensor,
+        log_concentrations: Tensor,
+        target_directions: Tensor,
+        log_floor: float,
+        budget_bytes: int,
+        kept_type: torch.dtype | None,
+        product_type: torch.dtype | None,
+        update: streaming.WeightUpdate | None,
+        call: _Call,
+    ) -> Tensor:
+        everyone = call.ranks.gather(features, call.counts)
+        y = call.ranks.gather(target_directions, call.counts)
+        layer = OutputLayer(everyone, weight, bias, product_type)
+        # The numerator's certificate is of this rank's components alone: what its pairs leave out is negligible beside
+        # its own numerator, which is a summand of the numerator of all ranks. So none has to know of the others' pairs.
+        numerator = numerator_of(mean_directions, log_concentrations, y, layer.working)
+        sums = streaming.forward(layer, numerator, budget_bytes=budget_bytes, kept_type=kept_type)
+        denominator, value = call.ranks.logsumexp(torch.stack([sums.denominator, numerator.value()]))
+        mixture = value - denominator
+        floored = torch.logaddexp(mixture, torch.full_like(mixture, log_floor)) if log_floor > -math.inf else mixture
+        pairs: tuple[Tensor | None, ...] = (None, None, None)
+        if not isinstance(numerator, EveryComponent):
+            pairs = (numerator.rows, numerator.columns, numerator.shares(value))
+        ctx.call, ctx.product_type, ctx.late, ctx.kept = call, product_type, sums.late, sums.kept
+        ctx.update, ctx.version = update, None if update is None else update.version
+        ctx.save_for_backward(
+            everyone, weight, bias, mean_directions, log_concentrations, y,
+            denominator, sums.shifts, value, torch.exp(mixture - floored), *pairs,
+        )  # fmt: skip
+        return -floored[call.own].to(layer.working)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        call, update = ctx.call, ctx.update
+        if update is not None:  # it says more than torch does of a weight that was modified
+            update.begin(ctx.version)
+        everyone, weight, bias, mu, log_kappa, y, denominator, shifts, value, unfloored = ctx.saved_tensors[:10]
+        rows, columns, shares = ctx.saved_tensors[10:]
+        layer = OutputLayer(everyone, weight, bias, ctx.product_type)
+        scale = (call.ranks.gather(gradients[0].double(), call.counts) * unfloored).to(layer.working)
+        components, by_components = Components.of(mu, log_kappa), any(ctx.needs_input_grad[3:5])
+        derivative: EveryComponent | PairShares
+        if rows is None:
+            derivative = EveryComponent(components, y, layer.working, value=value, by_components=by_components)
+        else:
+            derivative = PairShares(rows, columns, shares, len(everyone), len(weight))
+        needs = (call.by_features, *ctx.needs_input_grad[1:3])  # of features: the others may want this rank's share
+        with torch.autocast(everyone.device.type, enabled=False):  # the caller's may still be on
+            sums = streaming.Sums(denominator, shifts, ctx.kept, ctx.late)
+            d_features, d_weight, d_bias = streaming.backward(layer, derivative, sums, scale, needs, update)
+            if update is not None:
+                update.end()
+            streaming.give_back(ctx.kept)
+            ctx.kept = ctx.kept[:0].clone()  # a second pass through a retained graph would form them again
+            of_components = derivative.by_components(components, y, scale) if by_components else (None, None)
+        if d_features is not None:
+            d_features = call.ranks.scatter_sum(d_features, call.counts)
+        found = (d_features, d_weight, d_bias, *of_components)
+        wanted = [g if need else None for g, need in zip(found, ctx.needs_input_grad[:5], strict=True)]
+        return *wanted, None, None, None, None, None, None, None
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """A sum that every rank has, and goes backward from: each summand gets the gradient of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, ranks: Ranks) -> Tensor:  # noqa: ARG004 (torch's)
+        return ranks.sum(own.double()).to(own.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004 (torch's)
+        return gradients[0], None
+
+
+def _reduced(losses: Tensor, sample_weight: Tensor | None, call: _Call, reduction: str) -> Tensor:
+    """Sum or mean over the rows of all ranks."""
+    own = reduce_losses(losses, sample_weight, "sum")
+    if reduction == "mean":
+        total = torch.tensor(float(sum(call.counts)), dtype=torch.float64, device=losses.device)
+        if sample_weight is not None:
+            total = call.ranks.sum(sample_weight.to(losses).double().sum())
+        own = own / total.to(own.dtype)
+    value: Tensor = _SumOverRanks.apply(own, call.ranks)
+    return value
+
+
+def _agreed(ranks: Ranks, features: Tensor, problem: str | None, options: tuple[float | None, str, bool]) -> _Call:
+    """Exchange what the ranks have to know of each other; what one of them has to refuse, all refuse: none waits."""
+    floor, reduction, weighted = options
+    width = features.shape[1] if features.ndim == 2 else -1
+    same = [width, _number(features.dtype, _TYPES), _bits(floor), _number(reduction, REDUCTIONS)]
+    own = [problem is not None, len(features), features.requires_grad, weighted, *same]
+    found = ranks.integers([int(value) for value in own], features.device)
+    if problem is not None:
+        raise ValueError(problem)
+    wrong = [rank for rank, of_rank in enumerate(found) if of_rank[0]]
+    if wrong:
+        raise ValueError(f"rank {wrong[0]} of {ranks.size} was given wrong arguments; its own message says which")
+    for name, value, at in zip(("D", "type of features", "floor", "reduction"), same, range(4, 8), strict=True):
+        other = [rank for rank, of_rank in enumerate(found) if of_rank[at] != value]
+        if other:
+            mine = {"D": width, "type of features": features.dtype, "floor": floor, "reduction": reduction}[name]
+            raise ValueError(f"{name} is {mine} on rank {ranks.rank} and differs on rank {other[0]}; give all the same")
+    counts = [of_rank[1] for of_rank in found]
+    if not sum(counts):
+        raise ValueError(f"none of {ranks.size} ranks has a row; give at least one of them some")
+    return _Call(ranks, counts, any(of_rank[2] for of_rank in found), any(of_rank[3] for of_rank in found))
+
+
+def _problem(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean_directions: Tensor,
+    log_concentrations: Tensor,
+    target_directions: Tensor,
+    *,
+    sample_weight: Tensor | None,
+    floor: float | None,
+    reduction: str,
+    kept_type: str | None,
+    update: streaming.WeightUpdate | None,
+) -> str | None:
+    """Say what is wrong with the arguments, if anything."""
+    if features.ndim != 2 or weight.ndim != 2 or weight.shape[0] == 0:
+        return (
+            f"features and weight have shapes {tuple(features.shape)}, {tuple(weight.shape)}; expected (n, D), (c, D) "
+            "with c >= 1: there must be a component for every rank"
+        )
+    (n, d), c = features.shape, len(weight)
+    expected = {
+        "weight": (weight, (c, d)),
+        "bias": (bias, (c,)),
+        "mean_directions": (mean_directions, (c, 3)),
+        "log_concentrations": (log_concentrations, (c,)),
+        "target_directions": (target_directions, (n, 3)),
+    }
+    if sample_weight is not None:
+        expected["sample_weight"] = (sample_weight, (n,))
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            return f"{name} has shape {tuple(tensor.shape)}, expected {shape}"
+    if floor is not None and not 0.0 < floor < math.inf:
+        return f"floor {floor!r} must be a positive density per steradian, or None"
+    if reduction not in REDUCTIONS:
+        return f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}"
+    if update is not None and (weight is not update.weight or not weight.requires_grad):
+        return f"weight_update is of a weight of shape {tuple(update.weight.shape)} that is another's, or frozen"
+    return None if kept_type in KEPT_TYPES else f"kept_type {kept_type!r} is not None or bfloat16"
+
+
+def _number(value: object, among: tuple[object, ...]) -> int:
+    return among.index(value) if value in among else -1
+
+
+def _bits(floor: float | None) -> int:
+    bits: int = struct.unpack("<q", struct.pack("<d", 0.0 if floor is None else floor))[0]
+    return bits
