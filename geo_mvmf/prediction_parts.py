@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,14 @@ AHEAD = 4
 
 _SHARE = 8
 """Most images whose densities a thread summarises in one go: so long an interruption waits."""
+
+WEIGHTS_BYTES = 256 << 20
+"""Most bytes of mixing weights of all components, (N, C) in float32, that a pass through the network may give."""
+
+_DENSITY_BYTES = 64 << 20  # the same of the float64 weights that a thread summarises in one go
+
+_MANY_COMPONENTS = 4096
+"""From so many components on, images that keep few of them are summarised over those alone."""
 
 _SLOW = ("median", "best_within")
 """Estimators that look for one image at a time, up to a second each: a share is one image."""
@@ -153,7 +161,8 @@ class Predictor:
         chosen = [paths[i] for i in usable]
         stream = images.read_images(chosen, self.bundle.spec, workers=self.workers, ahead=ahead, inside=self._inside)
         with contextlib.closing(stream), ThreadPoolExecutor(max(1, self.workers)) as threads:
-            for batch in _batches(usable, stream, self.batch_size):
+            at_once = min(self.batch_size, _most(WEIGHTS_BYTES, 4 * self.bundle.num_components))
+            for batch in _batches(usable, stream, at_once):
                 good = _without_failed(rows, batch)
                 if good:
                     pieces += self._predicted(rows, good, paths, threads)
@@ -169,15 +178,24 @@ class Predictor:
         index = np.array([i for i, _ in good])
         weights, features = self.bundle.predict(np.stack([pixels for _, pixels in good]))
         finite = _finite(rows, index, weights)
-        index, weights, features = index[finite], weights[finite], features[finite]
+        if not finite.all():
+            index, weights, features = index[finite], weights[finite], features[finite]
 
         def finish(chosen: IntArray) -> _Piece:
-            self._fill(rows, index[chosen], weights[chosen], features[chosen], [paths[i] for i in index[chosen]])
-            return index[chosen], stores.prune(weights[chosen])
+            kept = stores.prune(weights[chosen[0] : chosen[-1] + 1], is_softmax=True)
+            is_few = self._keep_few(kept)
+            for some in (np.flatnonzero(is_few), np.flatnonzero(~is_few)):
+                if some.size:
+                    its = chosen[some]
+                    few = self._of_kept(kept, some) if is_few[some[0]] else None
+                    whole = functools.partial(self._mixture, weights, its)
+                    self._fill(rows, index[its], few, whole, features[its], [paths[i] for i in index[its]])
+            return index[chosen], kept
 
         if not index.size:
             return []
-        most = 1 if self.estimator in _SLOW else _SHARE  # small shares: an interruption waits for those begun
+        # small shares: an interruption waits for those begun
+        most = 1 if self.estimator in _SLOW else min(_SHARE, _most(_DENSITY_BYTES, 8 * self.bundle.num_components))
         shares = np.array_split(np.arange(index.size), max(min(self.workers, index.size), -(-index.size // most)))
         first = 0 if self._is_warm else 1  # what all images share is made once
         pieces = [finish(chosen) for chosen in shares[:first]]
@@ -215,11 +233,31 @@ class Predictor:
         if shared.kind != "vmf":
             return None
         nothing = np.empty((0, self.bundle.num_components))
-        return VmfMixture(shared.mean_directions, shared.log_concentrations, nothing)
+        checked = VmfMixture(shared.mean_directions, shared.log_concentrations, nothing)
+        for array in (checked.mean_directions, checked.log_concentrations):
+            array.setflags(write=False)  # so that what is made of them once is found without reading them
+        return checked
 
-    def _mixture(self, weights: npt.NDArray[np.float32]) -> VmfMixture | CellMixture:
-        shared = self._no_images
-        return self.bundle.mixture(weights) if shared is None else shared.with_mixing_weights(weights)
+    def _mixture(self, weights: npt.NDArray[np.float32], images: IntArray) -> VmfMixture | CellMixture:
+        """Densities of some images, of all components."""
+        shared, own = self._no_images, weights[images]
+        return self.bundle.mixture(own) if shared is None else shared.with_mixing_weights(own)
+
+    def _of_kept(self, kept: stores.Pruned, images: IntArray) -> VmfMixture:
+        """Densities of some images, of those components alone that each of them keeps."""
+        entries = [slice(kept.offsets[i], kept.offsets[i + 1]) for i in images]
+        few = np.unique(np.concatenate([kept.component[own] for own in entries]))
+        logs = np.full((images.size, few.size), -np.inf)
+        for row, own in zip(logs, entries, strict=True):
+            row[np.searchsorted(few, kept.component[own])] = kept.log_weight[own]
+        return VmfMixture(self.components.mean_directions[few], self.components.log_concentrations[few], logs)
+
+    def _keep_few(self, kept: stores.Pruned) -> npt.NDArray[np.bool_]:
+        """Tell which images are summarised over their own components, and not over nodes that all images share."""
+        counts = np.diff(kept.offsets)
+        if self.bundle.num_components < _MANY_COMPONENTS or self._no_images is None:
+            return np.zeros(counts.shape, dtype=np.bool_)
+        return np.asarray(counts <= summaries.MANY)
 
     @functools.cached_property
     def _inside(self) -> list[Path]:
@@ -244,18 +282,20 @@ class Predictor:
         self,
         rows: row_contract.Rows,
         good: IntArray,
-        weights: npt.NDArray[np.float32],
+        few: VmfMixture | None,
+        whole: Callable[[], VmfMixture | CellMixture],
         features: npt.NDArray[np.float32],
         paths: list[Path],
     ) -> None:
-        mixture = self._mixture(weights)
-        places = estimates.estimate(mixture, self.estimator, self.radius_km)
+        mixture = whole() if few is None else few
+        is_few = few is not None and self.estimator == "component"  # others begin with tables of all components
+        places = estimates.estimate(mixture if is_few or few is None else whole(), self.estimator, self.radius_km)
         cell = self._cell_of(places)
         spread = np.maximum(np.asarray(self.bundle.feature_std, dtype=np.float64), 1e-6)
         offset = (features.astype(np.float64) - np.asarray(self.bundle.feature_mean)) / spread
-        nodes = summaries.nodes_of(mixture)
+        nodes = summaries.nodes_of(mixture, is_trimmed=few is not None)
         row_contract.fill(rows, good, summaries.summarise(mixture, places[:, 0], places[:, 1], nodes=nodes))
-        own = {
+        more = {
             "captured_at": np.array([_captured_at(path, self._inside) for path in paths], dtype=object),
             "longitude": places[:, 0],
             "latitude": places[:, 1],
@@ -264,10 +304,12 @@ class Predictor:
             "training_density_percentile": self._percentile[cell],
             "feature_distance": np.sqrt((offset * offset).mean(axis=1)),
         }
-        row_contract.fill(rows, good, own)
+        row_contract.fill(rows, good, more)
         if self.table.attrs.get("claimed_from") == "raster":
             row_contract.fill(rows, good, self._claims_of(paths))
-        row_contract.judge(rows, good, mixture, nodes=nodes)
+        if any(name in rows for name in (row_contract.TRUTH[0], row_contract.CLAIM[0])):
+            # a place may lie where no component is that is kept
+            row_contract.judge(rows, good, mixture if few is None else whole(), nodes=nodes)
 
     def _claims_of(self, paths: list[Path]) -> dict[str, FloatArray]:
         """Where georeferenced rasters say they lie; read only now, when everything has been predicted."""
@@ -277,7 +319,16 @@ class Predictor:
 
     def _cell_of(self, places: FloatArray) -> IntArray:
         leaves = s2.leaf_ids(sphere.to_directions(places[:, 0], places[:, 1]))
-        return np.minimum(np.searchsorted(s2.range_max(self.bundle.cell_ids), leaves), self.bundle.num_components - 1)
+        return np.minimum(np.searchsorted(self._last_leaves, leaves), self.bundle.num_components - 1)
+
+    @functools.cached_property
+    def _last_leaves(self) -> npt.NDArray[np.uint64]:
+        return s2.range_max(self.bundle.cell_ids)
+
+
+def _most(budget: int, image_bytes: int) -> int:
+    """Images that a budget of bytes is enough for."""
+    return max(1, budget // image_bytes)
 
 
 def _failures(rows: row_contract.Rows, images: IntArray) -> tuple[Failure, ...]:
@@ -286,7 +337,7 @@ def _failures(rows: row_contract.Rows, images: IntArray) -> tuple[Failure, ...]:
 
 def _finite(rows: row_contract.Rows, images: IntArray, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Tell which images have mixing weights at all; a network's NaN or infinity costs its own row and no other."""
-    finite: npt.NDArray[np.bool_] = ~np.isnan(weights).any(axis=1) & np.isfinite(weights.max(axis=1))
+    finite: npt.NDArray[np.bool_] = np.isfinite(weights.max(axis=1))  # of which one is NaN, that is the largest
     for i in images[~finite]:
         rows["status"][i] = "failed"
         rows["message"][i] = (

@@ -1,5 +1,6 @@
 """Parts made on a Dask cluster: the same file as without one, whatever happens to the workers."""
 
+import contextlib
 import importlib.util
 import os
 import random
@@ -236,22 +237,35 @@ def check_rows(found, expected):
     np.testing.assert_array_equal(found.store.log_mixing_weights(images), expected.store.log_mixing_weights(images))
 
 
+@contextlib.contextmanager
+def closing_slowly(cluster):
+    """Close a cluster whose workers may be in the middle of their beginning, on a busy machine."""
+    try:
+        yield cluster
+    finally:
+        with contextlib.suppress(TimeoutError):
+            cluster.close(timeout=60)
+
+
 @pytest.mark.hard
 @pytest.mark.parametrize("failures", [0, 3])
 def test_killed_workers_cost_their_parts_time_and_nothing_else(saved, make_album, tmp_path, monkeypatch, failures):
-    """Worker processes are killed -9 at random, also while their successors begin; with 0, Dask never retries."""
+    """Worker processes are killed -9 at random moments; with 0, Dask itself never gives a part to another one.
+
+    Not while they begin: a nanny whose worker dies then gives up, and nobody starts another one.
+    """
     import dask
     from distributed import LocalCluster
 
     monkeypatch.setattr(distributed, "TRIES", 20)
-    names = make_album(tmp_path / "photos", 160)
-    (tmp_path / "photos" / names[77]).write_text("no image")
+    names = make_album(tmp_path / "photos", 80)
+    (tmp_path / "photos" / names[47]).write_text("no image")
     table = read_image_table(tmp_path / "photos")
     expected = geo_mvmf.predict(saved, table)
     chance, killed, asked = random.Random(failures), [], 0
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": failures}),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        closing_slowly(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)) as cluster,
     ):
         plain = distributed._request
 
@@ -262,18 +276,20 @@ def test_killed_workers_cost_their_parts_time_and_nothing_else(saved, make_album
 
         monkeypatch.setattr(distributed, "_request", counted)
         job = predicting.predict_job(saved, table, out=tmp_path / "a.nc", dask=cluster.scheduler_address)
-        at = set(chance.sample(range(0, 156, 4), 8))
+        at = set(chance.sample(range(0, 76, 4), 5))
         for event in job:
             if event.done in at:
                 at.remove(event.done)
-                process = chance.choice([nanny for nanny in cluster.workers.values() if nanny.pid])
-                killed.append(process.pid)
-                os.kill(process.pid, signal.SIGKILL)
-    assert len(killed) == 8
-    assert asked >= 40
+                until(lambda: cluster.scheduler.workers)
+                working = set(cluster.scheduler.workers)
+                pids = [nanny.pid for nanny in cluster.workers.values() if nanny.worker_address in working]
+                killed.append(chance.choice(pids))
+                os.kill(killed[-1], signal.SIGKILL)
+    assert len(killed) == 5
+    assert asked >= 20
     found = geo_mvmf.open_predictions(tmp_path / "a.nc")
     check_rows(found, expected)
     # the broken twin loses the parts of killed workers, and puts others in their places
-    parts = [found.rows.iloc[i : i + 4] for i in range(0, 160, 4)]
-    for wrong in (parts[:20] + parts[21:], parts[:20] + parts[19:20] + parts[21:], parts[1::-1] + parts[2:]):
+    parts = [found.rows.iloc[i : i + 4] for i in range(0, 80, 4)]
+    for wrong in (parts[:9] + parts[10:], parts[:9] + parts[8:9] + parts[10:], parts[1::-1] + parts[2:]):
         assert not pd.concat(wrong, ignore_index=True).equals(expected.rows)

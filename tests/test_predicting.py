@@ -295,7 +295,9 @@ def test_row_19_a_batch_repeats_no_constant_work(bundle, make_album, tmp_path, m
     twin = constant_calls(lambda: [geo_mvmf.predict(bundle, table.iloc[i : i + 1]) for i in range(4)])
     assert twin["forward"] == 4 * one["forward"]
     assert twin["components"] == 4
-    monkeypatch.setattr(prediction_parts.Predictor, "_mixture", lambda self, weights: self.bundle.mixture(weights))
+    monkeypatch.setattr(
+        prediction_parts.Predictor, "_mixture", lambda self, weights, images: self.bundle.mixture(weights[images])
+    )
     monkeypatch.setattr(climbs, "_shared_felt", climbs._felt_by_components)
     twin = counted(64, 8)
     assert twin["_unit"] >= 15

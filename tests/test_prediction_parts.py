@@ -1,13 +1,17 @@
 """Batches, slices and threads decide nothing: every way to cut the same images gives the same part."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from geo_mvmf import prediction_parts, read_image_table
+from geo_mvmf import prediction_parts, read_image_table, s2
 from geo_mvmf.files import stores
 from geo_mvmf.model import bundle as bundles
+from geo_mvmf.model import heads
 from geo_mvmf.model.untrained import untrained_bundle
 
 
@@ -23,8 +27,11 @@ def table(tmp_path_factory):
 
 
 def part_of(table, batch_size, workers):
-    predictor = prediction_parts.Predictor(untrained_bundle(), table, "component", batch_size, workers)
-    job, events = predictor.part(0, len(table)), []
+    return run(prediction_parts.Predictor(untrained_bundle(), table, "component", batch_size, workers))
+
+
+def run(predictor):
+    job, events = predictor.part(0, len(predictor.table)), []
     while True:
         try:
             events.append(next(job))
@@ -69,6 +76,48 @@ def test_weights_in_the_wrong_order_are_noticed(table):
     assert right.offsets.tolist() == [0, 2, 4, 6, 6]
     np.testing.assert_allclose(np.exp(right.log_weight[::2]), [0.1, 0.3, 0.5], rtol=1e-6)
     assert not np.allclose(right.log_weight, wrong.log_weight)
+
+
+def many_components(sharpness):
+    """A bundle of 6144 components all over the Earth, whose untrained output layer is as sharp as a trained one."""
+    cells = s2.face_cells()
+    for _ in range(5):
+        cells = s2.children(cells).ravel()
+    cells = np.sort(cells)
+    plain = untrained_bundle()
+    head = heads.MvmfHead(64, s2.centre(cells), np.linspace(2.0, 14.0, cells.size), seed=0)
+    with torch.no_grad():
+        head.weight.mul_(sharpness)
+    return dataclasses.replace(plain, head=head.eval(), cell_ids=cells, counts=np.arange(cells.size))
+
+
+@pytest.mark.parametrize("estimator", ["component", "mode"])
+def test_the_components_that_an_image_keeps_tell_as_much_of_it_as_all(table, monkeypatch, estimator):
+    """What is left out holds 1e-4 of the weight; the truth is judged by all components, for it may lie out there."""
+    table = table.assign(longitude=np.linspace(-170.0, 170.0, len(table)), latitude=-75.0)
+    kept = []
+    for sharpness in (250.0, 400.0):  # of some images more than 512 components matter, of others few
+        predictor = prediction_parts.Predictor(many_components(sharpness), table, estimator, 8, 1)
+        (_, rows, pruned), alone = run(predictor), prediction_parts._MANY_COMPONENTS
+        kept += np.diff(pruned.offsets)[rows["status"] == "ok"].tolist()
+        monkeypatch.setattr(prediction_parts, "_MANY_COMPONENTS", 1 << 40)
+        _, expected, whole = run(predictor)
+        monkeypatch.setattr(prediction_parts, "_MANY_COMPONENTS", alone)
+        assert np.array_equal(pruned.component, whole.component)
+        exact = ["longitude", "latitude", "error_km", "training_density_percentile", "feature_distance"]
+        pd.testing.assert_frame_equal(rows[exact], expected[exact], rtol=1e-9)
+        # areas: one component more or less at the cut moves sampled nodes
+        pd.testing.assert_frame_equal(rows, expected, rtol=2e-2, atol=2e-4)
+    assert min(kept) <= 96 < 512 < max(kept)
+
+
+def test_no_pass_gives_more_weights_than_the_budget_allows(table, monkeypatch):
+    bundle, seen, plain = many_components(400.0), [], bundles.Bundle.predict
+    monkeypatch.setattr(bundles.Bundle, "predict", lambda self, images: seen.append(len(images)) or plain(self, images))
+    monkeypatch.setattr(prediction_parts, "WEIGHTS_BYTES", 3 * 4 * 6144 + 1)
+    _, rows, _ = run(prediction_parts.Predictor(bundle, table, "component", 8, 1))
+    assert seen == [3, 2, 1]  # of seven that are there, one of which is no image
+    assert rows["status"].eq("ok").sum() == 6
 
 
 def test_a_file_that_moved_outside_meanwhile_tells_nothing(tmp_path, monkeypatch):

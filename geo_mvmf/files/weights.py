@@ -44,7 +44,7 @@ class Pruned:
         return self.residual.size
 
 
-def prune(log_mixing_weights: npt.ArrayLike, *, tail: float = TAIL) -> Pruned:
+def prune(log_mixing_weights: npt.ArrayLike, *, tail: float = TAIL, is_softmax: bool = False) -> Pruned:
     """Keep the fewest components that hold all but `tail` of each image's weight.
 
     Parameters
@@ -53,6 +53,8 @@ def prune(log_mixing_weights: npt.ArrayLike, *, tail: float = TAIL) -> Pruned:
         Natural logarithms, each row of weights summing to 1. A row of NaN is an image without prediction.
     tail : float
         Largest weight that may be left out; 0 keeps every component that has any.
+    is_softmax : bool
+        Whether the rows are known to sum to 1, so that components too light to be kept need not be added up.
 
     Returns
     -------
@@ -75,7 +77,7 @@ def prune(log_mixing_weights: npt.ArrayLike, *, tail: float = TAIL) -> Pruned:
     residual = np.full(len(logs), np.nan)
     components = []
     for i, row in enumerate(logs):
-        kept, residual[i] = _heaviest(row, tail, i)
+        kept, residual[i] = _heaviest_of_softmax(row, tail) if is_softmax else _heaviest(row, tail, i)
         components.append(kept)
     offsets = np.concatenate([[0], np.cumsum([kept.size for kept in components], dtype=np.int64)])
     weights = [row[kept] for row, kept in zip(logs, components, strict=True)]
@@ -138,7 +140,24 @@ def _heaviest(row: npt.NDArray[np.float32], tail: float, image: int) -> tuple[In
     # and sorting values alone is several times faster than sorting indices.
     light = weights <= tail * total / weights.size
     left = tail * total - float(weights[light].sum(dtype=np.float64))
-    ordered = np.sort(weights[~light])
+    kept = np.flatnonzero(~light)
+    kept = kept[_at_the_top(weights[kept], left)]
+    return kept, max(0.0, 1.0 - float(weights[kept].sum(dtype=np.float64)) / total)
+
+
+def _heaviest_of_softmax(row: npt.NDArray[np.float32], tail: float) -> tuple[IntArray, float]:
+    """The same by one look at each logarithm: the exponential and the sum of most of them are nobody's."""
+    with np.errstate(divide="ignore"):
+        heavy = np.flatnonzero(row > np.log(np.float32(tail) / row.size))
+    weights = np.exp(row[heavy])
+    left = tail - max(0.0, 1.0 - float(weights.sum(dtype=np.float64)))
+    kept = _at_the_top(weights, left)
+    return heavy[kept], max(0.0, 1.0 - float(weights[kept].sum(dtype=np.float64)))
+
+
+def _at_the_top(weights: npt.NDArray[np.float32], left: float) -> IntArray:
+    """Give the fewest weights, by index, that hold all but so much of these."""
+    ordered = np.sort(weights)
     below = np.cumsum(ordered, dtype=np.float64)
     first = int(np.searchsorted(below, left, side="right"))
     first = min(first, ordered.size - 1)
@@ -146,4 +165,4 @@ def _heaviest(row: npt.NDArray[np.float32], tail: float, image: int) -> tuple[In
     spare = kept.size - (ordered.size - first)
     if spare:  # of components with the weight at the cut, the last ones are left out
         kept = np.delete(kept, np.flatnonzero(weights[kept] == ordered[first])[-spare:])
-    return kept, max(0.0, 1.0 - float(weights[kept].sum(dtype=np.float64)) / total)
+    return kept

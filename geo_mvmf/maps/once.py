@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -19,8 +20,9 @@ class OncePerComponents(Generic[Made]):
     """A function of components that remembers what it made last.
 
     Every batch, and every thread's share of it, comes with a mixture of its own over equal components, so they are
-    told apart by content. A lock is held while something is made: threads that ask for the same wait for it, where
-    `functools.lru_cache` would let each make its own.
+    told apart by content; arrays that cannot be written to are known again without a look at their content. A lock is
+    held while something is made: threads that ask for the same wait for it, where `functools.lru_cache` would let each
+    make its own.
 
     Parameters
     ----------
@@ -41,6 +43,7 @@ class OncePerComponents(Generic[Made]):
         self._make, self._kept = make, kept
         self._made: OrderedDict[bytes, Made] = OrderedDict()
         self._lock = threading.Lock()
+        self._last: tuple[tuple[weakref.ref[FloatArray], ...], bytes] = ((), b"")
 
     def __call__(self, mean_directions: FloatArray, log_concentrations: FloatArray) -> Made:
         """Give what belongs to these components, made now or before.
@@ -57,7 +60,7 @@ class OncePerComponents(Generic[Made]):
         object
             The same one for all who ask: it must not be changed.
         """
-        key = hashlib.blake2b(mean_directions.tobytes() + log_concentrations.tobytes()).digest()
+        key = self._digest(mean_directions, log_concentrations)
         with self._lock:
             if key not in self._made:
                 self._made[key] = self._make(mean_directions, log_concentrations)
@@ -65,3 +68,13 @@ class OncePerComponents(Generic[Made]):
             while len(self._made) > self._kept:
                 self._made.popitem(last=False)
             return self._made[key]
+
+    def _digest(self, *components: FloatArray) -> bytes:
+        """Digest of the content; of arrays that nobody can change the one that was taken before."""
+        known, digest = self._last
+        if all(one is other() for one, other in zip(components, known, strict=False)) and known:
+            return digest
+        digest = hashlib.blake2b(b"".join(array.tobytes() for array in components)).digest()
+        if not any(array.flags.writeable or array.base is not None for array in components):
+            self._last = tuple(map(weakref.ref, components)), digest  # at once, for whichever thread reads it next
+        return digest

@@ -31,7 +31,7 @@ IntArray = npt.NDArray[np.int64]
 _KM2 = sphere.EARTH_RADIUS_KM**2
 _UNIFORM_BITS = float(np.log2(4.0 * np.pi))
 _TAIL = 1e-4  # weight of the lightest components that a summary leaves out
-_FEW, _MANY = 96, 512  # mattering components up to which they have rings, and beyond which images share their nodes
+_FEW = 96  # mattering components up to which they have rings
 _IMAGES_AT_ONCE = 16  # densities of so many images are computed together
 _CELL_POINTS = 1 << 14  # points that stand for the cells of one image of a CellMixture
 _RINGS = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.995, 0.9999)  # quantiles between rings
@@ -39,6 +39,9 @@ _NODES = 6  # of a ring
 _REACH = 24.0  # nats below its peak at which a component is no longer felt
 _SIGMAS = 6.5  # a cap's edge further from a component than this holds all or nothing of it (1e-8)
 
+
+MANY = 512
+"""Mattering components beyond which an image shares its nodes with others."""
 
 _COLUMNS = (
     "component_weight",
@@ -53,13 +56,15 @@ _COLUMNS = (
 )
 
 
-def nodes_of(mixture: VmfMixture | CellMixture) -> list[Nodes]:
+def nodes_of(mixture: VmfMixture | CellMixture, *, is_trimmed: bool = False) -> list[Nodes]:
     """Give the nodes of every image, for several summaries of the same images.
 
     Parameters
     ----------
     mixture : VmfMixture or CellMixture
         N images, at most a batch: an image's nodes take up to a few hundred kilobytes.
+    is_trimmed : bool
+        Whether the lightest components were left out already: no more are.
 
     Examples
     --------
@@ -68,7 +73,7 @@ def nodes_of(mixture: VmfMixture | CellMixture) -> list[Nodes]:
     >>> at_truth(mixture, [0.0], [0.0], nodes=nodes).equals(at_truth(mixture, [0.0], [0.0]))
     True
     """
-    return list(_all_nodes(mixture))
+    return list(_all_nodes(mixture, 0.0 if is_trimmed else _TAIL))
 
 
 def summarise(
@@ -241,25 +246,25 @@ def _caps(mixture: VmfMixture, images: slice, estimate: FloatArray, radii: Float
     return result
 
 
-def _all_nodes(mixture: VmfMixture | CellMixture) -> Iterator[Nodes]:
+def _all_nodes(mixture: VmfMixture | CellMixture, tail: float = _TAIL) -> Iterator[Nodes]:
     """Nodes of every image, in order, a few images at a time."""
     if isinstance(mixture, CellMixture):
         yield from (_cell_nodes(*mixture.of(i)) for i in range(len(mixture)))
         return
     for start in range(0, len(mixture), _IMAGES_AT_ONCE):
         weights = np.exp(mixture.log_mixing_weights[start : start + _IMAGES_AT_ONCE])
-        chosen = [_mattering(row) for row in weights]
-        broad = [i for i, few in enumerate(chosen) if few.size > _MANY]
+        chosen = [_mattering(row, tail) for row in weights]
+        broad = [i for i, few in enumerate(chosen) if few.size > MANY]
         shared = _shared_nodes(mixture, weights[broad], [chosen[i] for i in broad]) if broad else iter(())
         for i, few in enumerate(chosen):
-            yield next(shared) if few.size > _MANY else _own_nodes(mixture, few, weights[i])
+            yield next(shared) if few.size > MANY else _own_nodes(mixture, few, weights[i])
 
 
-def _mattering(weights: FloatArray) -> IntArray:
-    """Components that hold all but `_TAIL` of the weight."""
+def _mattering(weights: FloatArray, tail: float) -> IntArray:
+    """Components that hold all but the tail of the weight."""
     weights = weights.astype(np.float32)  # which sorts in half the time
     ordered = np.sort(weights)
-    cut = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), _TAIL, side="right"))
+    cut = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), tail, side="right"))
     return np.flatnonzero(weights >= ordered[min(cut, weights.size - 1)])
 
 
