@@ -19,6 +19,8 @@ from geo_mvmf.errors import TrainingError
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # torch.optim.Adam's own
 _LOW_BITS = 0xFFFF  # what a float32 has and a bfloat16 has not
+_BLOCK, _ACCELERATOR_BLOCK = 1 << 17, 1 << 24  # values widened at once: what a cache holds, what fills an accelerator
+_MIX = 0x9E3779B97F4A7C15  # an odd number near 2^64 divided by the golden ratio: its multiples spread evenly
 
 
 class FusedAdam:
@@ -94,6 +96,9 @@ class FusedAdam:
         self._rounds = moment_type is not None
         self._phase, self._learning_rate = "closed", 0.0
         self._before, self._noise = torch.empty(0), torch.empty(0)
+        block = _BLOCK if weight.device.type == "cpu" else _ACCELERATOR_BLOCK
+        self._block = min(max(block // max(weight.shape[1], 1), 1), max(len(weight), 1))  # rows
+        self._wide = torch.empty(2, self._block if self._rounds else 0, weight.shape[1], device=weight.device)
 
     def open_step(self, learning_rate: float) -> None:
         """Let the next backward pass update the weight.
@@ -150,8 +155,10 @@ class FusedAdam:
                 "open_step before and close_step after it"
             )
         steps = torch.full((), float(self.version), device=self.weight.device)  # float32, as torch.optim.Adam counts
-        self._before, self._noise, self._phase = steps, torch.empty(0), "updating"
+        self._before, self._phase = steps, "updating"
         self.version += 1
+        if self._rounds:
+            self._draw()
 
     def update(self, part: slice, gradient: Tensor) -> None:
         """Update some rows of the weight.
@@ -172,16 +179,21 @@ class FusedAdam:
         >>> update.weight.detach().round(decimals=4).tolist()
         [[0.0], [-0.5]]
         """
-        kept = [moment[part] for moment in self._moments]
-        moments = [moment.to(self.weight.dtype) for moment in kept]  # themselves, where they are not rounded
-        adam(
-            [self.weight.detach()[part]], [gradient], moments[:1], moments[1:], [], [self._before.clone()],
-            fused=True, decoupled_weight_decay=self._decoupled, amsgrad=False, beta1=_BETAS[0], beta2=_BETAS[1],
-            lr=self._learning_rate, weight_decay=self._weight_decay, eps=_EPS, maximize=False,
-        )  # fmt: skip
-        if self._rounds:
-            for index, (narrow, wide) in enumerate(zip(kept, moments, strict=True)):
-                narrow.copy_(rounded_at_random(wide, self._noise_of(index, part, wide)))
+        weight = self.weight.detach()[part]
+        first, second = (moment[part] for moment in self._moments)
+        if not self._rounds:
+            self._adam(weight, gradient, first, second)
+            return
+        for start in range(0, len(weight), self._block):
+            rows = slice(start, min(start + self._block, len(weight)))
+            wide = [
+                self._wide[index, : rows.stop - start].copy_(moment[rows])
+                for index, moment in enumerate((first, second))
+            ]
+            self._adam(weight[rows], gradient[rows], *wide)
+            for index, moment in enumerate((first, second)):
+                noise = self._noise_of(part.start + start, index, wide[index])
+                moment[rows].copy_(rounded_at_random(wide[index], noise))
 
     def end(self) -> None:
         """All rows are updated; losses call it.
@@ -280,18 +292,24 @@ class FusedAdam:
                 "and others not; go on from the last checkpoint"
             )
 
-    def _noise_of(self, index: int, part: slice, values: Tensor) -> Tensor:
-        """Bits for a chunk: drawn once a step, read from another place for each chunk and moment."""
-        size = values.numel()
-        if self._noise.numel() < 2 * size:  # the first chunk is the widest
-            generator = torch.Generator(values.device).manual_seed(
-                (self._seed * 0x9E3779B97F4A7C15 + self.version) % 2**63
-            )
-            self._noise = torch.randint(
-                _LOW_BITS + 1, (2 * size,), generator=generator, dtype=torch.int32, device=values.device
-            )
-        start = (part.start * 0x9E3779B1 + index * 0x85EBCA6B) % (size + 1)
-        return self._noise[start : start + size].view_as(values)
+    def _adam(self, weight: Tensor, gradient: Tensor, first: Tensor, second: Tensor) -> None:
+        adam(
+            [weight], [gradient], [first], [second], [], [self._before.clone()],
+            fused=True, decoupled_weight_decay=self._decoupled, amsgrad=False, beta1=_BETAS[0], beta2=_BETAS[1],
+            lr=self._learning_rate, weight_decay=self._weight_decay, eps=_EPS, maximize=False,
+        )  # fmt: skip
+
+    def _draw(self) -> None:
+        """Draw the bits of a step: as many as two blocks have values, to be read from another place for each block."""
+        generator = torch.Generator(self.weight.device).manual_seed((self._seed * _MIX + self.version) % 2**63)
+        shape = (2 * self._block * self.weight.shape[1],)
+        self._noise = torch.randint(
+            _LOW_BITS + 1, shape, generator=generator, dtype=torch.int32, device=self.weight.device
+        )
+
+    def _noise_of(self, row: int, index: int, values: Tensor) -> Tensor:
+        start = (row * _MIX + index * _MIX // 2) % (len(self._noise) // 2 + 1)
+        return self._noise[start : start + values.numel()].view_as(values)
 
 
 def rounded_at_random(values: Tensor, noise: Tensor) -> Tensor:

@@ -22,9 +22,10 @@ from geo_mvmf.model.sources import Batch
 
 @pytest.fixture(autouse=True)
 def narrow_chunks(monkeypatch):
-    """Chunks of 64 components, so that small problems have several."""
+    """Chunks of 64 components, and blocks within them, so that small problems have several."""
     monkeypatch.setattr(streaming, "CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(streaming, "_CHUNK_LIMITS", (64, 64))
+    monkeypatch.setattr(fused_optimiser, "_BLOCK", 500)
 
 
 def layer(c=300, d=16, seed=0):
