@@ -76,6 +76,7 @@ def write_job(
     path: str | os.PathLike[str],
     levels: Sequence[float] | None = None,
     *,
+    regions: str | os.PathLike[str] | None = None,
     workers: int = 1,
     overwrite: bool = False,
 ) -> Generator[Progress, None, geopandas.GeoDataFrame]:
@@ -88,6 +89,8 @@ def write_job(
         Ends as `vector.write_layers` wants it.
     levels : sequence of float, optional
         Of the regions.
+    regions : path, optional
+        Where these go; default: with the points.
     workers : int
         Processes that make regions, for large albums.
     overwrite : bool
@@ -112,12 +115,15 @@ def write_job(
     --------
     See `predictions.Predictions.write`.
     """
-    points, layers = with_points(store.rows), {}
+    points, found = with_points(store.rows), None
     if levels:
         found = yield from regions_job(store, np.flatnonzero(store.is_predicted), levels, workers=workers)
-        points, layers["regions"] = with_regions(points, found), found
+        points = with_regions(points, found)
     run = {key: str(value) for key, value in store.run.items()}
-    vector.write_layers(path, {"points": points, **layers}, run=run, overwrite=overwrite)
+    layers = {"points": points} if found is None or regions is not None else {"points": points, "regions": found}
+    vector.write_layers(path, layers, run=run, overwrite=overwrite)
+    if found is not None and regions is not None:
+        vector.write_layers(regions, {"regions": found}, overwrite=overwrite)
     return points
 
 

@@ -92,3 +92,40 @@ def test_nothing_of_somebody_else_is_replaced(store, tmp_path):
     assert again.exit_code == 0
     assert len(geopandas.read_file(tmp_path / "a_regions.geojson")) == 3
     assert run("points", store, "--out", tmp_path / "a.kml").exit_code == 2
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", hard(".geojson")])
+def test_predict_gives_every_file_the_name_that_was_chosen(photos, bundle_path, tmp_path, one_moment, suffix):
+    """Points and regions are those of one file for both; points know the polygons, such as their number of parts."""
+    (apart := tmp_path / "apart").mkdir()
+    names = {name: apart / f"{name}{suffix}" for name in ("points", "regions")}
+    into = ("--out", apart / "a.nc", "--points", names["points"], "--regions", names["regions"])
+    done = run("predict", photos, "--bundle", bundle_path, *into, "--levels", "0.5,0.9")
+    assert done.exit_code == 0, done.output
+    assert all(str(path) in done.stdout for path in (*names.values(), apart / "a.nc"))
+    run("points", apart / "a.nc", "--out", tmp_path / "both.gpkg", *LEVELS)
+    for layer, path in names.items():
+        found = geopandas.read_file(path, **({"layer": layer} if suffix == ".gpkg" else {}))
+        expected = geopandas.read_file(tmp_path / "both.gpkg", layer=layer)
+        assert found["image_id"].tolist() == expected["image_id"].tolist()
+        assert found.geometry.geom_equals(expected.geometry).all() or found.geometry.isna().any()
+        assert layer == "regions" or found["n_parts_90"].notna().sum() == 3
+
+    names["regions"].unlink()  # as if the run had been killed between the two
+    assert run("predict", photos, "--bundle", bundle_path, *into, "--levels", "0.5,0.9").exit_code == 0
+    assert len(geopandas.read_file(names["regions"], **({"layer": "regions"} if suffix == ".gpkg" else {}))) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "a.gpkg", "--points", "b.gpkg"), "--out is the predictions file and ends in .nc"),
+        (("--out", "a.nc", "--regions", "b.gpkg"), "--regions b.gpkg goes with --points"),
+        (("--out", "a.nc", "--points", "b.gpkg", "--regions", "b.gpkg"), "--points and --regions are both b.gpkg"),
+        (("--out", "a.nc", "--points", "b.kml"), "b.kml"),
+    ],
+)
+def test_names_that_do_not_go_together(photos, bundle_path, options, message):
+    done = run("predict", photos, "--bundle", bundle_path, *options)
+    assert done.exit_code == 2
+    assert message in done.output

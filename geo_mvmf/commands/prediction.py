@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from geo_mvmf.commands import estimators, options
+from geo_mvmf.errors import UsageError
 from geo_mvmf.progress import CancelledError
 from geo_mvmf.terminal import Reporter
 
@@ -28,6 +29,8 @@ class Outputs(NamedTuple):
         The predictions file: everything, for later maps.
     layers : Path or None
         Points, and regions where asked for.
+    regions : Path or None
+        Regions in a file of their own, and not with the points.
     page : Path or None
         The report.
     levels : tuple of float or None
@@ -36,32 +39,51 @@ class Outputs(NamedTuple):
 
     store: Path
     layers: Path | None
+    regions: Path | None
     page: Path | None
     levels: tuple[float, ...] | None
 
     @property
     def after(self) -> list[Path]:
         """Files that are made from the predictions file."""
-        found = [path for path in (self.layers, self.page) if path is not None]
-        if self.layers is not None and self.levels:
+        found = [path for path in (self.layers, self.regions, self.page) if path is not None]
+        if self.layers is not None and self.levels and self.regions is None:
             from geo_mvmf.files import vector
 
             found += vector.paths(self.layers, ("points", "regions"))[1:]
         return found
 
 
-def _outputs(out: Path, levels: str | None) -> Outputs:
+def _outputs(out: Path, levels: str | None, points: Path | None, regions: Path | None) -> Outputs:
     wanted = options.levels(levels)
+    if points is not None or regions is not None:
+        return _named_outputs(out, wanted, points, regions)
     if not out.suffix or os.path.isdir(out):  # noqa: PTH112 (no error where a name is too long)
         levels_wanted = wanted or _FOLDER_LEVELS
-        return Outputs(out / "predictions.nc", out / "predictions.gpkg", out / "report.html", levels_wanted)
+        return Outputs(out / "predictions.nc", out / "predictions.gpkg", None, out / "report.html", levels_wanted)
     options.check_suffix(out, _SUFFIXES)
     if out.suffix.lower() == ".nc":
-        return Outputs(out, None, None, None)
+        return Outputs(out, None, None, None, None)
     from geo_mvmf.files import vector
 
     vector.check_suffix(out)
-    return Outputs(out.with_suffix(".nc"), out, None, wanted)
+    return Outputs(out.with_suffix(".nc"), out, None, None, wanted)
+
+
+def _named_outputs(out: Path, levels: tuple[float, ...] | None, points: Path | None, regions: Path | None) -> Outputs:
+    """What is said by naming files one by one."""
+    from geo_mvmf.files import vector
+
+    if out.suffix.lower() != ".nc":
+        raise UsageError(f"{out}: with --points and --regions, --out is the predictions file and ends in .nc")
+    for path in (points, regions):
+        if path is not None:
+            vector.check_suffix(path)
+    if points is None:
+        raise UsageError(f"--regions {regions} goes with --points: `geo-mvmf regions` makes them alone")
+    if regions is not None and points.absolute() == regions.absolute():
+        raise UsageError(f"--points and --regions are both {points}: leave --regions out, and give --levels")
+    return Outputs(out, points, regions, None, levels or (_FOLDER_LEVELS if regions is not None else None))
 
 
 @click.command()
@@ -70,6 +92,8 @@ def _outputs(out: Path, levels: str | None) -> Outputs:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder, or a file: .gpkg .parquet .geojson .csv .nc"
 )
+@click.option("--points", type=click.Path(path_type=Path), help="With --out FILE.nc: where the layer of points goes.")
+@click.option("--regions", type=click.Path(path_type=Path), help="With --points: credible regions in a file apart.")
 @click.option("--estimator", type=click.Choice(estimators.ESTIMATORS), default="component", show_default=True)
 @click.option("--radius-km", type=float, help="For best_within: the distance within which most probability shall lie.")
 @click.option("--levels", default=None, help="Also write credible regions, such as 0.5,0.9 (folders: always).")
@@ -90,6 +114,8 @@ def predict(
     source: Path,
     bundle: Path,
     out: Path,
+    points: Path | None,
+    regions: Path | None,
     estimator: str,
     radius_km: float | None,
     levels: str | None,
@@ -105,11 +131,11 @@ def predict(
     """Predict where the images of SOURCE (a file, folder or table) were taken.
 
     A folder as --out receives predictions.nc (everything, for later maps), predictions.gpkg (styled points and
-    regions) and report.html; a layer as --out has its predictions file, .nc, beside it. A killed run goes on where
-    it was when the same command is given again.
+    regions) and report.html; a layer as --out has its predictions file, .nc, beside it; with --points and --regions
+    each file has the name that you choose. A killed run goes on where it was when the same command is given again.
     """
     estimators.radius(estimator, radius_km)
-    outputs = _outputs(out, levels)
+    outputs = _outputs(out, levels, points, regions)
     waiting = {path for path in outputs.after if not os.path.lexists(path)}
     may_go_on = _may_go_on(outputs, waiting)
     if not may_go_on:
@@ -157,7 +183,7 @@ def predict(
             report.wrote("layers", outputs.layers)
         raise CancelledError(len(found) - int(found.run[row_contract.CANCELLED]), len(found))
     _write_others(report, outputs, found, waiting, overwrite=overwrite)
-    written = [out] if outputs.page is not None or out == outputs.store else [out, outputs.store]
+    written = [out] if outputs.page is not None else [*outputs.after, outputs.store]
     report.result(
         f"status: {options.counts(found.rows['status'])}\n"
         f"wrote {' and '.join(map(str, written))}" + (" (for further maps)" if len(written) > 1 else ""),
@@ -188,11 +214,22 @@ def _write_others(
     report: Reporter, outputs: Outputs, found: Predictions, waiting: set[Path], *, overwrite: bool
 ) -> None:
     """Write what is made from the predictions file, and is not there already."""
+    from geo_mvmf import point_layer
+    from geo_mvmf.files import vector
+
     report.stage("export", 0, len(outputs.after))
     if outputs.layers is not None:
         if overwrite or outputs.layers in waiting:
-            found.write(outputs.layers, levels=outputs.levels, overwrite=overwrite)
+            job = point_layer.write_job(
+                found.store, outputs.layers, outputs.levels, regions=outputs.regions, overwrite=overwrite
+            )
+            report.run(job)
+        elif outputs.regions in waiting:  # a run was killed between the two
+            layer = found.credible_regions(outputs.levels or ())
+            vector.write_layers(outputs.regions, {"regions": layer}, overwrite=overwrite)
         report.wrote("layers", outputs.layers)
+    if outputs.regions is not None:
+        report.wrote("regions", outputs.regions)
     if outputs.page is not None:
         report.stage("export", 1, len(outputs.after))
         if overwrite or outputs.page in waiting:

@@ -27,10 +27,10 @@ _SPANS = {"read": (0, 3), "load": (3, 8), "predict": (8, 90), "write": (90, 100)
 
 
 class WorkerRun:
-    """One request to the worker; feedback is QGIS's, and a cancellation waits until the worker had its patience (s)."""
+    """One request to the worker; feedback is QGIS's."""
 
-    def __init__(self, python, feedback, *, patience=0.0):
-        self.python, self.feedback, self._patience = python, feedback, patience
+    def __init__(self, python, feedback):
+        self.python, self.feedback = python, feedback
         self.item_errors = 0
         self._talk = Conversation()
         self._process = QProcess()
@@ -64,11 +64,10 @@ class WorkerRun:
     def _watch(self):
         """Show events until the process is gone or has had its time; say whether it was asked to stop."""
         process, deadline, asked = self._process, None, False
-        patient_until = time.monotonic() + self._patience
         while process.state() != QProcess.ProcessState.NotRunning:
             process.waitForReadyRead(_POLL_MS)
             self._show_output()
-            if self.feedback.isCanceled() and not asked and time.monotonic() >= patient_until:
+            if self.feedback.isCanceled() and not asked:
                 asked = True
                 self.feedback.pushInfo(tr("Stopping after the image in work ..."))
                 process.write(b"cancel\n")

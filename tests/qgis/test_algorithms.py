@@ -105,9 +105,15 @@ def test_twenty_photos_of_all_kinds(process, photos, tmp_path):
     assert (zones.loc[zones["status"] == "ok", "zone_1_probability"] > 0).all()
     assert len(open_predictions(wanted["PREDICTIONS"])) == 20
     commands = [shlex.split(said) for said in re.findall("geo-mvmf (?:predict|points|regions|zones) .*", log)]
-    assert [words[1] for words in commands] == ["predict", "points", "regions", "zones"]  # each once, under its name
-    names = [next(word for word in words if word.startswith("--out="))[6:] for words in commands]
-    assert names == [str(wanted[name]) for name in ("PREDICTIONS", "POINTS", "REGIONS", "ZONES")]
+    assert [words[1] for words in commands] == ["predict", "zones"]  # one for three files, each under its own name
+    named = [
+        dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word) for words in commands
+    ]
+    assert [named[0][name] for name in ("out", "points", "regions")] == [
+        str(wanted[name]) for name in ("PREDICTIONS", "POINTS", "REGIONS")
+    ]
+    assert named[1]["out"] == str(wanted["ZONES"])
+    names = [wanted[name] for name in ("PREDICTIONS", "POINTS", "REGIONS", "ZONES")]
     left = {path.name for path in tmp_path.iterdir()} - {"profile", *(path.name for path in map(Path, names))}
     assert not left
 

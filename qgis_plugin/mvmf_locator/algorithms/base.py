@@ -19,7 +19,6 @@ VECTOR = core.QgsProcessing.SourceType.TypeVector
 POLYGONS = core.QgsProcessing.SourceType.TypeVectorPolygon
 PREDICT, MAPS, MODELS, CHECK = tr("Predict"), tr("Maps of predictions"), tr("Models"), tr("Check")
 _MOST = sys.float_info.max
-_KEEPING_S = 60.0
 BUNDLE_FILTER = "Bundle (*.safetensors)"
 PREDICTIONS_FILTER = "Predictions (*.nc)"
 
@@ -158,25 +157,22 @@ class Job:
             self.values, name, self.context, [], "gpkg", self.feedback
         )
 
-    def steps(self, number, *, kept=None):
-        """Share the bar out among several requests; after a cancellation only the step `kept` is done."""
+    def steps(self, number):
+        """Share the bar out among several requests; a cancellation ends them."""
         steps = core.QgsProcessingMultiStepFeedback(number, self._all)
         for index in range(number):
-            if self._all.isCanceled() and index != kept:
+            if self._all.isCanceled():
                 return
             steps.setCurrentStep(index)
             self.feedback = steps
             yield index
 
-    def ask(self, task, *, keep=False, **params):
-        """Send one request and give its result; what came before a cancellation is a result, too.
-
-        With `keep` it writes what is done already: a cancellation gives it time for that.
-        """
+    def ask(self, task, **params):
+        """Send one request and give its result; what came before a cancellation is a result, too."""
         here = settings.found()
         if here.problem:
             raise WorkerFailed(here.problem, tr("Point Settings, Options, Geo MvMF at a Python that has geo_mvmf."))
-        result = WorkerRun(here.python, self.feedback, patience=_KEEPING_S if keep else 0.0).run(task, params)
+        result = WorkerRun(here.python, self.feedback).run(task, params)
         cancelled = result["event"] == "cancelled"
         self.cancelled = self.cancelled or cancelled
         for name, path in outputs_of(result).items():

@@ -149,41 +149,41 @@ def prediction_outputs():
 
 
 def predict(job, source, root, claims, title, *, zones=None, zones_file=None):
-    """Predict, then make what is wanted of the predictions file; the points also of what a cancelled run has."""
-    store, regions, levels = job.target("PREDICTIONS"), job.target("REGIONS"), job.text("LEVELS")
+    """Predict into three files at once, so that a cancelled run has its points, too; then make the zones."""
+    store, points, levels = job.target("PREDICTIONS"), job.target("POINTS"), job.text("LEVELS")
+    regions = job.target("REGIONS") if levels else None
     params = {
         "source": source,
         "bundle": job.bundle(),
         "out": store,
+        "points": points,
+        "regions": regions,
         "root": root,
         "claims": claims,
         "estimator": job.choice("ESTIMATOR"),
         "radius_km": job.number("RADIUS_KM"),
-        "levels": levels if regions else None,  # checked before the long part; regions are made of the file
+        "levels": levels if regions else None,
         "device": job.text("DEVICE") or "auto",
         "batch_size": job.whole("BATCH_SIZE"),
     }
-    made = {"predictions": store}
-    tasks = [("PREDICTIONS", "predict", params), ("POINTS", "points", {**made, "out": job.target("POINTS")})]
-    if regions and levels:
-        tasks.append(("REGIONS", "regions", {**made, "out": regions, "levels": levels}))
-    if zones:
-        names = job.text("ZONE_NAME")
-        tasks.append(("ZONES", "zones", {**made, "out": zones_file, "polygons": zones, "name_column": names}))
-    outs, answers = {}, {}
-    for step in job.steps(len(tasks), kept=1):
-        name, task, params = tasks[step]
-        answers[task] = job.ask(task, keep=step == 1, overwrite=True, **params)
-        if not base.outputs_of(answers[task]):
-            break  # cancelled before there was anything
-        outs[name] = params["out"]
+    outs, answer = {}, {}
+    for step in job.steps(1 + bool(zones)):
+        if step == 0:
+            answer = job.ask("predict", overwrite=True, **params)
+            made = base.outputs_of(answer)
+            keys = {"PREDICTIONS": "predictions", "POINTS": "layers", "REGIONS": "regions"}
+            outs = {name: made[key] for name, key in keys.items() if key in made}
+        else:
+            names = job.text("ZONE_NAME")
+            job.ask("zones", predictions=store, out=zones_file, polygons=zones, name_column=names, overwrite=True)
+            outs["ZONES"] = zones_file
     if job.cancelled and outs:
         job.feedback.pushInfo(tr("{} holds what is done: the same run given again goes on there").format(store))
     place = Place(title)
     place.load(job.context, outs.get("POINTS"), tr("Predicted locations"), 0)
     place.load(job.context, outs.get("ZONES"), tr("Most probable zones"), 1)
     place.load(job.context, outs.get("REGIONS"), tr("Credible regions"), 2)
-    return {**outs, **_numbers(job, answers.get("predict", {}))}
+    return {**outs, **_numbers(job, answer)}
 
 
 def _numbers(job, result):
