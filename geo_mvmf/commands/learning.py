@@ -118,8 +118,10 @@ def features(
 @click.pass_obj
 def train(report: Reporter, *, config: Path, overwrite: bool) -> None:
     """Train as a TOML file says; after a crash the same command goes on from the last checkpoint."""
-    from geo_mvmf.model import training
+    from geo_mvmf.model import ranks, training
 
+    if not ranks.is_first():  # of the processes of torchrun: one of them speaks
+        report = Reporter("none", tell=lambda _: None)
     found = report.run(training.train_job(config, overwrite=overwrite))
     report.wrote("bundle", found)
     report.result(f"wrote {found}")

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.errors import TrainingError
-from geo_mvmf.model import checkpoint, devices, optimisation
+from geo_mvmf.model import checkpoint, devices, optimisation, replicas, shared_state
 from geo_mvmf.model.augmentation import Augmentation, augment, roamed
 from geo_mvmf.model.backbones import Backbone
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.country_head import CountryHead
 from geo_mvmf.model.fused_optimiser import FusedAdam
 from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead
+from geo_mvmf.model.ranks import Ranks
 from geo_mvmf.model.sources import Batch
 
 AnyHead = MvmfHead | CrossEntropyHead | CountryHead
@@ -46,6 +47,9 @@ class Learner:
     steps : int
         Of the whole run.
     device : torch.device
+    ranks : Ranks
+        Processes that share the components of the head, and the rows of every batch; one alone by default. All of them
+        have to call the same methods at the same time.
     """
 
     config: TrainingConfig
@@ -56,6 +60,7 @@ class Learner:
     pixel_km: float
     steps: int
     device: torch.device
+    ranks: Ranks = dataclasses.field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
         self.head.to(self.device)
@@ -96,8 +101,9 @@ class Learner:
             If the loss is not finite, or no image of the batch can be read; the state is then as before.
         """
         self._set_training(training=True)
-        # Two words into one seed; dropout and stochastic depth are all that draw from it.
-        with devices.seeded((self.config.seed * 0x9E3779B97F4A7C15 + step) % 2**63, self.device):
+        # Three words into one seed; dropout and stochastic depth are all that draw from it.
+        seed = self.config.seed * 0x9E3779B97F4A7C15 + self.ranks.rank * 0xD1B54A32D192ED03 + step
+        with devices.seeded(seed % 2**63, self.device):
             loss = self._loss(step, batch)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -124,17 +130,18 @@ class Learner:
             "nll" (nats per steradian, or cross entropy of countries), and "median_km" of the heaviest component
             (eq. 7), or "accuracy" of countries.
         """
-        losses, results, weights = [], [], []
+        columns: list[list[npt.NDArray[np.float64]]] = [[], [], []]
         with self.released():
             for batch in batches:
                 features = self.features(batch)
-                losses.append(self._losses(features, batch))
-                results.append(self._judge(features, batch))
-                weights.append(np.where(batch.readable, weight[batch.rows], 0.0))
-        total, results_all = np.concatenate(weights), np.concatenate(results)
+                found = self._losses(features, batch), self._judge(features, batch)
+                found_all = self._of_all(*found, np.where(batch.readable, weight[batch.rows], 0.0))
+                for column, values in zip(columns, found_all, strict=True):
+                    column.append(values)
+        losses, results_all, total = (np.concatenate(column) for column in columns)
         if total.sum() == 0:
             raise TrainingError(f"none of {len(total)} validation images can be read or weighs anything")
-        nll = float(np.average(np.concatenate(losses), weights=total))
+        nll = float(np.average(losses, weights=total))
         if isinstance(self.head, CountryHead):
             return {"nll": nll, "accuracy": float(np.average(results_all, weights=total))}
         return {"nll": nll, "median_km": float(np.median(results_all[total > 0]))}
@@ -153,6 +160,8 @@ class Learner:
         with torch.inference_mode():
             if self.backbone is None:
                 return batch.inputs
+            if len(batch.rows) == 0:  # another rank has all of them
+                return torch.zeros(0, self.backbone.num_features, device=self.device)
             nothing = Augmentation()
             pixels = augment(batch.inputs, nothing, size=self.size, seed=0, step=0, rows=batch.rows)
             features: Tensor = self.backbone(pixels)
@@ -207,7 +216,7 @@ class Learner:
         self._set_training(training=False)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything that a checkpoint must hold.
+        """Return everything that a checkpoint must hold; on rank 0 only, of the whole model.
 
         Raises
         ------
@@ -215,9 +224,10 @@ class Learner:
             If a weight is not finite.
         """
         tensors = {f"model.{name}": value for name, value in self.state().items()}
-        for name, value in tensors.items():
-            if not bool(torch.isfinite(value).all()):
-                raise TrainingError(f"{name} is not finite any more, so no checkpoint is written; {_HINT}")
+        wrong = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
+        if any(number for (number,) in self.ranks.integers([len(wrong)], self.device)):
+            name = wrong[0] if wrong else "a weight of another rank"
+            raise TrainingError(f"{name} is not finite any more, so no checkpoint is written; {_HINT}")
         parts = {
             "optimiser": checkpoint.flatten_optimiser(self.optimiser),
             "fused": None if self.fused is None else self.fused.state(),
@@ -226,7 +236,7 @@ class Learner:
         }
         for part, values in parts.items():
             tensors |= {f"{part}.{name}": value for name, value in (values or {}).items()}
-        return tensors
+        return shared_state.gather_state(tensors, self._is_part(), self.ranks)
 
     def restore(self, tensors: Mapping[str, Tensor], best: dict[str, Any]) -> None:
         """Undo `tensors`.
@@ -234,9 +244,11 @@ class Learner:
         Parameters
         ----------
         tensors : mapping of str to Tensor
+            Those of rank 0 count.
         best : dict
             The attribute of that name.
         """
+        tensors = shared_state.deal_state(tensors, self._is_part(), self.ranks)
         self._put(checkpoint.select(tensors, "model."))
         checkpoint.restore_optimiser(self.optimiser, checkpoint.select(tensors, "optimiser."))
         if self.fused is not None:
@@ -254,7 +266,28 @@ class Learner:
             with self._autocast():
                 features = self.backbone(pixels)
         targets = self._roamed_targets(step, batch)
-        return self.head.loss(features.float(), targets, _sample_weight(step, batch, self.device))
+        return self.head.loss(features.float(), targets, self._sample_weight(step, batch))
+
+    def _sample_weight(self, step: int, batch: Batch) -> Tensor | None:
+        if self.backbone is None:  # all features are there
+            return None
+        counts = self.ranks.integers([int(batch.readable.sum()), len(batch.rows)], self.device)
+        if not sum(readable for readable, _ in counts):
+            raise TrainingError(f"step {step}: none of the images of rows {batch.rows.tolist()} can be read")
+        if all(readable == rows for readable, rows in counts):
+            return None
+        return torch.from_numpy(batch.readable.astype(np.float32)).to(self.device)
+
+    def _of_all(self, *values: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+        """Values of the rows of all ranks: (n,) of each kind."""
+        if self.ranks.size == 1:
+            return list(values)
+        counts = [count for (count,) in self.ranks.integers([len(values[0])], self.device)]
+        own = torch.from_numpy(np.stack(values, axis=1)).to(self.device)
+        return list(self.ranks.gather(own, counts).cpu().numpy().T)
+
+    def _is_part(self) -> shared_state.IsPart:
+        return shared_state.part_rule(self.head, self.optimiser)
 
     def _losses(self, features: Tensor, batch: Batch) -> npt.NDArray[np.float64]:
         with torch.inference_mode():
@@ -267,14 +300,15 @@ class Learner:
 
     def _judge(self, features: Tensor, batch: Batch) -> npt.NDArray[np.float64]:
         """Distance in km of the heaviest component, or whether the country is right."""
-        with torch.inference_mode():
-            heaviest = self.head.log_mixing_weights(features).argmax(dim=1).cpu().numpy()
         truth = self._targets(batch).cpu().numpy()
+        with torch.inference_mode():
+            if isinstance(self.head, MvmfHead):
+                places = self.head.heaviest_directions(features).cpu().numpy()
+            else:
+                heaviest = self.head.log_mixing_weights(features).argmax(dim=1).cpu().numpy()
         if isinstance(self.head, CountryHead):
             return np.asarray(heaviest == truth, dtype=np.float64)
-        if isinstance(self.head, MvmfHead):
-            places = self.head.mean_directions.detach().cpu().numpy()[heaviest]
-        else:
+        if isinstance(self.head, CrossEntropyHead):
             places = s2.centre(self.head.cell_ids[heaviest])
         return np.asarray(sphere.angle(places, truth) * sphere.EARTH_RADIUS_KM, dtype=np.float64)
 
@@ -295,11 +329,14 @@ class Learner:
         return torch.from_numpy(moved).to(self.device)
 
     def _update(self, step: int) -> None:
+        if self.backbone is not None:
+            replicas.sum_gradients(self.backbone, self.ranks)
+            replicas.average_statistics(self.backbone, self.ranks)
         if isinstance(self.head, MvmfHead):
             self.head.project_gradient()
         if self.config.gradient_clip is not None:
             weights = [weight for group in self.optimiser.param_groups for weight in group["params"]]
-            torch.nn.utils.clip_grad_norm_(weights, self.config.gradient_clip)
+            shared_state.clip_gradients(weights, self.head, self.config.gradient_clip, self.ranks)
         if self.fused is not None:
             self.fused.close_step()
         optimisation.set_learning_rate(self.optimiser, self._rate_factor(step))
@@ -343,14 +380,6 @@ class Learner:
 
 
 _HINT = "lower learning_rate, set gradient_clip, or look at these rows"
-
-
-def _sample_weight(step: int, batch: Batch, device: torch.device) -> Tensor | None:
-    if batch.readable.all():
-        return None
-    if not batch.readable.any():
-        raise TrainingError(f"step {step}: none of the images of rows {batch.rows.tolist()} can be read")
-    return torch.from_numpy(batch.readable.astype(np.float32)).to(device)
 
 
 def _containing(cell_ids: npt.NDArray[np.uint64], directions: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

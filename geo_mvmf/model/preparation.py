@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from geo_mvmf import s2
-from geo_mvmf.errors import UsageError
+from geo_mvmf.errors import TrainingError, UsageError
 from geo_mvmf.inputs.images import ImageSpec, spec_of_chips
 from geo_mvmf.model import sources
 from geo_mvmf.model.backbones import Backbone, build_backbone
@@ -26,6 +26,8 @@ from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead
 from geo_mvmf.model.image_set import ImageSet, country_labels, sampling_weights
 from geo_mvmf.model.learner import AnyHead, Learner
 from geo_mvmf.model.partition import Partition, initial_log_concentrations, partition_sphere
+from geo_mvmf.model.ranks import Ranks
+from geo_mvmf.model.shared_features import features_of_rank_0
 from geo_mvmf.progress import Progress
 
 DEFAULT_COMPONENTS = 1024
@@ -53,6 +55,8 @@ class Prepared:
     spec : ImageSpec
         How images are prepared for prediction.
     device : torch.device
+    ranks : Ranks
+        Processes that train together.
     """
 
     config: TrainingConfig
@@ -66,6 +70,7 @@ class Prepared:
     evaluation_source: sources.Source
     spec: ImageSpec
     device: torch.device
+    ranks: Ranks
 
     def learner(self, steps: int) -> Learner:
         """Make the learner.
@@ -77,11 +82,13 @@ class Prepared:
         """
         trained = None if self.config.stage == "head" else self.backbone
         pixel_km = math.nan if self.spec.ground_km is None else self.spec.ground_km / self.spec.resize
-        return Learner(self.config, self.head, trained, self.targets, self.spec.crop, pixel_km, steps, self.device)
+        return Learner(
+            self.config, self.head, trained, self.targets, self.spec.crop, pixel_km, steps, self.device, self.ranks
+        )
 
 
 def prepare(
-    config: TrainingConfig, image_set: ImageSet, device: torch.device, folder: Path
+    config: TrainingConfig, image_set: ImageSet, device: torch.device, folder: Path, ranks: Ranks | None = None
 ) -> Generator[Progress, None, Prepared]:
     """Make everything that a run needs; the same configuration and images give the same.
 
@@ -92,6 +99,8 @@ def prepare(
     device : torch.device
     folder : Path
         Run folder; features are cached in it unless the configuration names a cache.
+    ranks : Ranks, optional
+        Processes that train together; all have to call it at the same time.
 
     Yields
     ------
@@ -102,16 +111,19 @@ def prepare(
     -------
     Prepared
     """
-    backbone, old_head, old_partition, spec = _start(config)
+    ranks = ranks or Ranks()
+    backbone, old_head, old_partition, spec = _start(config, ranks)
     released = _released_spec(config, spec)
     source: sources.Source
     evaluation_source: sources.Source
     if config.stage == "head":
-        image_set, source = yield from _features(config, image_set, backbone, spec, device, folder)
+        image_set, source = yield from _features(config, image_set, backbone, spec, device, folder, ranks)
         evaluation_source = source
     else:
         image_set, source, evaluation_source = yield from _pixels(config, image_set, spec, device)
     partition = _partition(config, image_set) if old_partition is None else _recounted(old_partition, image_set)
+    if len(partition) < ranks.size:
+        raise TrainingError(f"{len(partition)} components cannot be shared by {ranks.size} processes; start fewer")
     targets = torch.from_numpy(image_set.directions)
     head: AnyHead
     if config.stage == "backbone":
@@ -119,7 +131,7 @@ def prepare(
         targets = torch.from_numpy(labels)
         head = CountryHead(backbone.num_features, len(names), seed=config.seed)
     else:
-        head = old_head or _new_head(config, backbone.num_features, partition)
+        head = old_head or _new_head(config, backbone.num_features, partition, ranks)
     return Prepared(
         config=config,
         image_set=image_set,
@@ -132,6 +144,7 @@ def prepare(
         evaluation_source=evaluation_source,
         spec=released,
         device=device,
+        ranks=ranks,
     )
 
 
@@ -199,7 +212,7 @@ def _spec_of_chips(config: TrainingConfig, folder: Path) -> ImageSpec:
 
 
 def _start(
-    config: TrainingConfig,
+    config: TrainingConfig, ranks: Ranks
 ) -> tuple[Backbone, MvmfHead | CrossEntropyHead | None, Partition | None, ImageSpec]:
     """Backbone and, for stage finetune, head and partition of the bundle to start from."""
     if config.init_bundle is None:
@@ -218,7 +231,7 @@ def _start(
     _check_start(config, bundle)
     if config.stage != "finetune":
         return bundle.backbone, None, None, bundle.spec
-    return bundle.backbone, _old_head(config, bundle), _old_partition(bundle), bundle.spec
+    return bundle.backbone, _old_head(config, bundle, ranks), _old_partition(bundle), bundle.spec
 
 
 def _check_start(config: TrainingConfig, bundle: Bundle) -> None:
@@ -235,7 +248,7 @@ def _check_start(config: TrainingConfig, bundle: Bundle) -> None:
         )
 
 
-def _old_head(config: TrainingConfig, bundle: Bundle) -> MvmfHead | CrossEntropyHead:
+def _old_head(config: TrainingConfig, bundle: Bundle, ranks: Ranks) -> MvmfHead | CrossEntropyHead:
     """Take the head of a bundle, with what this run trains of it."""
     tensors, options = head_state(bundle.head)
     if options["kind"] == "mvmf":
@@ -244,7 +257,7 @@ def _old_head(config: TrainingConfig, bundle: Bundle) -> MvmfHead | CrossEntropy
             "train_mean_directions": config.train_mean_directions,
             "train_log_concentrations": config.train_log_concentrations,
         }
-    return head_from_state(tensors, options)
+    return head_from_state(tensors, options, ranks=ranks)
 
 
 def _old_partition(bundle: Bundle) -> Partition:
@@ -269,7 +282,9 @@ def _partition(config: TrainingConfig, image_set: ImageSet) -> Partition:
     )
 
 
-def _new_head(config: TrainingConfig, num_features: int, partition: Partition) -> MvmfHead | CrossEntropyHead:
+def _new_head(
+    config: TrainingConfig, num_features: int, partition: Partition, ranks: Ranks
+) -> MvmfHead | CrossEntropyHead:
     if config.head == "cross_entropy":
         return CrossEntropyHead(num_features, partition.cell_ids, prior_counts=partition.counts, seed=config.seed)
     return MvmfHead(
@@ -281,6 +296,7 @@ def _new_head(config: TrainingConfig, num_features: int, partition: Partition) -
         floor=config.floor,
         prior_counts=partition.counts,
         seed=config.seed,
+        ranks=ranks,
     )
 
 
@@ -291,8 +307,9 @@ def _features(
     spec: ImageSpec,
     device: torch.device,
     folder: Path,
+    ranks: Ranks,
 ) -> Generator[Progress, None, tuple[ImageSet, sources.FeatureSource]]:
-    cache = yield from cache_features(
+    job = cache_features(
         backbone,
         image_set.table,
         config.cache_dir or folder / "features",
@@ -303,6 +320,7 @@ def _features(
         dtype=config.features_dtype,
         paths=image_set.paths,
     )
+    cache = yield from features_of_rank_0(ranks, job)
     return image_set.without(cache.index < 0), sources.FeatureSource(cache, device)
 
 

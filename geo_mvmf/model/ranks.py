@@ -83,14 +83,7 @@ class Ranks:
         return self.parts(count)[self.rank]
 
     def integers(self, own: Sequence[int], device: torch.device) -> list[list[int]]:
-        """Exchange a few integers.
-
-        Parameters
-        ----------
-        own : sequence of int
-            As many on every rank.
-        device : torch.device
-            One that the group can send from.
+        """Exchange a few integers, as many on every rank, by way of a device that the group can send from.
 
         Returns
         -------
@@ -378,6 +371,17 @@ def joined() -> Iterator[Ranks]:
         yield Ranks()
     finally:
         dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this is rank 0 of the processes that `torchrun` started, or one process alone.
+
+    Examples
+    --------
+    >>> is_first()
+    True
+    """
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _filled(rows: Tensor, count: int) -> Tensor:

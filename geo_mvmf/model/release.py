@@ -17,6 +17,8 @@ from geo_mvmf.model.bundle import Bundle, save_bundle
 from geo_mvmf.model.bundle_format import RESPONSIBLE_USE
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.country_head import CountryHead
+from geo_mvmf.model.head_state import whole_head
+from geo_mvmf.model.heads import MvmfHead
 from geo_mvmf.model.learner import Learner
 from geo_mvmf.model.preparation import Prepared
 
@@ -39,7 +41,7 @@ def released_path(config: TrainingConfig) -> Path:
 
 
 def write_release(config: TrainingConfig, prepared: Prepared, learner: Learner) -> None:
-    """Write the best model of a finished run.
+    """Write the best model of a finished run; of several ranks rank 0 does it, with the components of all.
 
     Parameters
     ----------
@@ -59,10 +61,13 @@ def write_release(config: TrainingConfig, prepared: Prepared, learner: Learner) 
         arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in state.items()}
         sealed.write_sealed(path, arrays, {"format": "geo_mvmf backbone", "backbone": prepared.backbone.name})
         return
+    head = whole_head(learner.head) if isinstance(learner.head, MvmfHead) else learner.head
+    if head is None:
+        return
     mean, std = _feature_statistics(prepared, learner)
     bundle = Bundle(
         backbone=prepared.backbone.cpu(),
-        head=learner.head.cpu(),
+        head=head.cpu(),
         spec=prepared.spec,
         cell_ids=prepared.partition.cell_ids,
         counts=prepared.partition.counts,

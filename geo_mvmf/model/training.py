@@ -2,12 +2,11 @@
 
 The run folder holds config.json (what decides the result), log.jsonl, the last two checkpoints, and at the end the
 bundle. The same command goes on where the last checkpoint stopped, and returns at once where the bundle
-is there already.
+is there already. Started by `torchrun`, several processes do it together (docs/many_processes.md).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,22 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from geo_mvmf import append_log, durable, folder_lock, progress
-from geo_mvmf.errors import OutputError, TrainingError, UsageError
-from geo_mvmf.model import checkpoint, devices, products
+from geo_mvmf import append_log, progress
+from geo_mvmf.errors import TrainingError, UsageError
+from geo_mvmf.model import checkpoint, devices, products, run_folder
 from geo_mvmf.model.bundle import Bundle, load_bundle
 from geo_mvmf.model.configuration import TrainingConfig, read_config
 from geo_mvmf.model.image_set import ImageSet, epoch_order, load_image_set
 from geo_mvmf.model.learner import Learner
 from geo_mvmf.model.preparation import Prepared, prepare
+from geo_mvmf.model.ranks import Ranks, joined
 from geo_mvmf.model.release import released_path, write_release
 from geo_mvmf.progress import Progress
 
-# What may differ when a run goes on: it changes nothing in the result.
-_FREE = (
-    "out", "workers", "log_steps", "checkpoint_steps", "checkpoint_seconds", "cache_images_gigabytes", "device",
-    "threads", "cache_dir",
-)  # fmt: skip
 _SPEED_SECONDS = 10.0
 
 
@@ -120,59 +115,104 @@ def train_job(
     """
     config = _as_config(config)
     folder, result = Path(config.out), released_path(config)
-    with folder_lock.holding(folder):
-        durable.sweep(folder)
-        _open_folder(config, folder, overwrite=overwrite)
-        if result.exists():
+    with joined() as ranks, run_folder.holding(folder, ranks):
+        _check_ranks(config, ranks)
+        begun, newest, damaged = run_folder.begin(config, result, ranks, overwrite=overwrite)
+        if begun["finished"]:
             yield Progress("train", 1, 1, f"finished before: {result}")
             return result
-        newest, damaged = checkpoint.read_newest(folder)
+        facts = begun["facts"]
         with (
-            append_log.AppendLog(folder / "log.jsonl") as log,
-            devices.threads(_threads(config, newest)) as threads,
-            products.using(_products(newest)),
+            run_folder.open_log(folder, ranks) as log,
+            devices.threads(config.threads if facts is None else int(facts["threads"])) as threads,
+            products.using(begun["products"]),
         ):
-            device = devices.choose_device(config.device)
-            log.write(_start_record(config, device, threads, newest, damaged))
+            device = _device(config, ranks)
+            log.write(run_folder.start_record(config, device, threads, newest, damaged, ranks))
             image_set = yield from load_image_set(config)
-            prepared = yield from prepare(config, image_set, device, folder)
+            prepared = yield from prepare(config, image_set, device, folder, ranks)
             run = _Run(config, prepared, folder, log, threads)
-            run.resume(newest)
+            run.resume(newest, facts)
             yield from run.steps()
             yield Progress("write", 0, 1, str(result))
             write_release(config, prepared, run.learner)
             log.write({"event": "end", "result": result.name, **run.learner.best})
+        ranks.tell("written")  # nobody leaves before that
     yield Progress("write", 1, 1, str(result))
     return result
+
+
+def _check_ranks(config: TrainingConfig, ranks: Ranks) -> None:
+    """Refuse what several processes cannot share."""
+    if ranks.size == 1:
+        return
+    if config.stage == "backbone" or config.head != "mvmf":
+        what = "stage backbone" if config.stage == "backbone" else f"head {config.head}"
+        raise UsageError(
+            f"{ranks.size} processes share the components of an mvmf head, and {what} has none; start one process, "
+            "without torchrun"
+        )
+    least = 2 if config.stage == "finetune" else 1
+    if config.batch_size < least * ranks.size:
+        raise UsageError(
+            f"batch_size {config.batch_size} is shared by {ranks.size} processes, and stage {config.stage} needs "
+            f"{least} or more for each; raise it, or start fewer"
+        )
+
+
+def _device(config: TrainingConfig, ranks: Ranks) -> torch.device:
+    """Choose the device; of several processes on one machine each has its own CUDA device."""
+    if ranks.size > 1 and config.device in ("auto", "cuda") and torch.cuda.is_available():
+        device = devices.choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        torch.cuda.set_device(device)  # NCCL sends from it
+        return device
+    return devices.choose_device(config.device)
 
 
 class _Run:
     """The steps of one run: order of the images, validation, checkpoints, log."""
 
     def __init__(
-        self, config: TrainingConfig, prepared: Prepared, folder: Path, log: append_log.AppendLog, threads: int
+        self,
+        config: TrainingConfig,
+        prepared: Prepared,
+        folder: Path,
+        log: append_log.AppendLog | run_folder.NoLog,
+        threads: int,
     ) -> None:
         self.config, self.prepared, self.folder, self.log, self.threads = config, prepared, folder, log, threads
+        self.ranks = prepared.ranks
         self.image_set: ImageSet = prepared.image_set
         self.batch_size = min(config.batch_size, len(self.image_set.training))
         self.steps_per_epoch = len(self.image_set.training) // self.batch_size
         self.total = config.steps or max(1, round(config.num_epochs * self.steps_per_epoch))
         self.learner: Learner = prepared.learner(self.total)
         self.first = 0
-        _check_batch(self.batch_size, self.learner)
+        _check_batch(self.batch_size // self.ranks.size, self.learner)
+        self._check_images()
         self.losses: list[float] = []
 
-    def resume(self, newest: checkpoint.Checkpoint | None) -> None:
-        """Take over the state of the newest checkpoint."""
-        if newest is None:
+    def _check_images(self) -> None:
+        """All ranks have to see the same images, or they would train on different ones under one number."""
+        if self.ranks.tell(self.image_set.digest()) != self.image_set.digest():
+            raise TrainingError(
+                f"rank {self.ranks.rank} of {self.ranks.size}: images, places or weights here are not those of rank 0; "
+                "give all machines the same table and images"
+            )
+
+    def resume(self, newest: checkpoint.Checkpoint | None, facts: dict[str, Any] | None) -> None:
+        """Take over the state of the newest checkpoint, which rank 0 has; all have its facts."""
+        if facts is None:
             return
-        if newest.facts["data"] != self.image_set.digest():
+        if facts["data"] != self.image_set.digest():
             raise TrainingError(
                 f"{self.folder}: the images, places or weights changed since the run began; put them back, or use "
                 "overwrite to start again"
             )
-        self.learner.restore(newest.tensors, newest.facts["best"])
-        self.first = newest.step
+        self.learner.restore({} if newest is None else newest.tensors, facts["best"])
+        self.first = int(facts["step"])
+        if newest is None:
+            return
         for path in checkpoint.checkpoint_paths(self.folder):
             if path.name > f"checkpoint-{newest.step:010d}.safetensors":
                 path.unlink()  # damaged, or it would not have been passed over
@@ -190,27 +230,30 @@ class _Run:
                 self._log_step(done, speed)
             if done % (self.config.validate_steps or self.steps_per_epoch) == 0 or done == self.total:
                 self._validate(done)
-            late = time.monotonic() - saved >= self.config.checkpoint_seconds
+            late = self.ranks.tell(time.monotonic() - saved >= self.config.checkpoint_seconds)  # by one clock
             if (done % self.config.checkpoint_steps == 0 or late) and done < self.total:
                 self._save(done)
                 saved = time.monotonic()
             yield Progress("train", done, self.total, speed.message(self.losses[-1], self.total - done))
 
     def _orders(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Rows of every step from the first that is left, a pure function of (seed, step)."""
+        """Rows of every step from the first that is left, a pure function of (seed, step); of this rank."""
         epoch, place = divmod(self.first, self.steps_per_epoch)
         last = -(-self.total // self.steps_per_epoch)
         for number in range(epoch, last):
             order = self.image_set.training[epoch_order(self.prepared.weights, self.config.seed, number)]
             for step in range(place if number == epoch else 0, self.steps_per_epoch):
                 if number * self.steps_per_epoch + step < self.total:
-                    yield order[step * self.batch_size : (step + 1) * self.batch_size]
+                    yield self._own(order[step * self.batch_size : (step + 1) * self.batch_size])
+
+    def _own(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return rows[self.ranks.part(len(rows))]
 
     def _validate(self, done: int) -> None:
         rows = self.image_set.validation
         if len(rows) == 0:
             return
-        parts = [rows[begin : begin + self.batch_size] for begin in range(0, len(rows), self.batch_size)]
+        parts = [self._own(rows[begin : begin + self.batch_size]) for begin in range(0, len(rows), self.batch_size)]
         measured = self.learner.evaluate(self.prepared.evaluation_source.batches(parts), self.image_set.weight)
         best = self.learner.keep_if_best(done, measured)
         self.log.write({"event": "validation", "step": done, **measured, "best": best})
@@ -221,9 +264,12 @@ class _Run:
             "threads": self.threads,
             "provider": devices.provider(self.learner.device),
             "products": products.current(),
+            "ranks": self.ranks.size,
             "best": self.learner.best,
         }
-        checkpoint.write_checkpoint(self.folder, checkpoint.Checkpoint(done, self.learner.tensors(), facts))
+        tensors = self.learner.tensors()
+        if self.ranks.rank == 0:
+            checkpoint.write_checkpoint(self.folder, checkpoint.Checkpoint(done, tensors, facts))
         self.log.write({"event": "checkpoint", "step": done})
 
     def _log_step(self, done: int, speed: _Speed) -> None:
@@ -274,64 +320,3 @@ def _duration(seconds: float) -> str:
 
 def _as_config(config: TrainingConfig | str | os.PathLike[str]) -> TrainingConfig:
     return config if isinstance(config, TrainingConfig) else read_config(config)
-
-
-def _products(newest: checkpoint.Checkpoint | None) -> str | None:
-    former = None if newest is None else newest.facts.get("products")
-    return former if former in products.available() else None
-
-
-def _threads(config: TrainingConfig, newest: checkpoint.Checkpoint | None) -> int | None:
-    return config.threads if newest is None else int(newest.facts["threads"])
-
-
-def _open_folder(config: TrainingConfig, folder: Path, *, overwrite: bool) -> None:
-    path = folder / "config.json"
-    if overwrite:
-        for name in ("config.json", "log.jsonl", "bundle.safetensors", "backbone.safetensors"):
-            (folder / name).unlink(missing_ok=True)
-        for old in checkpoint.checkpoint_paths(folder):
-            old.unlink()
-    wanted = json.loads(json.dumps(config.to_dict()))
-    results = (folder / "bundle.safetensors", folder / "backbone.safetensors")
-    if not checkpoint.checkpoint_paths(folder) and not any(result.exists() for result in results):
-        durable.write_json(path, wanted, overwrite=True)  # nothing is lost yet
-    elif path.exists():
-        _compare(path, wanted)
-    else:
-        raise OutputError(f"{folder}: holds a run without config.json; choose another folder, or use overwrite")
-
-
-def _compare(path: Path, wanted: dict[str, Any]) -> None:
-    try:
-        former = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read ({error}); choose another folder, or use overwrite") from error
-    for name in sorted(wanted.keys() | former.keys()):
-        if name not in _FREE and wanted.get(name) != former.get(name):
-            raise UsageError(
-                f"{path.parent}: this run was started with {name} = {former.get(name)!r}, now it is "
-                f"{wanted.get(name)!r}; choose another folder, or use overwrite to start again"
-            )
-
-
-def _start_record(
-    config: TrainingConfig,
-    device: torch.device,
-    threads: int,
-    newest: checkpoint.Checkpoint | None,
-    damaged: list[str],
-) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "event": "start" if newest is None else "resume",
-        "device": str(device),
-        "torch": torch.__version__,
-        "threads": threads,
-        "provider": devices.provider(device),
-        "stage": config.stage,
-        "seed": config.seed,
-    }
-    if newest is not None:
-        same = newest.facts["provider"] == record["provider"]
-        record |= {"step": newest.step, "damaged_checkpoints": damaged, "bit_identical": same}
-    return record

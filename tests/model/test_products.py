@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from geo_mvmf.model import checkpoint, products, training
+from geo_mvmf.model import checkpoint, products, run_folder
 from geo_mvmf.model.loss import mvmf_loss
 
 needs_onednn = pytest.mark.skipif(products._onednn() is None, reason="this torch has no oneDNN product")
@@ -71,5 +71,5 @@ def test_a_torch_without_the_operator_multiplies_with_mm(monkeypatch):
     ("facts", "provider"), [({"products": "onednn"}, "onednn"), ({"products": "mkl"}, None), ({}, None)]
 )
 def test_a_run_that_goes_on_multiplies_as_it_began(facts, provider):
-    assert training._products(checkpoint.Checkpoint(1, {}, facts)) == provider
-    assert training._products(None) is None
+    assert run_folder.former_products(checkpoint.Checkpoint(1, {}, facts)) == provider
+    assert run_folder.former_products(None) is None

@@ -1,0 +1,232 @@
+"""The run folder: held, compared with what is asked for, looked into - by rank 0, which tells the others."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geo_mvmf import append_log, durable, folder_lock
+from geo_mvmf.errors import OutputError, UsageError
+from geo_mvmf.model import checkpoint, devices, products
+from geo_mvmf.model.configuration import TrainingConfig
+from geo_mvmf.model.ranks import Ranks
+
+# What may differ when a run goes on: it changes nothing in the result.
+_FREE = (
+    "out", "workers", "log_steps", "checkpoint_steps", "checkpoint_seconds", "cache_images_gigabytes", "device",
+    "threads", "cache_dir",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def holding(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold a run folder, on rank 0: the others never write.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when missing.
+    ranks : Ranks
+        Who trains.
+
+    Raises
+    ------
+    LockedError
+        Another process trains in this folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with holding(Path(tempfile.mkdtemp()), Ranks()):
+    ...     pass
+    """
+    if ranks.rank:
+        yield
+        return
+    with folder_lock.holding(folder):
+        durable.sweep(folder)
+        yield
+
+
+def begin(
+    config: TrainingConfig, result: Path, ranks: Ranks, *, overwrite: bool
+) -> tuple[dict[str, Any], checkpoint.Checkpoint | None, list[str]]:
+    """Look at the run folder, on rank 0, and tell the others what is there.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        It must be what the run was started with.
+    result : Path
+        What a finished run has left there.
+    ranks : Ranks
+        Who trains; all have to call it at the same time.
+    overwrite : bool
+        Whether to throw away what is there.
+
+    Returns
+    -------
+    begun : dict
+        On all ranks: "finished"; "facts" of the newest checkpoint, with its "step", or None; "products", the provider.
+    newest : Checkpoint or None
+        On rank 0.
+    damaged : list of str
+        What was wrong with newer ones.
+
+    Raises
+    ------
+    UsageError
+        The run was started with other options.
+    OutputError
+        The folder holds something else.
+    TrainingError
+        There are checkpoints and none is whole.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> config = TrainingConfig(stage="head", table="a.csv", out=tempfile.mkdtemp())
+    >>> begin(config, Path(config.out) / "bundle.safetensors", Ranks(), overwrite=False)[0]["finished"]
+    False
+    """
+    newest: checkpoint.Checkpoint | None = None
+    damaged: list[str] = []
+    finished, folder = False, Path(config.out)
+    if ranks.rank == 0:
+        _open_folder(config, folder, overwrite=overwrite)
+        finished = result.exists()
+        newest, damaged = (None, []) if finished else checkpoint.read_newest(folder)
+    facts = None if newest is None else newest.facts | {"step": newest.step}
+    wanted = former_products(newest) or products.current()
+    begun: dict[str, Any] = ranks.tell({"finished": finished, "facts": facts, "products": wanted})
+    if begun["products"] not in products.available():
+        begun["products"] = None
+    return begun, newest, damaged
+
+
+def former_products(newest: checkpoint.Checkpoint | None) -> str | None:
+    """Name what a run multiplied with so far, where that is here.
+
+    Parameters
+    ----------
+    newest : Checkpoint or None
+        Of the run.
+
+    Examples
+    --------
+    >>> former_products(checkpoint.Checkpoint(1, {}, {"products": "mm"}))
+    'mm'
+    """
+    former = None if newest is None else newest.facts.get("products")
+    return former if former in products.available() else None
+
+
+class NoLog:
+    """The log of ranks that keep none.
+
+    Examples
+    --------
+    >>> NoLog().write({"step": 1})
+    """
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Do nothing with a record."""
+
+
+def open_log(folder: Path, ranks: Ranks) -> contextlib.AbstractContextManager[append_log.AppendLog | NoLog]:
+    """Open the log of a run, on rank 0.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    ranks : Ranks
+        Who trains.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with open_log(Path(tempfile.mkdtemp()), Ranks()) as log:
+    ...     log.write({"step": 1})
+    """
+    return contextlib.nullcontext(NoLog()) if ranks.rank else append_log.AppendLog(folder / "log.jsonl")
+
+
+def start_record(
+    config: TrainingConfig,
+    device: torch.device,
+    threads: int,
+    newest: checkpoint.Checkpoint | None,
+    damaged: list[str],
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """Make the first record of a log: what computes here, and whether it can give the bits of before.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    device : torch.device
+    threads : int
+    newest : Checkpoint or None
+        That the run goes on from.
+    damaged : list of str
+        What was wrong with newer ones.
+    ranks : Ranks
+        Who trains.
+
+    Examples
+    --------
+    >>> config = TrainingConfig(stage="head", table="a.csv", out="run")
+    >>> start_record(config, torch.device("cpu"), 1, None, [], Ranks())["event"]
+    'start'
+    """
+    record: dict[str, Any] = {
+        "event": "start" if newest is None else "resume",
+        "device": str(device),
+        "torch": torch.__version__,
+        "threads": threads,
+        "provider": devices.provider(device),
+        "stage": config.stage,
+        "seed": config.seed,
+        "ranks": ranks.size,
+    }
+    if newest is not None:
+        former = newest.facts["provider"], newest.facts.get("ranks", 1)
+        same = former == (record["provider"], ranks.size)
+        record |= {"step": newest.step, "damaged_checkpoints": damaged, "bit_identical": same}
+    return record
+
+
+def _open_folder(config: TrainingConfig, folder: Path, *, overwrite: bool) -> None:
+    path = folder / "config.json"
+    if overwrite:
+        for name in ("config.json", "log.jsonl", "bundle.safetensors", "backbone.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+        for old in checkpoint.checkpoint_paths(folder):
+            old.unlink()
+    wanted = json.loads(json.dumps(config.to_dict()))
+    results = (folder / "bundle.safetensors", folder / "backbone.safetensors")
+    if not checkpoint.checkpoint_paths(folder) and not any(result.exists() for result in results):
+        durable.write_json(path, wanted, overwrite=True)  # nothing is lost yet
+    elif path.exists():
+        _compare(path, wanted)
+    else:
+        raise OutputError(f"{folder}: holds a run without config.json; choose another folder, or use overwrite")
+
+
+def _compare(path: Path, wanted: dict[str, Any]) -> None:
+    try:
+        former = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read ({error}); choose another folder, or use overwrite") from error
+    for name in sorted(wanted.keys() | former.keys()):
+        if name not in _FREE and wanted.get(name) != former.get(name):
+            raise UsageError(
+                f"{path.parent}: this run was started with {name} = {former.get(name)!r}, now it is "
+                f"{wanted.get(name)!r}; choose another folder, or use overwrite to start again"
+            )

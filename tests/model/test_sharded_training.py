@@ -1,0 +1,238 @@
+"""Training by several processes: the model of one process, one of them writes, and any number of them goes on."""
+
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from geo_mvmf import durable, sphere
+from geo_mvmf.errors import UsageError
+from geo_mvmf.model import checkpoint, ranks, training
+from geo_mvmf.model.bundle import load_bundle
+from geo_mvmf.model.configuration import TrainingConfig
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["geo_mvmf.model.training", "PIL.PngImagePlugin"])  # as the tests of kills ask for
+SCRIPT = Path(__file__).with_name("rank_of_training.py")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    directions = sphere.random_directions(53, rng)
+    longitude, latitude = sphere.to_longitude_latitude(directions)
+    names = [f"{number:02d}.png" for number in range(53)]
+    for name, direction in zip(names, directions, strict=True):
+        pixels = 127 + 120 * direction + rng.normal(0, 4, (8, 8, 3))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
+    Path(folder, "07.png").write_bytes(b"no picture")
+    table = pd.DataFrame({"path": names, "longitude": longitude, "latitude": latitude})
+    table.to_csv(folder / "photos.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def config(photos, tmp_path):
+    def make(name, **options):
+        usual = {
+            "stage": "head", "table": str(photos / "photos.csv"), "out": str(tmp_path / name),
+            "cache_dir": str(tmp_path / "features"), "backbone": "chip_resnet10", "backbone_width": 8, "crop": 8,
+            "resize": 8, "num_components": 18, "initial_log_concentration": 3.0, "learning_rate": 1e-2,
+            "train_mean_directions": True, "train_log_concentrations": True, "batch_size": 9, "steps": 12,
+            "log_steps": 1, "checkpoint_steps": 4, "validate_steps": 4, "validation_fraction": 0.2, "threads": 1,
+            "device": "cpu", "gradient_clip": 0.5, "ema_decay": 0.5,
+        }  # fmt: skip
+        return usual | options
+
+    return make
+
+
+def start(config, size, changes=()):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    jobs = [{"config": config, "rank": rank, "size": size, "port": port, "changes": changes} for rank in range(size)]
+    arguments = [(str(SCRIPT), {"JOB": json.dumps(job)}) for job in jobs]
+    processes = [CONTEXT.Process(target=runpy.run_path, args=each) for each in arguments]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def codes(processes):
+    for process in processes:
+        process.join(240)
+    return [process.exitcode for process in processes]
+
+
+def trained(config, size, changes=()):
+    assert codes(start(config, size, changes)) == [0] * size
+    return load_bundle(Path(config["out"], "bundle.safetensors"), device="cpu")
+
+
+def log_of(config):
+    return [json.loads(line) for line in Path(config["out"], "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def losses(config):
+    found = {}
+    for record in log_of(config):
+        if record["event"] in ("step", "validation"):
+            found[record["event"], record["step"]] = record["loss" if record["event"] == "step" else "nll"]
+    return found
+
+
+def differences(one, other):
+    """By how much losses differ at most, and weights of the head."""
+    a, b = losses(one), losses(other)
+    assert a.keys() == b.keys()
+    heads = [load_bundle(Path(each["out"], "bundle.safetensors"), device="cpu").head for each in (one, other)]
+    pairs = zip(*(head.state_dict().values() for head in heads), strict=True)
+    return max(abs(a[key] - b[key]) for key in a), max(float((x - y).abs().max()) for x, y in pairs)
+
+
+def test_two_processes_train_the_model_of_one(config):
+    one, two = config("one"), config("two", checkpoint_seconds=1e-9)
+    training.train(TrainingConfig(**one))
+    bundle = trained(two, 2, ["keep_own_clock"])
+    of_losses, of_weights = differences(one, two)
+    assert of_losses < 1e-4
+    assert of_weights < 1e-3
+    assert len(bundle.head.weight) == 18
+    assert bundle.metadata["training"]["best"]["step"] in (4, 8, 12)
+    records = log_of(two)
+    assert [record["event"] for record in records].count("step") == 12  # one of them writes
+    assert (records[0]["event"], records[0]["ranks"]) == ("start", 2)
+    assert losses(two)["step", 12] < losses(two)["step", 1]
+
+
+def stopped(config, size, changes=()):
+    """Kill one process when the second checkpoint is there, and give the exit codes."""
+    processes = start(config, size, changes)
+    wait_for(Path(config["out"], "checkpoint-0000000008.safetensors"), processes)
+    os.kill(processes[-1].pid, signal.SIGKILL)
+    return codes(processes)
+
+
+def wait_for(path, processes):
+    while not path.exists():
+        assert any(process.is_alive() for process in processes), "they ended before"
+        time.sleep(0.0005)
+
+
+LONG = {"steps": 400, "checkpoint_steps": 8, "validate_steps": 100, "log_steps": 50}
+
+
+@pytest.mark.hard
+def test_a_killed_process_ends_all_and_the_run_goes_on_bit_by_bit(config):
+    whole, killed = config("whole", **LONG), config("killed", **LONG)
+    trained(whole, 2)
+    assert stopped(killed, 2) == [7, -signal.SIGKILL]
+    message = Path(killed["out"] + "-error-0.txt").read_text(encoding="utf-8")
+    assert message.startswith("TrainingError: rank 0 of 2: another process of this run ended or is silent (")
+    assert message.endswith("start all of them again: a run goes on from its last checkpoint")
+    trained(killed, 2)
+    assert log_of(killed)[-1]["event"] == "end"
+    resumed = [record for record in log_of(killed) if record["event"] == "resume"]
+    assert [(record["step"] >= 8, record["bit_identical"]) for record in resumed] == [(True, True)]
+    digests = {durable.file_sha256(Path(each["out"], "bundle.safetensors")) for each in (whole, killed)}
+    assert len(digests) == 1
+
+
+@pytest.mark.hard
+@pytest.mark.parametrize("options", [{}, {"fused_optimiser": "float32", "gradient_clip": None}])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), (3, 2)])
+def test_another_number_of_processes_goes_on(config, before, after, options):
+    whole, other = config("whole", **options), config("other", **options)
+    training.train(TrainingConfig(**whole))
+    stop_at(other, before)
+    trained(other, after)
+    resumed = [record for record in log_of(other) if record["event"] == "resume"]
+    assert [(record["step"], record["ranks"], record["bit_identical"]) for record in resumed] == [(8, after, False)]
+    of_losses, of_weights = differences(whole, other)
+    assert of_losses < 1e-4
+    assert of_weights < 1e-3
+
+
+def stop_at(config, size):
+    """Leave a run at its checkpoint of step 8."""
+    trained(config, size)
+    folder = Path(config["out"])
+    (folder / "bundle.safetensors").unlink()
+    assert [path.name[-14:-12] for path in checkpoint.checkpoint_paths(folder)] == ["08", "04"]
+
+
+@pytest.mark.hard
+def test_parts_dealt_wrongly_are_caught(config):
+    """Broken twin: a resumed run whose ranks all take the first components."""
+    whole, other = config("whole"), config("other")
+    training.train(TrainingConfig(**whole))
+    stop_at(other, 2)
+    trained(other, 2, ["deal_first_part"])
+    assert differences(whole, other)[0] > 1e-3
+
+
+@pytest.mark.hard
+def test_a_backbone_is_trained_by_the_rows_of_all(config):
+    options = {"stage": "finetune", "learning_rate": 1e-3}
+    one, two, twin = (config(name, **options) for name in ("one", "two", "twin"))
+    trained(one, 1, ["freeze_statistics"])
+    trained(two, 2, ["freeze_statistics"])
+    trained(twin, 2, ["freeze_statistics", "keep_own_gradients"])
+    assert differences(one, two)[0] < 1e-3
+    assert differences(one, twin)[0] > 1e-2
+
+
+@pytest.mark.hard
+def test_backbones_stay_the_same_on_all(config):
+    run = config("run", stage="finetune", learning_rate=1e-3)
+    trained(run, 2)
+    each = [dict(np.load(f"{run['out']}-backbone-{rank}.npz")) for rank in range(2)]
+    assert each[0].keys() == each[1].keys()
+    for name, values in each[0].items():
+        np.testing.assert_array_equal(values, each[1][name], err_msg=name)
+
+
+@pytest.mark.hard
+def test_torchrun_and_the_command_line(config, tmp_path):
+    run = config("run")
+    lines = [f"{name} = {json.dumps(value)}" for name, value in run.items()]
+    Path(tmp_path, "run.toml").write_text("\n".join(lines), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    door = [str(Path(sys.executable).with_name("geo-mvmf")), "train", str(tmp_path / "run.toml")]
+    found = subprocess.run([*command, *door], capture_output=True, text=True, timeout=240, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("wrote ") == 1
+    assert load_bundle(Path(run["out"], "bundle.safetensors"), device="cpu").head.weight.shape[0] == 18
+    again = subprocess.run([*command, *door], capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 0  # it is finished
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"head": "cross_entropy"},
+            "components of an mvmf head, and head cross_entropy has none; start one",
+        ),
+        ({"batch_size": 2}, "batch_size 2 is shared by 3 processes, and stage head needs 1 or more for each"),
+        ({"stage": "finetune", "batch_size": 5}, "batch_size 5 is shared by 3 processes, and stage finetune needs 2"),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused(config, options, message):
+    three = ranks.Ranks()
+    three.size = 3
+    with pytest.raises(UsageError, match=message):
+        training._check_ranks(TrainingConfig(**config("run", **options)), three)
