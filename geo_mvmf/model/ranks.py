@@ -289,7 +289,7 @@ class Ranks:
         [1.0, 1.0]
         """
         if not shared:
-            everything = torch.empty(*shape, dtype=dtype) if whole is None else whole.contiguous()
+            everything = torch.empty(tuple(shape), dtype=dtype) if whole is None else whole.contiguous()
             self._broadcast(everything)
             return everything
         parts = self.parts(shape[0])

@@ -94,9 +94,11 @@ def losses(config):
     return found
 
 
-def differences(one, other):
+def differences(one, other, *, resumed=None):
     """By how much losses differ at most, and weights of the head."""
     a, b = losses(one), losses(other)
+    for each in (a, b):  # what is logged is a mean over steps; the first one of a resumed run is of one step
+        each.pop(("step", resumed), None)
     assert a.keys() == b.keys()
     heads = [load_bundle(Path(each["out"], "bundle.safetensors"), device="cpu").head for each in (one, other)]
     pairs = zip(*(head.state_dict().values() for head in heads), strict=True)
@@ -151,9 +153,14 @@ def test_a_killed_process_ends_all_and_the_run_goes_on_bit_by_bit(config):
     assert len(digests) == 1
 
 
-@pytest.mark.hard
-@pytest.mark.parametrize("options", [{}, {"fused_optimiser": "float32", "gradient_clip": None}])
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), (3, 2)])
+FUSED = {"fused_optimiser": "float32", "gradient_clip": None}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "options"),
+    [(2, 1, {})]
+    + [pytest.param(*each, marks=pytest.mark.hard) for each in ((1, 3, {}), (3, 2, {}), (2, 1, FUSED), (1, 2, FUSED))],
+)
 def test_another_number_of_processes_goes_on(config, before, after, options):
     whole, other = config("whole", **options), config("other", **options)
     training.train(TrainingConfig(**whole))
@@ -161,7 +168,7 @@ def test_another_number_of_processes_goes_on(config, before, after, options):
     trained(other, after)
     resumed = [record for record in log_of(other) if record["event"] == "resume"]
     assert [(record["step"], record["ranks"], record["bit_identical"]) for record in resumed] == [(8, after, False)]
-    of_losses, of_weights = differences(whole, other)
+    of_losses, of_weights = differences(whole, other, resumed=9)
     assert of_losses < 1e-4
     assert of_weights < 1e-3
 
@@ -181,7 +188,7 @@ def test_parts_dealt_wrongly_are_caught(config):
     training.train(TrainingConfig(**whole))
     stop_at(other, 2)
     trained(other, 2, ["deal_first_part"])
-    assert differences(whole, other)[0] > 1e-3
+    assert differences(whole, other, resumed=9)[0] > 1e-3
 
 
 @pytest.mark.hard
