@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,6 @@ WEIGHTS_BYTES = 256 << 20
 """Most bytes of mixing weights of all components, (N, C) in float32, that a pass through the network may give."""
 
 _DENSITY_BYTES = 64 << 20  # the same of the float64 weights that a thread summarises in one go
-
 _MANY_COMPONENTS = 4096
 """From so many components on, images that keep few of them are summarised over those alone."""
 
@@ -160,21 +160,25 @@ class Predictor:
         ahead = self.batch_size + AHEAD * self.workers  # the next batch is read while one is in the network
         chosen = [paths[i] for i in usable]
         stream = images.read_images(chosen, self.bundle.spec, workers=self.workers, ahead=ahead, inside=self._inside)
-        with contextlib.closing(stream), ThreadPoolExecutor(max(1, self.workers)) as threads:
+        behind: collections.deque[tuple[list[tuple[int, Image]], list[Future[_Piece]]]] = collections.deque()
+        with contextlib.closing(stream), _ending_early(max(1, self.workers)) as threads:
             at_once = min(self.batch_size, _most(WEIGHTS_BYTES, 4 * self.bundle.num_components))
-            for batch in _batches(usable, stream, at_once):
-                good = _without_failed(rows, batch)
-                if good:
-                    pieces += self._predicted(rows, good, paths, threads)
-                done += len(batch)
-                own = np.array([i for i, _ in batch])
-                yield Progress("predict", done, total, failures=_failures(rows, own[rows["status"][own] != "ok"]))
+            for batch in itertools.chain(_batches(usable, stream, at_once), [[]]):
+                if batch:  # the network has this one while the densities of the one before are made
+                    good = _without_failed(rows, batch)
+                    behind.append((batch, self._predicted(rows, good, paths, threads) if good else []))
+                while behind and (len(behind) > 1 or not batch):
+                    ready, shares = behind.popleft()
+                    pieces.extend(share.result() for share in shares)
+                    done += len(ready)
+                    own = np.array([i for i, _ in ready])
+                    yield Progress("predict", done, total, failures=_failures(rows, own[rows["status"][own] != "ok"]))
         return pd.DataFrame(rows, index=pd.RangeIndex(len(frame))), _assembled(pieces, len(frame))
 
     def _predicted(
         self, rows: row_contract.Rows, good: list[tuple[int, Pixels]], paths: list[Path], threads: ThreadPoolExecutor
-    ) -> list[_Piece]:
-        """Predict one batch: the network with all its threads first, then the densities in ours."""
+    ) -> list[Future[_Piece]]:
+        """Predict one batch: the network here, then the densities in threads, which it does not wait for."""
         index = np.array([i for i, _ in good])
         weights, features = self.bundle.predict(np.stack([pixels for _, pixels in good]))
         finite = _finite(rows, index, weights)
@@ -197,10 +201,11 @@ class Predictor:
         # small shares: an interruption waits for those begun
         most = 1 if self.estimator in _SLOW else min(_SHARE, _most(_DENSITY_BYTES, 8 * self.bundle.num_components))
         shares = np.array_split(np.arange(index.size), max(min(self.workers, index.size), -(-index.size // most)))
-        first = 0 if self._is_warm else 1  # what all images share is made once
-        pieces = [finish(chosen) for chosen in shares[:first]]
-        self._is_warm = True
-        return pieces + list(threads.map(finish, shares[first:]))
+        begun = [threads.submit(finish, shares[0])]
+        if not self._is_warm:
+            wait(begun)  # what all images share is made once
+            self._is_warm = True
+        return begun + [threads.submit(finish, chosen) for chosen in shares[1:]]
 
     def left(self, start: int, stop: int) -> tuple[pd.DataFrame, stores.Pruned]:
         """Rows of a cancelled prediction: those that were not reached have status "cancelled".
@@ -352,6 +357,17 @@ def _captured_at(path: Path, inside: list[Path]) -> str | None:
         return photos.read_metadata(path, inside=inside).captured_at
     except ImageError:
         return None
+
+
+@contextlib.contextmanager
+def _ending_early(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that begin nothing any more once something goes wrong, or somebody interrupts."""
+    with ThreadPoolExecutor(workers) as threads:
+        try:
+            yield threads
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _batches(usable: IntArray, stream: Iterator[Image], size: int) -> Iterator[list[tuple[int, Image]]]:
