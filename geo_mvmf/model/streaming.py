@@ -21,7 +21,8 @@ from torch import Tensor
 
 from geo_mvmf.model.output_layer import OutputLayer
 
-CHUNK_ELEMENTS = 1 << 19  # (N, chunk) on a CPU: 2 MB of float32 a buffer, near the size of a core's cache
+CHUNK_ELEMENTS = 1 << 19  # (N, chunk) on a CPU: 2 MB of float32 a buffer, near the size of a core's cache,
+_LARGE_CHUNK_ELEMENTS = 1 << 20  # or twice that, where it is less than a 32nd of all logits
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 24  # 64 MB: large enough to fill an accelerator
 _CHUNK_LIMITS = (256, 32768)  # narrower chunks waste the matrix product, wider ones the memory
 _CHUNK_STEP = 64  # chunks are multiples of this where the limits allow it: whole cache lines, whole tiles
@@ -51,7 +52,8 @@ def chunks(n: int, num_components: int, device: torch.device) -> list[slice]:
     >>> chunks(512, 2500, torch.device("cpu"))
     [slice(0, 1024, None), slice(1024, 2048, None), slice(2048, 2500, None)]
     """
-    elements = CHUNK_ELEMENTS if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
+    large = max(CHUNK_ELEMENTS, min(_LARGE_CHUNK_ELEMENTS, n * num_components // 32))
+    elements = large if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
     low, high = _CHUNK_LIMITS
     size = min(max(elements // max(n, 1) // _CHUNK_STEP * _CHUNK_STEP, low), high)
     return [slice(start, min(start + size, num_components)) for start in range(0, num_components, size)]
