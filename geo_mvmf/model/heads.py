@@ -145,7 +145,9 @@ class MvmfHead(nn.Module):
         >>> MvmfHead(2, [[0.0, 0.0, 1.0]], [4.0]).heaviest_directions(torch.ones(1, 2)).tolist()
         [[0.0, 0.0, 1.0]]
         """
-        return heaviest_directions(features, self.weight, self.bias, self.mean_directions, self.ranks or Ranks())
+        return heaviest_directions(
+            features, self.weight, self.bias, self.mean_directions, self.ranks or Ranks(alone=True)
+        )
 
     def loss(
         self,

@@ -60,7 +60,7 @@ class Learner:
     pixel_km: float
     steps: int
     device: torch.device
-    ranks: Ranks = dataclasses.field(default_factory=Ranks)
+    ranks: Ranks = dataclasses.field(default_factory=lambda: Ranks(alone=True))
 
     def __post_init__(self) -> None:
         self.head.to(self.device)

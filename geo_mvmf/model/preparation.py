@@ -111,7 +111,7 @@ def prepare(
     -------
     Prepared
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or Ranks(alone=True)
     backbone, old_head, old_partition, spec = _start(config, ranks)
     released = _released_spec(config, spec)
     source: sources.Source

@@ -31,6 +31,8 @@ class Ranks:
     ----------
     group : ProcessGroup, optional
         Of torch.distributed. None: all processes; where torch.distributed was not initialised, this one alone.
+    alone : bool
+        Whether this process has nobody to share with, although there are others.
 
     Attributes
     ----------
@@ -39,13 +41,13 @@ class Ranks:
 
     Examples
     --------
-    >>> alone = Ranks()
-    >>> alone.rank, alone.size
+    >>> here = Ranks()
+    >>> here.rank, here.size
     (0, 1)
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        together = dist.is_available() and dist.is_initialized()
+    def __init__(self, group: dist.ProcessGroup | None = None, *, alone: bool = False) -> None:
+        together = not alone and dist.is_available() and dist.is_initialized()
         self._group = group
         self.rank = dist.get_rank(group) if together else 0
         self.size = dist.get_world_size(group) if together else 1
@@ -208,11 +210,7 @@ class Ranks:
         Parameters
         ----------
         value : JSON value
-            That of rank 0 counts.
-
-        Returns
-        -------
-        JSON value
+            That of rank 0 counts, and is returned.
 
         Examples
         --------
@@ -354,7 +352,7 @@ def joined() -> Iterator[Ranks]:
     ...     ranks.size
     1
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
+    if not _by_torchrun() or dist.is_initialized():
         yield Ranks()
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
@@ -381,7 +379,11 @@ def is_first() -> bool:
     >>> is_first()
     True
     """
-    return os.environ.get("RANK", "0") == "0"
+    return not _by_torchrun() or os.environ.get("RANK") == "0"
+
+
+def _by_torchrun() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _filled(rows: Tensor, count: int) -> Tensor:

@@ -63,6 +63,27 @@ def fused(ranks, case, arrays):
     return {"weight": parts["weight"].detach().numpy()}
 
 
+def sent(ranks, case, arrays):
+    """How many bytes this rank gives to others in a step."""
+    names = ("all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor", "broadcast", "send")
+    given, whole = [], {name: getattr(dist, name) for name in names}
+
+    def counting(name):
+        def count(*tensors, **options):
+            own = tensors[-1] if name == "all_gather_into_tensor" else tensors[1 if name.startswith("reduce") else 0]
+            given.append(own.nbytes)
+            return whole[name](*tensors, **options)
+
+        return count
+
+    for name in names:
+        setattr(dist, name, counting(name))
+    loss_of(ranks, case, arrays)
+    for name in names:
+        setattr(dist, name, whole[name])
+    return {"bytes": np.array(sum(given))}
+
+
 def heaviest_of(ranks, case, arrays):
     components = ranks.part(len(arrays["weight"]))
     first = sum(case["counts"][: ranks.rank])
@@ -127,7 +148,15 @@ def lost(ranks, case, arrays):
     return {}
 
 
-DO = {"loss": loss_of, "fused": fused, "heaviest": heaviest_of, "refused": refused, "peak": peak, "lost": lost}
+DO = {
+    "loss": loss_of,
+    "fused": fused,
+    "sent": sent,
+    "heaviest": heaviest_of,
+    "refused": refused,
+    "peak": peak,
+    "lost": lost,
+}
 
 
 def run(rank, size, folder):

@@ -115,6 +115,8 @@ def two(tmp_path_factory):
     others = {
         "heaviest": problem(c=33, do="heaviest"),
         "fused": problem(do="fused", c=70, counts=(4, 3)),
+        "sent": problem(do="sent", c=40, counts=(4, 3)),
+        "sent of many": problem(do="sent", c=4000, counts=(4, 3)),
         "floors": problem(**refused, options={"floor": 0.1}),
         "shapes": problem(**refused, narrow=True),
         "options": problem(**refused, options={"kept_type": "int4"}),
@@ -151,6 +153,15 @@ def test_the_heaviest_component_is_found_wherever_it_is(two):
     whole = np.concatenate([of_rank["heaviest"] for of_rank in found["heaviest"]])
     np.testing.assert_array_equal(whole, others["heaviest"][1]["mean_directions"][at])
     assert len(set(at >= 17)) == 2  # some on each
+
+
+def test_what_is_sent_is_of_the_rows_alone(two):
+    of_few, of_many = (int(two[1][name][0]["bytes"]) for name in ("sent", "sent of many"))
+    rows, columns = 8, 6  # 3 rows are filled up to 4
+    assert of_few == of_many
+    features, gradient, directions, four_numbers, scale = 4 * columns, rows * columns, 4 * 3, 4 * 7, 4
+    agreement_and_value = 8 + 1
+    assert of_many == 8 * (features + gradient + directions + four_numbers + scale + agreement_and_value)
 
 
 def test_a_fused_update_of_each_part_is_that_of_the_whole(two):
