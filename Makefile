@@ -37,11 +37,13 @@ check: $(STAMP)  ## style and types
 bench: $(STAMP)  ## measure; figures go to benchmarks/results (perhaps an hour on 2 idle cores)
 	@$(BIN)/python benchmarks/kernels.py
 	@$(BIN)/python benchmarks/loss.py
+	@$(BIN)/python benchmarks/huge_head.py
 	@$(BIN)/python benchmarks/density.py
 	@$(BIN)/python benchmarks/estimates.py
 	@$(BIN)/python benchmarks/album.py
 	@$(BIN)/python benchmarks/predict_memory.py
 	@$(BIN)/python benchmarks/predict_cost.py
+	@$(BIN)/python benchmarks/predict_scale.py
 
 sample: $(STAMP)  ## regenerate sample_data/ from Natural Earth
 	@$(BIN)/python sample_data/make_sample_data.py
