@@ -117,6 +117,7 @@ VARIANTS = {
     "baseline": {"head": "cross_entropy", "gradient_clip": 1.0, "balance": "area", "optimiser": "adamw"},
     "dropout": {"backbone": "mobilenet_v3_small", "backbone_width": 64, "steps": 4, "crop": 32, "resize": 32},
     "head": {"stage": "head", "balance": "cell"},
+    "fused": {"stage": "head", "fused_optimiser": "bfloat16", "ema_decay": 0.9},
     "from files": {"cache_images_gigabytes": 0.0, "validation": "none"},
 }
 

@@ -231,6 +231,20 @@ def test_many_kills_of_stage_head_and_its_feature_cache(config, tmp_path):
 
 @pytest.mark.hard
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_many_kills_of_a_head_with_the_fused_update(config, tmp_path, kind):
+    """In float32 to the bits of the plain optimiser, even; in bfloat16 with the same rounding at random."""
+    config = dataclasses.replace(config, stage="head", fused_optimiser=kind)
+    whole, run = (dataclasses.replace(config, out=str(tmp_path / name)) for name in ("whole", "run"))
+    expected = train(whole).digest
+    plain = train(dataclasses.replace(whole, out=str(tmp_path / "plain"), fused_optimiser="none")).digest
+    assert (plain == expected) == (kind == "float32")
+    digests = digests_of_killed(run, 12, any_moment(run, np.random.default_rng(11)))
+    assert digests == {durable.file_sha256(f"{whole.out}/bundle.safetensors")}
+
+
+@pytest.mark.hard
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(5))
 def test_many_kills_and_the_bundle_is_the_same(config, undisturbed, tmp_path, seed):
     run = dataclasses.replace(config, out=str(tmp_path / "run"))
