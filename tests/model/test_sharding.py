@@ -86,9 +86,10 @@ def errors(case, arrays, found):
         if name == "loss" and exact.ndim == 0:
             wrong[name] = max(abs(float(of_rank[name]) - float(exact)) for of_rank in found) / max(1.0, abs(exact))
             continue
-        whole = np.concatenate([of_rank[name] for of_rank in found])
+        whole = np.concatenate([of_rank[name] for of_rank in found]).astype(np.float64)
         assert whole.shape == exact.shape
-        wrong[name] = np.linalg.norm(whole - exact) / max(np.linalg.norm(exact), 1e-300)
+        norm = np.linalg.norm(exact.astype(np.float64))  # 0 where a floor cuts all
+        wrong[name] = np.linalg.norm(whole - exact) / max(norm, 1e-30)
     return wrong
 
 
@@ -206,8 +207,26 @@ def test_four_ranks_are_one_process_to_rounding(tmp_path):
         cases[str(number)] = problem(**size, **kind, seed=number, log_kappa=ranges[number % 5], options=options)
     found = together(tmp_path / "four", cases, chunks=(64, 64))
     worst = {name: errors(*cases[name], found[name]) for name in cases}
-    late = {name: wrong for name, wrong in worst.items() if not max(wrong.values()) < limit(*cases[name])}
+    # of one row in float32 the gradient by the features cancels: one process alone errs by up to 4e-6 there
+    allowed = {name: max(limit(*cases[name]), 4e-6 * (limit(*cases[name]) > 1e-9)) for name in cases}
+    late = {name: wrong for name, wrong in worst.items() if not max(wrong.values()) < allowed[name]}
     assert late == {}
+
+
+@pytest.mark.hard
+@pytest.mark.parametrize("counts", [(90, 38), (32, 32, 32, 32)])
+def test_batches_of_a_useful_size_agree_to_a_millionth(tmp_path, counts):
+    kinds = {str(kappa): (kappa, kappa) for kappa in (0.0, 8.0, 16.0, 20.0)} | {"mixed": (0.0, 20.0)}
+    cases = {
+        name: problem(c=4099, counts=counts, d=64, dtype="float32", log_kappa=kappas) for name, kappas in kinds.items()
+    }
+    for _, arrays in cases.values():
+        arrays["weight"] /= 8.0  # logits of some nats: their rounding is what both ways share
+    found = together(tmp_path / "useful", cases, chunks=(256, 32768))
+    for name, case in cases.items():
+        wrong = errors(*case, found[name])
+        # of wide components the gradient is a small difference of two softmaxes: one process, too, errs by a millionth
+        assert max(wrong.values()) < (2e-6 if name == "0.0" else 1e-6), (name, wrong)
 
 
 @pytest.mark.hard
