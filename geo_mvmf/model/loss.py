@@ -15,17 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geo_mvmf.model import streaming
-from geo_mvmf.model.components import Components, log_density, log_normaliser
-from geo_mvmf.model.numerators import EveryComponent, numerator_of
+from geo_mvmf.model import loss_passes, streaming
+from geo_mvmf.model.components import log_density, log_normaliser
 from geo_mvmf.model.output_layer import OutputLayer
-from geo_mvmf.model.pair_sums import PairShares, TargetLogits
 
 __all__ = ["cross_entropy_loss", "log_density", "log_normaliser", "mvmf_loss", "reduce_losses"]
 
-LOGIT_BUDGET_BYTES = 1 << 28
 REDUCTIONS = ("mean", "sum", "none")
-KEPT_TYPES = {None: None, "bfloat16": torch.bfloat16}
 
 
 def mvmf_loss(
@@ -104,6 +100,7 @@ def mvmf_loss(
     _check_shape("target_directions", target_directions, (features.shape[0], 3))
     if floor is not None and not 0.0 < floor < math.inf:
         raise ValueError(f"floor {floor!r} must be a positive density per steradian, or None")
+    how = loss_passes.options(features, floor, logit_budget_bytes, kept_type, weight_update)
     with torch.autocast(features.device.type, enabled=False):
         losses: Tensor = _MvmfLoss.apply(
             features,
@@ -112,11 +109,7 @@ def mvmf_loss(
             mean_directions.double(),
             log_concentrations.double(),
             target_directions.detach().double(),
-            -math.inf if floor is None else math.log(floor),
-            LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
-            KEPT_TYPES[kept_type],
-            product_type(features),
-            weight_update,
+            how,
         )
         return reduce_losses(losses, sample_weight, reduction)
 
@@ -170,16 +163,14 @@ def cross_entropy_loss(
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
         raise ValueError(f"row {row} has class {int(target[row])}, not in 0..{weight.shape[0] - 1}")
+    how = loss_passes.options(features, None, logit_budget_bytes, kept_type, weight_update)
     with torch.autocast(features.device.type, enabled=False):
         losses: Tensor = _CrossEntropyLoss.apply(
             features,
             weight,
             bias,
             target,
-            LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
-            KEPT_TYPES[kept_type],
-            product_type(features),
-            weight_update,
+            how,
         )
         return reduce_losses(losses, sample_weight, reduction)
 
@@ -231,126 +222,28 @@ class _MvmfLoss(torch.autograd.Function):
         mean_directions: Tensor,
         log_concentrations: Tensor,
         target_directions: Tensor,
-        log_floor: float,
-        budget_bytes: int,
-        kept_type: torch.dtype | None,
-        product_type: torch.dtype | None,
-        update: streaming.WeightUpdate | None,
+        how: loss_passes.Options,
     ) -> Tensor:
-        layer = OutputLayer(features, weight, bias, product_type)
-        numerator = numerator_of(mean_directions, log_concentrations, target_directions, layer.working)
-        sums = streaming.forward(layer, numerator, budget_bytes=budget_bytes, kept_type=kept_type)
-        value = numerator.value()
-        mixture = value - sums.denominator
-        floored = torch.logaddexp(mixture, torch.full_like(mixture, log_floor)) if log_floor > -math.inf else mixture
-        pairs: tuple[Tensor | None, ...] = (None, None, None)
-        if not isinstance(numerator, EveryComponent):
-            pairs = (numerator.rows, numerator.columns, numerator.shares(value))
-        ctx.product_type, ctx.late, ctx.kept = product_type, sums.late, sums.kept
-        ctx.update, ctx.version = update, None if update is None else update.version
-        ctx.save_for_backward(
-            features, weight, bias, mean_directions, log_concentrations, target_directions,
-            sums.denominator, sums.shifts, value, torch.exp(mixture - floored), *pairs,
-        )  # fmt: skip
-        return -floored.to(layer.working)
+        layer = OutputLayer(features, weight, bias, how.product_type)
+        return loss_passes.mvmf_forward(ctx, layer, mean_directions, log_concentrations, target_directions, how)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        _begin_update(ctx)
-        features, weight, bias, mu, log_kappa, y, denominator, shifts, value, unfloored = ctx.saved_tensors[:10]
-        rows, columns, shares = ctx.saved_tensors[10:]
-        layer = OutputLayer(features, weight, bias, ctx.product_type)
-        scale = (gradients[0].double() * unfloored).to(layer.working)  # a floor takes its share of the gradient away
-        components, by_components = Components.of(mu, log_kappa), any(ctx.needs_input_grad[3:5])
-        derivative: EveryComponent | PairShares
-        if rows is None:
-            derivative = EveryComponent(components, y, layer.working, value=value, by_components=by_components)
-        else:
-            derivative = PairShares(rows, columns, shares, len(features), len(weight))
-        sums = streaming.Sums(denominator, shifts, ctx.kept, ctx.late)
-        with torch.autocast(features.device.type, enabled=False):  # the caller's may still be on
-            found = streaming.backward(layer, derivative, sums, scale, ctx.needs_input_grad[:3], ctx.update)
-            _forget(ctx)
-            of_components = derivative.by_components(components, y, scale) if by_components else (None, None)
-        wanted = [g if need else None for g, need in zip(of_components, ctx.needs_input_grad[3:5], strict=True)]
-        return *found, *wanted, None, None, None, None, None, None
+        return *loss_passes.mvmf_backward(ctx, gradients[0], ctx.needs_input_grad[:5]), None, None
 
 
 class _CrossEntropyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        target: Tensor,
-        budget_bytes: int,
-        kept_type: torch.dtype | None,
-        product_type: torch.dtype | None,
-        update: streaming.WeightUpdate | None,
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor, how: loss_passes.Options
     ) -> Tensor:
-        layer = OutputLayer(features, weight, bias, product_type)
-        numerator = TargetLogits(target, len(weight))
-        sums = streaming.forward(layer, numerator, budget_bytes=budget_bytes, kept_type=kept_type)
-        ctx.product_type, ctx.late, ctx.kept = product_type, sums.late, sums.kept
-        ctx.update, ctx.version = update, None if update is None else update.version
-        ctx.save_for_backward(features, weight, bias, target, sums.denominator, sums.shifts)
-        return (sums.denominator - numerator.value()).to(layer.working)
+        return loss_passes.class_forward(ctx, OutputLayer(features, weight, bias, how.product_type), target, how)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        _begin_update(ctx)
-        features, weight, bias, target, denominator, shifts = ctx.saved_tensors
-        layer = OutputLayer(features, weight, bias, ctx.product_type)
-        rows = torch.arange(len(target), dtype=torch.int32, device=target.device)
-        shares = torch.ones(len(target), dtype=layer.working, device=target.device)
-        derivative = PairShares(rows, target.int(), shares, len(target), len(weight))
-        sums = streaming.Sums(denominator, shifts, ctx.kept, ctx.late)
-        with torch.autocast(features.device.type, enabled=False):  # the caller's may still be on
-            scale = gradients[0].to(layer.working)
-            found = streaming.backward(layer, derivative, sums, scale, ctx.needs_input_grad[:3], ctx.update)
-            _forget(ctx)
-        return *found, None, None, None, None, None
-
-
-def _begin_update(ctx: Any) -> None:
-    """Ask before torch does, who would only say that some tensor has been modified."""
-    if ctx.update is not None:
-        ctx.update.begin(ctx.version)
-
-
-def _forget(ctx: Any) -> None:
-    """Give the exponentials back; a second backward pass through a retained graph would form them again."""
-    if ctx.update is not None:
-        ctx.update.end()
-    streaming.give_back(ctx.kept)
-    ctx.kept = ctx.kept[:0].clone()
-
-
-def product_type(features: Tensor) -> torch.dtype | None:
-    """Give the type of the factors under autocast, where products of them can come out in float32.
-
-    Parameters
-    ----------
-    features : Tensor
-        Of any shape.
-
-    Returns
-    -------
-    torch.dtype or None
-        None: they are not rounded.
-
-    Examples
-    --------
-    >>> product_type(torch.ones(1)) is None
-    True
-    """
-    device = features.device.type
-    if device != "cuda" or not torch.is_autocast_enabled(device) or features.dtype == torch.float64:
-        return None
-    return torch.get_autocast_dtype(device)
+        return *loss_passes.class_backward(ctx, gradients[0], ctx.needs_input_grad[:3]), None, None
 
 
 def _check_layer(
@@ -370,7 +263,7 @@ def _check_layer(
     _check_shape("bias", bias, (weight.shape[0],))
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
-    if kept_type not in KEPT_TYPES:
+    if kept_type not in loss_passes.KEPT_TYPES:
         raise ValueError(f"kept_type {kept_type!r} is not None or bfloat16")
     if update is not None and (weight is not update.weight or not weight.requires_grad):
         what = "another weight" if weight is not update.weight else "a frozen weight"

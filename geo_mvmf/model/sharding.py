@@ -15,12 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geo_mvmf.model import streaming
-from geo_mvmf.model.components import Components
-from geo_mvmf.model.loss import KEPT_TYPES, LOGIT_BUDGET_BYTES, REDUCTIONS, product_type, reduce_losses
-from geo_mvmf.model.numerators import EveryComponent, numerator_of
+from geo_mvmf.model import loss_passes, streaming
+from geo_mvmf.model.loss import REDUCTIONS, reduce_losses
 from geo_mvmf.model.output_layer import OutputLayer
-from geo_mvmf.model.pair_sums import PairShares
 from geo_mvmf.model.ranks import Ranks
 
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -97,6 +94,7 @@ def sharded_mvmf_loss(
     )  # fmt: skip
     options = (floor, reduction, sample_weight is not None)
     call = _agreed(ranks, features, problem, options)
+    how = loss_passes.options(features, floor, logit_budget_bytes, kept_type, weight_update)
     with torch.autocast(features.device.type, enabled=False):
         losses: Tensor = _ShardedLoss.apply(
             features,
@@ -105,11 +103,7 @@ def sharded_mvmf_loss(
             mean_directions.double(),
             log_concentrations.double(),
             target_directions.detach().double(),
-            -math.inf if floor is None else math.log(floor),
-            LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes,
-            KEPT_TYPES[kept_type],
-            product_type(features),
-            weight_update,
+            how,
             call,
         )
         if call.weighted and sample_weight is None:
@@ -186,64 +180,27 @@ class _ShardedLoss(torch.autograd.Function):
         mean_directions: Tensor,
         log_concentrations: Tensor,
         target_directions: Tensor,
-        log_floor: float,
-        budget_bytes: int,
-        kept_type: torch.dtype | None,
-        product_type: torch.dtype | None,
-        update: streaming.WeightUpdate | None,
+        how: loss_passes.Options,
         call: _Call,
     ) -> Tensor:
-        everyone = call.ranks.gather(features, call.counts)
-        y = call.ranks.gather(target_directions, call.counts)
-        layer = OutputLayer(everyone, weight, bias, product_type)
-        # The numerator's certificate is of this rank's components alone: what its pairs leave out is negligible beside
-        # its own numerator, which is a summand of the numerator of all ranks. So none has to know of the others' pairs.
-        numerator = numerator_of(mean_directions, log_concentrations, y, layer.working)
-        sums = streaming.forward(layer, numerator, budget_bytes=budget_bytes, kept_type=kept_type)
-        denominator, value = call.ranks.logsumexp(torch.stack([sums.denominator, numerator.value()]))
-        mixture = value - denominator
-        floored = torch.logaddexp(mixture, torch.full_like(mixture, log_floor)) if log_floor > -math.inf else mixture
-        pairs: tuple[Tensor | None, ...] = (None, None, None)
-        if not isinstance(numerator, EveryComponent):
-            pairs = (numerator.rows, numerator.columns, numerator.shares(value))
-        ctx.call, ctx.product_type, ctx.late, ctx.kept = call, product_type, sums.late, sums.kept
-        ctx.update, ctx.version = update, None if update is None else update.version
-        ctx.save_for_backward(
-            everyone, weight, bias, mean_directions, log_concentrations, y,
-            denominator, sums.shifts, value, torch.exp(mixture - floored), *pairs,
-        )  # fmt: skip
-        return -floored[call.own].to(layer.working)
+        ctx.call, ranks = call, call.ranks
+        y = ranks.gather(target_directions, call.counts)
+        layer = OutputLayer(ranks.gather(features, call.counts), weight, bias, how.product_type)
+        losses = loss_passes.mvmf_forward(
+            ctx, layer, mean_directions, log_concentrations, y, how, combine=ranks.logsumexp
+        )
+        return losses[call.own]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        call, update = ctx.call, ctx.update
-        if update is not None:  # it says more than torch does of a weight that was modified
-            update.begin(ctx.version)
-        everyone, weight, bias, mu, log_kappa, y, denominator, shifts, value, unfloored = ctx.saved_tensors[:10]
-        rows, columns, shares = ctx.saved_tensors[10:]
-        layer = OutputLayer(everyone, weight, bias, ctx.product_type)
-        scale = (call.ranks.gather(gradients[0].double(), call.counts) * unfloored).to(layer.working)
-        components, by_components = Components.of(mu, log_kappa), any(ctx.needs_input_grad[3:5])
-        derivative: EveryComponent | PairShares
-        if rows is None:
-            derivative = EveryComponent(components, y, layer.working, value=value, by_components=by_components)
-        else:
-            derivative = PairShares(rows, columns, shares, len(everyone), len(weight))
-        needs = (call.by_features, *ctx.needs_input_grad[1:3])  # of features: the others may want this rank's share
-        with torch.autocast(everyone.device.type, enabled=False):  # the caller's may still be on
-            sums = streaming.Sums(denominator, shifts, ctx.kept, ctx.late)
-            d_features, d_weight, d_bias = streaming.backward(layer, derivative, sums, scale, needs, update)
-            if update is not None:
-                update.end()
-            streaming.give_back(ctx.kept)
-            ctx.kept = ctx.kept[:0].clone()  # a second pass through a retained graph would form them again
-            of_components = derivative.by_components(components, y, scale) if by_components else (None, None)
+        call = ctx.call
+        needs = (call.by_features, *ctx.needs_input_grad[1:5])  # of features: the others may want this rank's share
+        gradient = call.ranks.gather(gradients[0].double(), call.counts)
+        d_features, *others = loss_passes.mvmf_backward(ctx, gradient, needs)
         if d_features is not None:
             d_features = call.ranks.scatter_sum(d_features, call.counts)
-        found = (d_features, d_weight, d_bias, *of_components)
-        wanted = [g if need else None for g, need in zip(found, ctx.needs_input_grad[:5], strict=True)]
-        return *wanted, None, None, None, None, None, None, None
+        return d_features if ctx.needs_input_grad[0] else None, *others, None, None, None
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -332,7 +289,7 @@ def _problem(
         return f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}"
     if update is not None and (weight is not update.weight or not weight.requires_grad):
         return f"weight_update is of a weight of shape {tuple(update.weight.shape)} that is another's, or frozen"
-    return None if kept_type in KEPT_TYPES else f"kept_type {kept_type!r} is not None or bfloat16"
+    return None if kept_type in loss_passes.KEPT_TYPES else f"kept_type {kept_type!r} is not None or bfloat16"
 
 
 def _number(value: object, among: tuple[object, ...]) -> int:
