@@ -133,6 +133,7 @@ def train_job(
             prepared = yield from prepare(config, image_set, device, folder, ranks)
             run = _Run(config, prepared, folder, log, threads)
             run.resume(newest, facts)
+            del newest  # memory of the size of the whole model
             yield from run.steps()
             yield Progress("write", 0, 1, str(result))
             write_release(config, prepared, run.learner)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from geo_mvmf.errors import GeoMvmfError
-from geo_mvmf.model import replicas, training
+from geo_mvmf.model import replicas, shared_features, training
 from geo_mvmf.model.configuration import TrainingConfig
+from geo_mvmf.model.image_set import ImageSet
 from geo_mvmf.model.learner import Learner
 from geo_mvmf.model.ranks import Ranks
 
@@ -44,9 +45,28 @@ def deal_first_part():
     Ranks.parts = lambda self, count: [whole(self, count)[0]] * self.size if count == 18 else whole(self, count)
 
 
+def tell_often():
+    """Signs of life with every event."""
+    shared_features._SIGN_OF_LIFE_SECONDS = -1.0
+
+
+def see_other_images():
+    ImageSet.digest = lambda self: f"what rank {os.environ['RANK']} sees"
+
+
+def see_no_features():
+    """The disk of the feature cache is not there."""
+    if os.environ["RANK"] != "0":
+        shared_features.np.load = lambda path, **_: (Path("/no/such/disk") / Path(path).name).open()
+
+
 CHANGES = {
-    change.__name__: change for change in (freeze_statistics, keep_own_gradients, keep_own_clock, deal_first_part)
-}
+    change.__name__: change
+    for change in (
+        freeze_statistics, keep_own_gradients, keep_own_clock, deal_first_part, tell_often, see_other_images,
+        see_no_features,
+    )
+}  # fmt: skip
 
 
 def run(config, rank, size, port, changes=()):

@@ -108,7 +108,7 @@ def differences(one, other, *, resumed=None):
 def test_two_processes_train_the_model_of_one(config):
     one, two = config("one"), config("two", checkpoint_seconds=1e-9)
     training.train(TrainingConfig(**one))
-    bundle = trained(two, 2, ["keep_own_clock"])
+    bundle = trained(two, 2, ["keep_own_clock", "tell_often"])
     of_losses, of_weights = differences(one, two)
     assert of_losses < 1e-4
     assert of_weights < 1e-3
@@ -123,14 +123,15 @@ def test_two_processes_train_the_model_of_one(config):
 def stopped(config, size, changes=()):
     """Kill one process when the second checkpoint is there, and give the exit codes."""
     processes = start(config, size, changes)
-    wait_for(Path(config["out"], "checkpoint-0000000008.safetensors"), processes)
+    wait_for(Path(config["out"], "checkpoint-0000000008.safetensors"), *processes)
     os.kill(processes[-1].pid, signal.SIGKILL)
     return codes(processes)
 
 
-def wait_for(path, processes):
+def wait_for(path, *processes):
     while not path.exists():
-        assert any(process.is_alive() for process in processes), "they ended before"
+        lives = (p.poll() is None if isinstance(p, subprocess.Popen) else p.is_alive() for p in processes)
+        assert any(lives), "they ended before"
         time.sleep(0.0005)
 
 
@@ -213,18 +214,58 @@ def test_backbones_stay_the_same_on_all(config):
 
 
 @pytest.mark.hard
-def test_torchrun_and_the_command_line(config, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("see_other_images", "images, places or weights here are not those of rank 0"),
+        ("see_no_features", "the features that rank 0 cached cannot be read here"),
+    ],
+)
+def test_a_machine_that_sees_something_else_ends_the_run(config, change, message):
     run = config("run")
-    lines = [f"{name} = {json.dumps(value)}" for name, value in run.items()]
-    Path(tmp_path, "run.toml").write_text("\n".join(lines), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
-    door = [str(Path(sys.executable).with_name("geo-mvmf")), "train", str(tmp_path / "run.toml")]
-    found = subprocess.run([*command, *door], capture_output=True, text=True, timeout=240, check=False)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.count("wrote ") == 1
-    assert load_bundle(Path(run["out"], "bundle.safetensors"), device="cpu").head.weight.shape[0] == 18
-    again = subprocess.run([*command, *door], capture_output=True, text=True, timeout=240, check=False)
+    assert codes(start(run, 2, [change])) == [7, 7]
+    told = [Path(f"{run['out']}-error-{rank}.txt").read_text(encoding="utf-8") for rank in range(2)]
+    assert told[1].startswith(f"TrainingError: rank 1 of 2: {message}")
+    assert "another process of this run ended" in told[0]
+
+
+def torchrun(config, *options):
+    """Start the command line in two processes of torchrun."""
+    path = Path(config["out"] + ".toml")
+    path.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in config.items()), encoding="utf-8")
+    door = ["--no-python", str(Path(sys.executable).with_name("geo-mvmf")), "train", str(path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *options, *door]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def children(process):
+    return [int(number) for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.hard
+def test_torchrun_and_the_command_line(config):
+    run = config("run")
+    process = torchrun(run)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert out.count("wrote ") == 1
+    assert len(load_bundle(Path(run["out"], "bundle.safetensors"), device="cpu").head.weight) == 18
+    again = torchrun(run)
+    again.communicate(timeout=240)
     assert again.returncode == 0  # it is finished
+
+
+@pytest.mark.hard
+def test_torchrun_starts_all_again_when_one_is_killed(config):
+    whole, run = config("whole", **LONG), config("run", **LONG)
+    trained(whole, 2)
+    process = torchrun(run, "--max-restarts", "1")
+    wait_for(Path(run["out"], "checkpoint-0000000008.safetensors"), process)
+    os.kill(children(process)[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert [record["event"] for record in log_of(run)].count("resume") == 1
+    assert differences(whole, run, resumed=-1)[1] == 0.0
 
 
 @pytest.mark.parametrize(
