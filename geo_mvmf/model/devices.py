@@ -27,6 +27,8 @@ def choose_device(name: str = "auto") -> torch.device:
     ------
     DeviceError
         If the name is unknown or the device is not there.
+    UsageError
+        If the environment names a provider of products that is unknown.
 
     Examples
     --------
@@ -34,9 +36,10 @@ def choose_device(name: str = "auto") -> torch.device:
     device(type='cpu')
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    if name == "cpu":
+    if name == "auto" and count:
+        return torch.device("cuda:0")
+    if name in ("auto", "cpu"):
+        products.current()  # a wrong choice of it shows before anything is read
         return torch.device("cpu")
     kind, colon, number = name.partition(":")
     if kind != "cuda" or (colon and not number.isdecimal()):

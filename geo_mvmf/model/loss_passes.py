@@ -68,6 +68,8 @@ def options(
     0.0
     """
     budget = LOGIT_BUDGET_BYTES if logit_budget_bytes is None else logit_budget_bytes
+    if not torch.is_grad_enabled():
+        budget = 0  # nobody will go backward
     log_floor = -math.inf if floor is None else math.log(floor)
     return Options(log_floor, budget, KEPT_TYPES[kept_type], _product_type(features), update)
 

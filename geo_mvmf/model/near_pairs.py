@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -51,7 +52,9 @@ class Pairs:
     depth: float
 
 
-def find(components: Components, y: Tensor, *, depth: float, working: torch.dtype, most: int) -> Pairs | None:
+def find(
+    components: Components, y: Tensor, *, depth: float, working: torch.dtype, most: int, most_kept: int | None = None
+) -> Pairs | None:
     """Find all pairs whose log density is within some depth of the best one of the target.
 
     Parameters
@@ -64,8 +67,9 @@ def find(components: Components, y: Tensor, *, depth: float, working: torch.dtyp
         Nats.
     working : torch.dtype
         Of `Pairs.relative`.
-    most : int
-        Give up where more pairs than this would have to be evaluated.
+    most, most_kept : int
+        Give up where more pairs than this would have to be evaluated, or kept (at 12 bytes each, and as many while they
+        are put together); default: as many as are evaluated.
 
     Returns
     -------
@@ -81,7 +85,9 @@ def find(components: Components, y: Tensor, *, depth: float, working: torch.dtyp
     """
     tiles = _Tiles(components)
     candidates = tiles.candidates(y, depth, most)
-    return None if candidates is None else _evaluate(tiles, y, *candidates, depth, working)
+    if candidates is None:
+        return None
+    return _evaluate(tiles, y, *candidates, depth, working, most if most_kept is None else most_kept)
 
 
 class _Tiles:
@@ -155,9 +161,8 @@ class _Tiles:
             best = self.log_density(some, distance.argmin(dim=1)).amax(dim=1)
             if not self._same:  # a wide component may be better than the nearest ones
                 best = torch.maximum(best, self.log_density(some, self.bound(distance).argmax(dim=1)).amax(dim=1))
-            row, tile = (
-                self._beyond(distance, (best - depth).float()).logical_not_().nonzero(as_tuple=True)
-            )  # what is no number must show
+            beyond = self._beyond(distance, (best - depth).float())  # not of what is no number: that must show
+            row, tile = beyond.logical_not_().nonzero(as_tuple=True)
             rows.append(row + start)
             tiles.append(tile)
             found += len(row)
@@ -166,25 +171,43 @@ class _Tiles:
         return torch.cat(rows), torch.cat(tiles)
 
 
-def _evaluate(tiles: _Tiles, y: Tensor, rows: Tensor, tile: Tensor, depth: float, working: torch.dtype) -> Pairs:
-    """Evaluate the components of candidate tiles, and keep those within the depth of the best."""
+def _evaluate(
+    tiles: _Tiles, y: Tensor, rows: Tensor, tile: Tensor, depth: float, working: torch.dtype, most: int
+) -> Pairs | None:
+    """Evaluate the components of candidate tiles, and keep those within the depth of the best; None: too many."""
     best = torch.full_like(y[:, 0], -math.inf)
-    found = []
-    step = max(1, _run_elements(y) // tiles.width)
-    for start in range(0, max(len(rows), 1), step):
-        row, some = rows[start : start + step], tile[start : start + step]
+    found, kept = [(rows[:0].int(), rows[:0].int(), best[:0].to(working))], 0
+    for run in _runs_of_whole_rows(rows, len(y), max(1, _run_elements(y) // tiles.width)):
+        row, some = rows[run], tile[run]
         log_f = tiles.log_density(y[row], some)
         best.scatter_reduce_(0, row, log_f.amax(dim=1), "amax")
-        keep = ~(log_f < (best[row] - depth)[:, None])
+        relative = log_f.sub_(best.index_select(0, row)[:, None])
+        keep = ~(relative < -depth)
         if tiles.missing:
             keep[some == len(tiles.centre) - 1, -tiles.missing :] = False
         at = keep.view(-1).nonzero().squeeze(1)
         which = at.div(tiles.width, rounding_mode="floor")
         column = tiles.columns(some.index_select(0, which), at - which * tiles.width)
-        found.append((row.index_select(0, which), column, log_f.view(-1).index_select(0, at)))
-    # Those kept before a better component of their row was found are more than is needed, and stay.
-    row, column, log_f = (torch.cat(each) for each in zip(*found, strict=True))
-    return Pairs(row.int(), column.int(), (log_f - best.index_select(0, row)).to(working), best, depth)
+        taken = relative.view(-1).index_select(0, at).to(working)
+        found.append((row.index_select(0, which).int(), column.int(), taken))
+        kept += len(at)
+        if kept > most:
+            return None
+    row, column, taken = (torch.cat(each) for each in zip(*found, strict=True))
+    return Pairs(row, column, taken, best, depth)
+
+
+def _runs_of_whole_rows(rows: Tensor, n: int, step: int) -> Iterator[slice]:
+    """Cut candidates, which come row by row, into runs of about a length that no row is spread over."""
+    ends = torch.bincount(rows, minlength=n).cumsum(0).tolist()
+    start = stop = 0
+    for end in ends:
+        if end - start > step and stop > start:
+            yield slice(start, stop)
+            start = stop
+        stop = end
+    if stop > start:
+        yield slice(start, stop)
 
 
 def _log_normaliser_bound(kappa: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from geo_mvmf.model.pair_sums import PairLogits
 _MARGIN = {torch.float32: 20.0, torch.float64: 50.0}  # nats: what is left out is 2e-9 of the sum, or 2e-22
 _REACH = 28.0  # nats beyond the margin that pairs go down: rows with likelier places than the true one by e^28 are rare
 _SPARSE = 8  # pairs are worth finding where at most one in so many has to be evaluated
+_KEPT = 32  # and at most one in so many is kept: they take memory
 _ALWAYS = 1 << 17  # and where there are no more of them than this
 _UNDERFLOW = -80.0  # exp of less is 0 for a float32 sum, and through denormals ten times slower on CPUs
 _SINGLE_BELOW = 150.0  # kappa up to which float32 coordinates err by less than 5e-6 nat where it matters
@@ -65,9 +66,10 @@ def numerator_of(
     14.1621
     """
     components = Components.of(mean_directions, log_concentrations)
-    most = max(len(y) * len(mean_directions) // _SPARSE, _ALWAYS)
+    every = len(y) * len(mean_directions)
+    most, most_kept = max(every // _SPARSE, _ALWAYS), max(every // _KEPT, _ALWAYS)
     depth = _MARGIN[working] + _REACH
-    pairs = near_pairs.find(components, y, depth=depth, working=working, most=most)
+    pairs = near_pairs.find(components, y, depth=depth, working=working, most=most, most_kept=most_kept)
     return EveryComponent(components, y, working) if pairs is None else NearComponents(components, y, pairs)
 
 
@@ -110,7 +112,8 @@ class NearComponents:
         self._value = self._add_up()
         self._drop(self._value, _MARGIN[layer.working])
         left_out = self._best - self._depth + denominator  # a bound of the log of its sum
-        rows = (left_out > self._value - _MARGIN[layer.working]).nonzero().squeeze(1)
+        enough = (left_out <= self._value - _MARGIN[layer.working]) | self._value.isnan()
+        rows = enough.logical_not_().nonzero().squeeze(1)
         if len(rows):
             self._sum_all(layer, rows)
 
@@ -139,7 +142,8 @@ class NearComponents:
         top.scatter_reduce_(0, self.rows.long(), self._joint, "amax")
         terms = _exp(self._joint - top.index_select(0, self.rows)).double()
         total = torch.zeros_like(self._best).index_add_(0, self.rows, terms)
-        return self._best + top + total.log()
+        value = self._best + top + total.log()
+        return value.masked_fill_(top == -math.inf, -math.inf)  # where all pairs are impossible, others may not be
 
     def _drop(self, value: Tensor, margin: float) -> None:
         """Leave out the pairs that are negligible now that their logits are known."""

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geo_mvmf.errors import UsageError
+
 PROVIDERS = ("mm", "onednn")
 VARIABLE = "GEO_MVMF_PRODUCTS"
 
@@ -37,7 +39,7 @@ def chosen() -> str:
 
     Raises
     ------
-    ValueError
+    UsageError
         The variable names no provider, or one that this torch lacks.
 
     Examples
@@ -72,7 +74,7 @@ def using(provider: str | None) -> Iterator[str]:
 
     Raises
     ------
-    ValueError
+    UsageError
         There is no such provider here.
 
     Examples
@@ -146,7 +148,7 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     >>> out.tolist()
     [[4.0]]
     """
-    if by_onednn(out):
+    if by_onednn(out) and left.numel() and right.numel():  # oneDNN has no product of nothing
         product = _linear(left, right.T, None)
         out.add_(product) if add else out.copy_(product)
     elif add:
@@ -171,9 +173,9 @@ def _onednn() -> Callable[..., Any] | None:
 
 def _checked(provider: str) -> str:
     if provider not in PROVIDERS:
-        raise ValueError(f"{provider!r} ({VARIABLE}) is no provider of products; use {' or '.join(PROVIDERS)}")
+        raise UsageError(f"{provider!r} ({VARIABLE}) is no provider of products; use {' or '.join(PROVIDERS)}")
     if provider not in available():
-        raise ValueError("this torch has no oneDNN product; use mm")
+        raise UsageError(f"this torch has no oneDNN product; use mm ({VARIABLE})")
     return provider
 
 

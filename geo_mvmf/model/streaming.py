@@ -27,6 +27,8 @@ ACCELERATOR_CHUNK_ELEMENTS = 1 << 24  # 64 MB: large enough to fill an accelerat
 _CHUNK_LIMITS = (256, 32768)  # narrower chunks waste the matrix product, wider ones the memory
 _CHUNK_STEP = 64  # chunks are multiples of this where the limits allow it: whole cache lines, whole tiles
 _UNDERFLOW = -87.0  # exp of less is denormal or 0, and takes MKL a hundred times as long
+_LEAP = 40.0  # nats that a chunk may rise above its shift: much more, and scaling it down again would underflow
+_LEAST_SHIFT = -1e30  # of rows whose logits so far are all -inf
 _SAMPLED = 8  # one row in so many is looked at for that
 
 
@@ -162,30 +164,35 @@ def forward(
     """
     rounded = kept_type not in (None, layer.working)
     work = _Buffers(layer, numerator, kept_type, 0 if rounded and numerator.whole_logits else budget_bytes)
-    sums = _add_up(layer, numerator, work, late=False)
-    if not bool(sums.denominator.isfinite().all()):  # a logit 88 nats above all before it, or one that is no number
-        sums = _add_up(layer, numerator, work, late=True)
+    sums, leap = _add_up(layer, numerator, work, late=False)
+    if not leap < _LEAP:  # a chunk far above all before it, or what is no number
+        sums, _ = _add_up(layer, numerator, work, late=True)
     numerator.complete(layer, sums.denominator)
     return sums
 
 
-def _add_up(layer: OutputLayer, numerator: Numerator, work: _Buffers, *, late: bool) -> Sums:
+def _add_up(layer: OutputLayer, numerator: Numerator, work: _Buffers, *, late: bool) -> tuple[Sums, float]:
+    """Pass once over all chunks; also give how far one of them rises above its shifts, in nats."""
     n, device = layer.features.shape[0], layer.features.device
     running = torch.full((n,), -math.inf, dtype=torch.float64, device=device)
     shifts = torch.empty(len(work.parts), n, dtype=layer.working, device=device)
+    highest = torch.full_like(running, -math.inf)
     for index, part in enumerate(work.parts):
         shift, logits = shifts[index].copy_(running), work.logits(part)
         if late or index == 0:
             layer.logits(part, logits)
-            logits.sub_(torch.amax(logits, dim=1, out=shift)[:, None])
+            torch.amax(logits, dim=1, out=shift).clamp_(min=_LEAST_SHIFT)
+            logits.sub_(shift[:, None])
         else:
-            layer.logits(part, logits, shift)
+            layer.logits(part, logits, shift.clamp_(min=_LEAST_SHIFT))
         numerator.gather(index, part, logits, shift)
         shares = _exp(logits, work.beside(part, logits))
-        running = torch.logaddexp(running, shift.double() + shares.sum(dim=1).double().log())
+        rise = shares.sum(dim=1).double().log_()
+        highest = torch.maximum(highest, rise)
+        running = torch.logaddexp(running, rise.add_(shift))
         if work.rounded and work.has(part):
             work.kept_chunk(part).copy_(shares)
-    return Sums(running, shifts, work.kept, late)
+    return Sums(running, shifts, work.kept, late), float(highest.amax()) if n else -math.inf
 
 
 def backward(
@@ -268,6 +275,7 @@ def _shares_again(
     return (logits if derivative.whole_logits else None), shares
 
 
+_MOST_IDLE_BYTES = 1 << 30
 _idle: list[Tensor] = []  # one array at most, as bytes
 
 
@@ -286,7 +294,7 @@ def give_back(kept: Tensor) -> None:
     --------
     >>> give_back(torch.empty(0))
     """
-    if kept.device.type == "cpu" and kept.numel():
+    if kept.device.type == "cpu" and 0 < kept.untyped_storage().nbytes() <= _MOST_IDLE_BYTES:
         _idle[:] = [torch.empty(0, dtype=torch.uint8).set_(kept.untyped_storage())]
 
 

@@ -174,6 +174,45 @@ def test_logits_that_leap_by_more_than_float32_can_exponentiate(narrow_chunks):
         assert float((found - exact).norm()) <= 2e-6 * max(float(exact.norm()), 1e-3)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-7])
+def test_a_leap_that_float32_can_just_exponentiate_loses_no_gradient(scale):
+    """96 nats above the chunk before: exp of it is finite, and its share of the row would underflow when scaled."""
+    parts, y = problem(n=64, d=4, c=9000, dtype=torch.float32, log_kappa=(6.0, 6.0))
+    with torch.no_grad():
+        parts["features"].zero_()
+        parts["bias"].zero_()[8300] = 96.0
+    loss = mvmf_loss(**parts, target_directions=y)
+    found = torch.autograd.grad(loss * scale, parts["bias"])[0]
+    expected = torch.autograd.grad(whole(parts, y).mean() * scale, parts["bias"])[0]
+    assert float(found[8300]) == pytest.approx(float(expected[8300]), rel=1e-5)
+
+
+@pytest.mark.parametrize("log_kappa", [8.0, 20.0])
+def test_components_that_are_ruled_out(log_kappa, narrow_chunks):
+    """A bias of -inf: also of the nearest components, and of all in the first chunks."""
+    parts, y = problem(n=4, c=1000, dtype=torch.float32, log_kappa=(log_kappa, log_kappa))
+    with torch.no_grad():
+        parts["bias"][:40] = -math.inf
+    loss = mvmf_loss(**parts, target_directions=y, reduction="none")
+    torch.testing.assert_close(loss.double(), whole(parts, y), rtol=1e-6, atol=1e-5)
+    found = torch.autograd.grad(loss.sum(), parts["weight"])[0]
+    exact = torch.autograd.grad(whole(parts, y).sum(), parts["weight"])[0]
+    assert float((found - exact).norm() / exact.norm()) < 1e-5
+    target = torch.tensor([990, 41, 500, 999])
+    layer = [parts[name] for name in ("features", "weight", "bias")]
+    expected = torch.nn.functional.cross_entropy(torch.nn.functional.linear(*layer), target)
+    torch.testing.assert_close(cross_entropy_loss(*layer, target), expected)
+
+
+def test_nothing_is_kept_where_nobody_goes_backward():
+    parts, y = problem(n=64, c=3000, dtype=torch.float32, log_kappa=(14.0, 14.0))
+    mvmf_loss(**parts, target_directions=y).backward()
+    (idle,) = streaming._idle
+    with torch.no_grad():
+        mvmf_loss(**parts, target_directions=y)
+    assert streaming._idle == [idle]  # still there for the next step
+
+
 def test_row_2_kappa_to_zero_is_uniform():
     """PRIOR_ART row 2: -log 4 pi at log kappa -12, and a gradient that is not NaN."""
     log_kappa = torch.full((3,), -12.0, dtype=F64, requires_grad=True)

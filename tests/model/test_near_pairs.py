@@ -99,6 +99,14 @@ def test_it_gives_up_where_too_many_would_be_evaluated():
     assert near_pairs.find(Components.of(mu, log_kappa), y, depth=60.0, working=F64, most=40 * 700 // 8) is None
 
 
+def test_it_gives_up_where_too_many_would_be_kept():
+    mu, log_kappa, y = problem(c=5000, log_kappa=(9.0, 9.0))
+    given = {"depth": 60.0, "working": F64, "most": 1 << 40}
+    kept = len(near_pairs.find(Components.of(mu, log_kappa), y, **given).rows)
+    assert near_pairs.find(Components.of(mu, log_kappa), y, **given, most_kept=kept) is not None
+    assert near_pairs.find(Components.of(mu, log_kappa), y, **given, most_kept=kept - 1) is None
+
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_few_targets(n):
     mu, log_kappa, y = problem(n=n, log_kappa=(12.0, 12.0))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from geo_mvmf.errors import UsageError
 from geo_mvmf.model import checkpoint, products, run_folder
 from geo_mvmf.model.loss import mvmf_loss
 
@@ -46,7 +47,7 @@ def test_the_environment_decides_whatever_the_processor(monkeypatch):
     monkeypatch.setenv(products.VARIABLE, "mm")
     assert products.chosen.__wrapped__() == "mm"
     monkeypatch.setenv(products.VARIABLE, "mkl")
-    with pytest.raises(ValueError, match="'mkl' \\(GEO_MVMF_PRODUCTS\\) is no provider of products; use mm or onednn"):
+    with pytest.raises(UsageError, match="'mkl' \\(GEO_MVMF_PRODUCTS\\) is no provider of products; use mm or onednn"):
         products.chosen.__wrapped__()
 
 
@@ -70,7 +71,7 @@ def test_the_maker_of_the_processor_decides(processor, provider, monkeypatch):
 def test_a_torch_without_the_operator_multiplies_with_mm(monkeypatch):
     monkeypatch.setattr(products, "_onednn", lambda: None)
     assert products.chosen.__wrapped__() == "mm"
-    with pytest.raises(ValueError, match="no oneDNN product; use mm"), products.using("onednn"):
+    with pytest.raises(UsageError, match="no oneDNN product; use mm"), products.using("onednn"):
         pass
 
 
@@ -81,3 +82,19 @@ def test_a_torch_without_the_operator_multiplies_with_mm(monkeypatch):
 def test_a_run_that_goes_on_multiplies_as_it_began(facts, provider):
     assert run_folder.former_products(checkpoint.Checkpoint(1, {}, facts)) == provider
     assert run_folder.former_products(None) is None
+
+
+@needs_onednn
+@pytest.mark.parametrize(("n", "d"), [(0, 3), (4, 0), (0, 0)])
+def test_products_of_nothing(n, d):
+    mu = torch.eye(3, dtype=torch.float64)
+    rest = torch.zeros(3), mu, torch.ones(3).double(), mu[:1].expand(n, 3)
+    found = []
+    for provider in products.PROVIDERS:
+        x, weight = torch.ones(n, d, requires_grad=True), torch.ones(3, d, requires_grad=True)
+        with products.using(provider):
+            loss = mvmf_loss(
+                x, weight, torch.zeros(3), mu, torch.ones(3).double(), mu[:1].expand(n, 3), reduction="sum"
+            )
+            found.append((loss.detach(), *torch.autograd.grad(loss, [x, weight])))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
