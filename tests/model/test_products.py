@@ -93,8 +93,6 @@ def test_products_of_nothing(n, d):
     for provider in products.PROVIDERS:
         x, weight = torch.ones(n, d, requires_grad=True), torch.ones(3, d, requires_grad=True)
         with products.using(provider):
-            loss = mvmf_loss(
-                x, weight, torch.zeros(3), mu, torch.ones(3).double(), mu[:1].expand(n, 3), reduction="sum"
-            )
+            loss = mvmf_loss(x, weight, *rest, reduction="sum")
             found.append((loss.detach(), *torch.autograd.grad(loss, [x, weight])))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
