@@ -403,3 +403,10 @@ def test_a_training_run_is_that_of_the_plain_optimiser_bit_by_bit():
     assert torch.equal(plain["model.head.mean_directions"].norm(dim=1).round(), torch.ones(200).double())
     each[1].finish()
     assert each[1].head.weight_update is None
+
+
+def test_what_is_no_number_stays_none_when_rounded():
+    ones = torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)  # NaN as a GPU makes it
+    values = torch.cat([ones, torch.tensor([torch.inf, -torch.inf, torch.nan])])
+    rounded = fused_optimiser.rounded_at_random(values, torch.full((5,), 65535, dtype=torch.int32))
+    assert not rounded.isfinite().any()
