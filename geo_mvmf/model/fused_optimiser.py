@@ -327,8 +327,8 @@ def rounded_at_random(values: Tensor, noise: Tensor) -> Tensor:
     >>> rounded_at_random(torch.full((3,), 1.0 + 2**-8), torch.tensor([0, 32767, 32768]).int()).tolist()
     [1.0, 1.0, 1.0078125]
     """
-    # the sign stands apart in a float: bits that carry over raise the magnitude of negative values, too. Into it they must
-    # not: a NaN of all ones would become -0.
+    # the sign stands apart in a float: bits that carry over raise the magnitude of negative values, too. Into the sign
+    # they must not carry: a NaN of all ones would become -0.
     finite = values.isfinite()
     values.view(torch.int32).addcmul_(noise, finite.int()).bitwise_and_(~_LOW_BITS)
     return values
