@@ -2,88 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
-from geo_mvmf.commands import estimators, options
-from geo_mvmf.errors import UsageError
+from geo_mvmf.commands import estimators, options, prediction_outputs
+from geo_mvmf.commands.prediction_outputs import Earlier, Outputs
 from geo_mvmf.progress import CancelledError
 from geo_mvmf.terminal import Reporter
 
 if TYPE_CHECKING:
     from geo_mvmf.predictions import Predictions
-
-_SUFFIXES = (".nc", ".gpkg", ".parquet", ".geoparquet", ".geojson", ".csv")
-_FOLDER_LEVELS = (0.5, 0.9)
-
-
-class Outputs(NamedTuple):
-    """What one --out stands for.
-
-    Attributes
-    ----------
-    store : Path
-        The predictions file: everything, for later maps.
-    layers : Path or None
-        Points, and regions where asked for.
-    regions : Path or None
-        Regions in a file of their own, and not with the points.
-    page : Path or None
-        The report.
-    levels : tuple of float or None
-        Of the credible regions.
-    """
-
-    store: Path
-    layers: Path | None
-    regions: Path | None
-    page: Path | None
-    levels: tuple[float, ...] | None
-
-    @property
-    def after(self) -> list[Path]:
-        """Files that are made from the predictions file."""
-        found = [path for path in (self.layers, self.regions, self.page) if path is not None]
-        if self.layers is not None and self.levels and self.regions is None:
-            from geo_mvmf.files import vector
-
-            found += vector.paths(self.layers, ("points", "regions"))[1:]
-        return found
-
-
-def _outputs(out: Path, levels: str | None, points: Path | None, regions: Path | None) -> Outputs:
-    wanted = options.levels(levels)
-    if points is not None or regions is not None:
-        return _named_outputs(out, wanted, points, regions)
-    if not out.suffix or os.path.isdir(out):  # noqa: PTH112 (no error where a name is too long)
-        levels_wanted = wanted or _FOLDER_LEVELS
-        return Outputs(out / "predictions.nc", out / "predictions.gpkg", None, out / "report.html", levels_wanted)
-    options.check_suffix(out, _SUFFIXES)
-    if out.suffix.lower() == ".nc":
-        return Outputs(out, None, None, None, None)
-    from geo_mvmf.files import vector
-
-    vector.check_suffix(out)
-    return Outputs(out.with_suffix(".nc"), out, None, None, wanted)
-
-
-def _named_outputs(out: Path, levels: tuple[float, ...] | None, points: Path | None, regions: Path | None) -> Outputs:
-    """What is said by naming files one by one."""
-    from geo_mvmf.files import vector
-
-    if out.suffix.lower() != ".nc":
-        raise UsageError(f"{out}: with --points and --regions, --out is the predictions file and ends in .nc")
-    for path in (points, regions):
-        if path is not None:
-            vector.check_suffix(path)
-    if points is None:
-        raise UsageError(f"--regions {regions} goes with --points: `geo-mvmf regions` makes them alone")
-    if regions is not None and points.absolute() == regions.absolute():
-        raise UsageError(f"--points and --regions are both {points}: leave --regions out, and give --levels")
-    return Outputs(out, points, regions, None, levels or (_FOLDER_LEVELS if regions is not None else None))
 
 
 @click.command()
@@ -132,13 +62,15 @@ def predict(
 
     A folder as --out receives predictions.nc (everything, for later maps), predictions.gpkg (styled points and
     regions) and report.html; a layer as --out has its predictions file, .nc, beside it; with --points and --regions
-    each file has the name that you choose. A killed run goes on where it was when the same command is given again.
+    each file has the name that you choose. A killed run goes on where it was when the same command is given again:
+    what an interrupted run left is replaced, what anybody else wrote is not. With --overwrite, too, images that were
+    all predicted before are not predicted again while an output is missing or older than the predictions file.
     """
     estimators.radius(estimator, radius_km)
-    outputs = _outputs(out, levels, points, regions)
-    waiting = {path for path in outputs.after if not os.path.lexists(path)}
-    may_go_on = _may_go_on(outputs, waiting)
-    if not may_go_on:
+    outputs = prediction_outputs.outputs_of(out, levels, points, regions)
+    interrupted = prediction_outputs.earlier(outputs, overwrite=overwrite)
+    earlier = interrupted or Earlier(set(outputs.after), set())
+    if interrupted is None:
         options.check_new(*(outputs.after or [outputs.store]), overwrite=overwrite)
 
     from geo_mvmf import predicting as module
@@ -153,15 +85,13 @@ def predict(
     where = f"device {model.device}" if dask is None else f"device {device} of the workers of {dask}"
     report.say(f"{len(frame)} images, bundle {bundle.name}, {where}")
     found = None
-    if may_go_on and not overwrite:
+    if interrupted is not None:
         found = module.finished(model, frame, outputs.store, estimator=estimator, radius_km=radius_km, strict=strict)
-        if module.was_cancelled(outputs.store, model, frame, estimator=estimator, radius_km=radius_km):
-            waiting |= _without_rest(outputs)
     if found is not None:
         report.say(f"{outputs.store}: predicted before, from the same images; it is used")
         report.failed(options.failures(found.rows))
     else:
-        options.check_new(*outputs.after, overwrite=overwrite)
+        options.check_new(*(path for path in outputs.after if path not in earlier.own), overwrite=overwrite)
         job = module.predict_job(
             model,
             frame,
@@ -179,10 +109,10 @@ def predict(
     report.wrote("predictions", outputs.store)
     if row_contract.CANCELLED in found.run:
         if outputs.layers is not None:  # the points; regions and a page would take their time
-            found.write(outputs.layers, overwrite=overwrite)
+            found.write(outputs.layers, overwrite=overwrite or outputs.layers in earlier.own)
             report.wrote("layers", outputs.layers)
         raise CancelledError(len(found) - int(found.run[row_contract.CANCELLED]), len(found))
-    _write_others(report, outputs, found, waiting, overwrite=overwrite)
+    _write_others(report, outputs, found, earlier, overwrite=overwrite)
     written = [out] if outputs.page is not None else [*outputs.after, outputs.store]
     report.result(
         f"status: {options.counts(found.rows['status'])}\n"
@@ -191,49 +121,49 @@ def predict(
     )
 
 
-def _may_go_on(outputs: Outputs, waiting: set[Path]) -> bool:
-    """Tell whether a run may have been killed between its files, or cancelled."""
-    if not os.path.lexists(outputs.store):
-        return False
-    if waiting:
-        return True
-    from geo_mvmf.predicting import was_cancelled
-
-    return was_cancelled(outputs.store)
-
-
-def _without_rest(outputs: Outputs) -> set[Path]:
-    """Take away the layer that a cancelled run wrote: a run that is killed now must find it missing."""
-    if outputs.layers is None:
-        return set()
-    outputs.layers.unlink(missing_ok=True)
-    return {outputs.layers}
-
-
-def _write_others(
-    report: Reporter, outputs: Outputs, found: Predictions, waiting: set[Path], *, overwrite: bool
-) -> None:
+def _write_others(report: Reporter, outputs: Outputs, found: Predictions, earlier: Earlier, *, overwrite: bool) -> None:
     """Write what is made from the predictions file, and is not there already."""
-    from geo_mvmf import point_layer
-    from geo_mvmf.files import vector
-
     report.stage("export", 0, len(outputs.after))
+    options.check_new(*earlier.missing, overwrite=overwrite)  # somebody may have written there meanwhile
     if outputs.layers is not None:
-        if overwrite or outputs.layers in waiting:
-            job = point_layer.write_job(
-                found.store, outputs.layers, outputs.levels, regions=outputs.regions, overwrite=overwrite
-            )
-            report.run(job)
-        elif outputs.regions in waiting:  # a run was killed between the two
-            layer = found.credible_regions(outputs.levels or ())
-            vector.write_layers(outputs.regions, {"regions": layer}, overwrite=overwrite)
+        if overwrite or outputs.layers in earlier.left:
+            _write_layers(report, outputs, found, overwrite=overwrite or outputs.layers in earlier.own)
+        elif outputs.regions_file in earlier.left:  # a run was killed between the two
+            _write_regions(report, outputs, found, overwrite=overwrite)
         report.wrote("layers", outputs.layers)
     if outputs.regions is not None:
         report.wrote("regions", outputs.regions)
     if outputs.page is not None:
         report.stage("export", 1, len(outputs.after))
-        if overwrite or outputs.page in waiting:
+        if overwrite or outputs.page in earlier.left:
             from geo_mvmf import album_report
 
-            album_report.write_album_report(outputs.page, found, overwrite=overwrite)
+            album_report.write_album_report(outputs.page, found, overwrite=overwrite or outputs.page in earlier.own)
         report.wrote("report", outputs.page)
+
+
+def _write_layers(report: Reporter, outputs: Outputs, found: Predictions, *, overwrite: bool) -> None:
+    """Write points and regions; whoever does not wait for the regions has the points."""
+    from geo_mvmf import point_layer
+
+    layers = outputs.layers or outputs.store
+    job = point_layer.write_job(
+        found.store, layers, outputs.levels, regions=outputs.regions, keep_points=True, overwrite=overwrite
+    )
+    try:
+        report.run(job)
+    except CancelledError:
+        if prediction_outputs.is_made_of(layers, outputs.store):
+            report.wrote("layers", layers)
+        raise
+
+
+def _write_regions(report: Reporter, outputs: Outputs, found: Predictions, *, overwrite: bool) -> None:
+    import numpy as np
+
+    from geo_mvmf.files import vector
+    from geo_mvmf.region_job import regions_job
+
+    layer = report.run(regions_job(found.store, np.flatnonzero(found.is_predicted), outputs.levels or ()))
+    run = found.run if outputs.regions is None else None
+    vector.write_layers(outputs.regions_file or outputs.store, {"regions": layer}, run=run, overwrite=overwrite)

@@ -101,6 +101,40 @@ def read_geopackage(path: Path, layer: str | None = None, *, of_polygons: bool =
         raise BadInputError(f"{path} cannot be read as a GeoPackage: {error}") from error
 
 
+def table_names(path: Path) -> list[str]:
+    """List all tables and views of a GeoPackage, its own ones for bookkeeping among them.
+
+    Parameters
+    ----------
+    path : Path
+        Checked to be a regular file.
+
+    Returns
+    -------
+    list of str
+        In lower case.
+
+    Raises
+    ------
+    BadInputError
+        If the file is damaged, no SQLite file, or holds virtual tables.
+
+    Examples
+    --------
+    >>> import tempfile, geopandas
+    >>> path = Path(tempfile.mkdtemp()) / "a.gpkg"
+    >>> places = geopandas.points_from_xy([7.0], [51.0])
+    >>> geopandas.GeoDataFrame({"n": [1]}, geometry=places, crs="EPSG:4326").to_file(path, engine="pyogrio")
+    >>> "a" in table_names(path)
+    True
+    """
+    try:
+        with _connect(path) as database:
+            return list(_check_schema(database, path))
+    except (sqlite3.Error, ValueError) as error:
+        raise BadInputError(f"{path} cannot be read as a GeoPackage: {error}") from error
+
+
 def decode_geometry(blob: object) -> bytes | None:
     r"""Take the WKB out of a GeoPackage geometry.
 
