@@ -199,3 +199,26 @@ def test_a_missing_bundle_is_said_once(store, tmp_path):
     )
     assert refused.exit_code == 4
     assert refused.stderr.count("no.safetensors") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "remark"),
+    [
+        (("--crs", "EPSG:3035", "--bounds", "5,40,15,50"), "these look like degrees"),
+        (("--bounds", "5,40,15,50", "--resolution", "1000"), "one raster cell of 1000 (units of EPSG:4326) is larger"),
+        (("--bounds", "-150,-60,-149.9,-59.9"), "hardly any probability lies inside"),
+    ],
+)
+def test_units_that_are_mixed_up_show(store, tmp_path, options, remark):
+    done = run("density", store, "--out", tmp_path / "a.tif", *options)
+    assert done.exit_code == 0, done.output
+    assert remark in done.output
+
+
+def test_files_that_are_taken_for_others(store, tmp_path):
+    run("points", store, "--out", store.with_suffix(".gpkg"))
+    done = run("density", store.with_suffix(".gpkg"), "--out", tmp_path / "a.tif")
+    assert f"{store} lies beside it" in done.output
+    (tmp_path / "a.tif").write_bytes(b"II*")
+    done = run("zones", store, "--polygons", tmp_path / "a.tif", "--out", tmp_path / "z.csv")
+    assert "it is a raster, and a layer of vectors is wanted" in done.output

@@ -66,13 +66,32 @@ def grid(bounds: str | None, resolution: float | None, crs: str | None) -> tuple
         raise UsageError(
             f"--bounds {bounds!r}: these are no degrees; say which CRS they are in, such as --crs EPSG:3857"
         )
+    _check_order(bounds, edges, is_geographic=system.is_geographic)
     crosses = system.is_geographic and edges[0] > edges[2]
     size = _size(edges, is_geographic=system.is_geographic) if resolution is None else resolution
     remarks = [f"raster cells of {size:g} in units of {name}; --resolution sets another size"]
     remarks = remarks if resolution is None and size != DEGREES else []
+    if not system.is_geographic and max(map(abs, edges)) <= 360.0:
+        remarks.append(f"--bounds {bounds!r} are in units of {name}, as --resolution is: these look like degrees")
+    if size > max(abs(edges[2] - edges[0]), abs(edges[3] - edges[1])) > 0.0:
+        remarks.append(f"one raster cell of {size:g} (units of {name}) is larger than --bounds {bounds!r}")
     if crosses:
         remarks.append(f"--bounds {bounds!r}: west is east of east, so the raster crosses longitude 180")
     return _made(lambda: Grid.from_bounds(*edges, size, crs=system), bounds, size), remarks
+
+
+def _check_order(bounds: str, edges: tuple[float, ...], *, is_geographic: bool) -> None:
+    west, south, east, north = edges
+    if south >= north:
+        raise UsageError(
+            f"--bounds {bounds!r}: west,south,east,north are wanted, and south {south:g} is not below north"
+        )
+    if west >= east and not is_geographic:
+        raise UsageError(
+            f"--bounds {bounds!r}: west,south,east,north are wanted, and west {west:g} is not west of east"
+        )
+    if is_geographic and not -90.0 <= south < north <= 90.0:
+        raise UsageError(f"--bounds {bounds!r}: latitudes {south:g} and {north:g} are not within -90..90")
 
 
 def _size(edges: tuple[float, ...], *, is_geographic: bool) -> float:

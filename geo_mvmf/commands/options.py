@@ -40,12 +40,13 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
     >>> numbers("--levels", "0.5,0.9")
     (0.5, 0.9)
     """
+    example = "5,40,15,50" if option == "--bounds" else "0.5,0.9"
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
         found = (math.nan,)
     if not all(math.isfinite(value) for value in found):
-        raise UsageError(f"{option} {text!r}: numbers with commas between them are wanted, such as 0.5,0.9")
+        raise UsageError(f"{option} {text!r}: numbers with commas between them are wanted, such as {example}")
     return found
 
 

@@ -111,6 +111,8 @@ def density(
     for name, path in written.items():
         report.wrote(name, path)
     inside = float(raster["probability_sum"][0])
+    if bounds is not None and inside < 0.01:
+        report.say(f"hardly any probability lies inside: are bounds and resolution in units of {crs or 'EPSG:4326'}?")
     report.result(f"wrote {out}; probability inside: {inside:.6f}", counts={"probability_inside": inside})
 
 

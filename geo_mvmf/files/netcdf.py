@@ -148,7 +148,9 @@ def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     final = regular_files.check_regular_file(path)
     with regular_files.open_regular_file(final) as start:
         if start.read(len(_MAGIC)) != _MAGIC:
-            raise BadInputError(f"{path}: not a NetCDF-4 file; `geo-mvmf predict` makes predictions files")
+            beside = final.with_suffix(".nc")
+            hint = f"{beside} lies beside it" if beside.exists() else "`geo-mvmf predict` makes predictions files"
+            raise BadInputError(f"{path}: not a NetCDF-4 file; {hint}")
     try:
         # Nothing here is changed in place, so locks would only fail on network drives.
         with h5py.File(final, "r", locking=False) as file:

@@ -26,7 +26,9 @@ from geo_mvmf.inputs.coordinate_systems import file_crs
 from geo_mvmf.inputs.regular_files import open_regular_file
 
 _ENVELOPE_BYTES = {0: 0, 1: 32, 2: 48, 3: 48, 4: 64}  # GeoPackageBinaryHeader, clause 2.1.3
-_SPATIAL_INDEX = re.compile(r'CREATE\s+VIRTUAL\s+TABLE\s+["\w]+\s+USING\s+rtree\s*\([^;]*\)\s*', re.IGNORECASE)
+_SPATIAL_INDEX = re.compile(  # of a layer of any name: quoted as SQL quotes it, or a plain word
+    r'CREATE\s+VIRTUAL\s+TABLE\s+(?:"(?:[^"]|"")*"|\w+)\s+USING\s+rtree\s*\([^;]*\)\s*', re.IGNORECASE
+)
 _POLYGONAL = ("POLYGON", "MULTIPOLYGON")
 _NOT_A_LAYER = frozenset(["layer_styles", "qgis_projects"])  # what QGIS keeps beside the data
 

@@ -27,6 +27,7 @@ from geo_mvmf.inputs.coordinate_systems import CRS84, file_crs, parse_crs
 from geo_mvmf.inputs.geopackages import read_geopackage
 from geo_mvmf.inputs.regular_files import check_regular_file, open_regular_file, sniff
 
+_RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jpg", ".jpeg", ".png", ".jp2", ".nc", ".img")
 LAYER_SUFFIXES = {
     ".geojson": "json",
     ".json": "json",
@@ -142,6 +143,8 @@ def check_layer_file(source: str | os.PathLike[str]) -> Path:
     suffix = path.suffix.lower()
     if suffix not in LAYER_SUFFIXES:
         hint = f'convert it, for example with: ogr2ogr "{path.stem}.gpkg" "{path.name}"'
+        if suffix in _RASTER_SUFFIXES:
+            hint = "it is a raster, and a layer of vectors is wanted (.gpkg .parquet .geojson)"
         raise BadInputError(f"{path}: {suffix or 'a file without suffix'} is not read; {hint}")
     kind = sniff(path)
     if kind != LAYER_SUFFIXES[suffix]:

@@ -141,6 +141,8 @@ VIRTUAL = "INSERT INTO sqlite_master VALUES ('table', 'evil', 'evil', 0, '{}')"
         "CREATE VIRTUAL TABLE evil USING VirtualText(''/etc/passwd'')",
         "CREATE VIRTUAL/**/TABLE evil USING VirtualShape(''x'')",
         "CREATE VIRTUAL TABLE evil USING fts5(a)",
+        'CREATE VIRTUAL TABLE "evil" USING VirtualOGR("a" USING rtree(id))',
+        'CREATE VIRTUAL TABLE "evil" USING VirtualOGR(x) -- " USING rtree(id)',
         "CREATE VIRTUAL TABLE rtree USING VirtualOGR(''rtree(a)'')",
         "CREATE VIRTUAL TABLE evil USING rtree(id, a, b); SELECT load_extension(''x'')",
     ],
@@ -153,9 +155,10 @@ def test_virtual_tables_are_refused(sql, layer, tmp_path):
         read_geopackage(path)
 
 
-def test_the_virtual_tables_of_a_spatial_index_are_not(layer, tmp_path):
+@pytest.mark.parametrize("name", ["a", "my area", "a-b", "a.b", 'a"b', "Länder; 2024"])
+def test_the_virtual_tables_of_a_spatial_index_are_not(name, layer, tmp_path):
     path = tmp_path / "a.gpkg"
-    layer.to_file(path, engine="pyogrio", SPATIAL_INDEX="YES")
+    layer.to_file(path, layer=name, engine="pyogrio", SPATIAL_INDEX="YES")
     with sqlite3.connect(path) as database:
         assert (
             database.execute("SELECT count(*) FROM sqlite_master WHERE sql LIKE '%VIRTUAL%rtree%'").fetchone()[0] == 1
