@@ -294,11 +294,18 @@ def _answer(future: Any) -> tuple[pd.DataFrame, stores.Pruned] | None:
     except concurrent.futures.CancelledError as error:
         raise _lost(future.client, error) from error
     except (ImportError, RuntimeError) as error:
+        if not _is_of_environments(error):  # memory that ran out, a fault of ours: as if it had been in this process
+            raise
         raise DeviceError(
             f"a worker or the scheduler at {future.client.scheduler.address} cannot run geo_mvmf {__version__}: "
             f"{_line(error)}; give all of them the same environment"
         ) from error
     return found
+
+
+def _is_of_environments(error: Exception) -> bool:
+    """Tell a worker or scheduler that lacks what a task is made of; Dask says of a scheduler that it cannot read it."""
+    return isinstance(error, ImportError) or "deserializ" in str(error).lower()
 
 
 def _next_try(tries: int, predictor: Predictor, part: Part) -> int:

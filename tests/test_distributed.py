@@ -13,11 +13,12 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 import geo_mvmf
-from geo_mvmf import cli, distributed, predicting, progress
+from geo_mvmf import cli, distributed, events, predicting, progress
 from geo_mvmf.errors import BadBundleError, DeviceError, RowsFailedError, UsageError
 from geo_mvmf.inputs.tables import read_image_table
 from geo_mvmf.model import bundle as bundles
@@ -187,6 +188,32 @@ def test_a_worker_that_opens_another_bundle_says_so(cluster, make_album, tmp_pat
 def test_another_version_on_a_worker_is_refused_whatever_else_it_is_asked():
     with pytest.raises(DeviceError, match=r"has geo_mvmf .*, not 0\.0\.0, which asks"):
         distributed.predict_part({"version": "0.0.0", "something": "new"})
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "oom", "CUDA out of memory"),
+        (RuntimeError("CUDA error: no kernel image is available"), "device", "no kernel image"),
+        (RuntimeError("shapes do not fit"), "internal", "shapes do not fit"),
+        # the twins, which are of the environment indeed
+        (ImportError("No module named 'geo_mvmf.new'"), "device", "give all of them the same environment"),
+        (RuntimeError("Error during deserialization of the task graph."), "device", "the same environment"),
+    ],
+)
+def test_what_fails_on_a_worker_is_said_as_if_it_had_failed_here(
+    cluster, saved, make_album, tmp_path, monkeypatch, error, code, message
+):
+    def fail(*_):
+        raise error
+
+    make_album(tmp_path, 1)
+    monkeypatch.setattr(bundles.Bundle, "predict", fail)
+    with pytest.raises((RuntimeError, DeviceError), match=message) as caught:
+        geo_mvmf.predict(saved, read_image_table(tmp_path), dask=cluster.scheduler_address)
+    why = events.explain(caught.value)
+    assert why.code == code
+    assert bool(why.hint)
 
 
 def test_an_image_that_only_we_can_see_is_not_missing(saved, make_album, tmp_path):
