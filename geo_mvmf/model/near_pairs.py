@@ -154,7 +154,7 @@ class _Tiles:
     def candidates(self, y: Tensor, depth: float, most: int) -> tuple[Tensor, Tensor] | None:
         """Give targets and tiles (K,), (K,) whose components may be within the depth of the best; None: too many."""
         rows, tiles, found = [], [], 0
-        step = max(1, 2 * _run_elements(y) // len(self.centre))
+        step = max(1, 2 * run_elements(y) // len(self.centre))
         for start in range(0, max(len(y), 1), step):  # one run, of nothing, also where there are no targets
             some = y[start : start + step]
             distance = torch.cdist(some.float(), self.centre.float(), compute_mode="donot_use_mm_for_euclid_dist")
@@ -177,7 +177,7 @@ def _evaluate(
     """Evaluate the components of candidate tiles, and keep those within the depth of the best; None: too many."""
     best = torch.full_like(y[:, 0], -math.inf)
     found, kept = [(rows[:0].int(), rows[:0].int(), best[:0].to(working))], 0
-    for run in _runs_of_whole_rows(rows, len(y), max(1, _run_elements(y) // tiles.width)):
+    for run in _runs_of_whole_rows(rows, len(y), max(1, run_elements(y) // tiles.width)):
         row, some = rows[run], tile[run]
         log_f = tiles.log_density(y[row], some)
         best.scatter_reduce_(0, row, log_f.amax(dim=1), "amax")
@@ -225,5 +225,22 @@ def _along_a_curve(directions: Tensor) -> Tensor:
     return torch.argsort(code, stable=True)
 
 
-def _run_elements(tensor: Tensor) -> int:
+def run_elements(tensor: Tensor) -> int:
+    """Give how many float64 values are worked on at once, so that memory stays bounded and a CPU's cache is used.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        On the device of the work.
+
+    Returns
+    -------
+    int
+        1 MB of them on a CPU.
+
+    Examples
+    --------
+    >>> 8 * run_elements(torch.empty(1)) == 1 << 20
+    True
+    """
     return _RUN_ELEMENTS if tensor.device.type == "cpu" else _ACCELERATOR_RUN_ELEMENTS

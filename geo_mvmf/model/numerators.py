@@ -31,8 +31,6 @@ _KEPT = 32  # and at most one in so many is kept: they take memory
 _ALWAYS = 1 << 17  # and where there are no more of them than this
 _UNDERFLOW = -80.0  # exp of less is 0 for a float32 sum, and through denormals ten times slower on CPUs
 _SINGLE_BELOW = 150.0  # kappa up to which float32 coordinates err by less than 5e-6 nat where it matters
-_RUN_ELEMENTS = 1 << 17  # float64 values worked on at once: 1 MB
-_ACCELERATOR_RUN_ELEMENTS = 1 << 22
 
 
 def numerator_of(
@@ -269,8 +267,7 @@ def runs(array: Tensor) -> Iterator[slice]:
     >>> list(runs(torch.empty(5, 1 << 16)))
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
-    limit = _RUN_ELEMENTS if array.device.type == "cpu" else _ACCELERATOR_RUN_ELEMENTS
-    step = max(1, limit // max(array.shape[1], 1))
+    step = max(1, near_pairs.run_elements(array) // max(array.shape[1], 1))
     for start in range(0, array.shape[0], step):
         yield slice(start, min(start + step, array.shape[0]))
 
