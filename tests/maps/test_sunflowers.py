@@ -42,7 +42,7 @@ def test_summaries_are_those_of_fine_rings(monkeypatch, c, spread):
         patch.setattr(summaries, "_sunflowers", OncePerComponents(Sunflowers.of))
         twin = summaries.summarise(mixture, [5.0], [1.0])
     monkeypatch.setattr(summaries, "_FEW", c)
-    monkeypatch.setattr(summaries, "_MANY", c)
+    monkeypatch.setattr(summaries, "MANY", c)
     fine = summaries.summarise(mixture, [5.0], [1.0])
     assert not misses(coarse, fine), (coarse.T, fine.T)
     assert coarse["density_max"][0] == pytest.approx(fine["density_max"][0], rel=0.03)
