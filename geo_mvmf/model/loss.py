@@ -93,13 +93,10 @@ def mvmf_loss(
     >>> round(float(loss), 3)
     2.531
     """
-    shapes = {"mean_directions": (mean_directions, 3), "log_concentrations": (log_concentrations, None)}
-    _check_layer(features, weight, bias, reduction, kept_type, weight_update)
-    for name, (tensor, last) in shapes.items():
-        _check_shape(name, tensor, (weight.shape[0],) if last is None else (weight.shape[0], last))
-    _check_shape("target_directions", target_directions, (features.shape[0], 3))
-    if floor is not None and not 0.0 < floor < math.inf:
-        raise ValueError(f"floor {floor!r} must be a positive density per steradian, or None")
+    check_mvmf_arguments(
+        features, weight, bias, mean_directions, log_concentrations, target_directions,
+        sample_weight=sample_weight, floor=floor, reduction=reduction, kept_type=kept_type, weight_update=weight_update,
+    )  # fmt: skip
     how = loss_passes.options(features, floor, logit_budget_bytes, kept_type, weight_update)
     with torch.autocast(features.device.type, enabled=False):
         losses: Tensor = _MvmfLoss.apply(
@@ -173,6 +170,47 @@ def cross_entropy_loss(
             how,
         )
         return reduce_losses(losses, sample_weight, reduction)
+
+
+def check_mvmf_arguments(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean_directions: Tensor,
+    log_concentrations: Tensor,
+    target_directions: Tensor,
+    *,
+    sample_weight: Tensor | None,
+    floor: float | None,
+    reduction: str,
+    kept_type: str | None,
+    weight_update: streaming.WeightUpdate | None,
+) -> None:
+    """Check what `mvmf_loss` is given; parameters as there.
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit or an option is unknown.
+
+    Examples
+    --------
+    >>> y = torch.tensor([[0.0, 0.0, 1.0]])
+    >>> layer = torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1)
+    >>> options = {"sample_weight": None, "floor": -1.0, "reduction": "sum", "kept_type": None, "weight_update": None}
+    >>> check_mvmf_arguments(*layer, y, torch.zeros(1), y, **options)
+    Traceback (most recent call last):
+    ValueError: floor -1.0 must be a positive density per steradian, or None
+    """
+    _check_layer(features, weight, bias, reduction, kept_type, weight_update)
+    n, components = features.shape[0], weight.shape[0]
+    _check_shape("mean_directions", mean_directions, (components, 3))
+    _check_shape("log_concentrations", log_concentrations, (components,))
+    _check_shape("target_directions", target_directions, (n, 3))
+    if sample_weight is not None:
+        _check_shape("sample_weight", sample_weight, (n,))
+    if floor is not None and not 0.0 < floor < math.inf:
+        raise ValueError(f"floor {floor!r} must be a positive density per steradian, or None")
 
 
 def reduce_losses(losses: Tensor, sample_weight: Tensor | None, reduction: str) -> Tensor:

@@ -147,15 +147,18 @@ def mvmf_backward(ctx: Any, gradient: Tensor, needs: tuple[bool, ...]) -> tuple[
     rows, columns, shares = ctx.saved_tensors[10:]
     layer = OutputLayer(features, weight, bias, ctx.how.product_type)
     scale = (gradient.double() * unfloored).to(layer.working)  # a floor takes its share of the gradient away
-    components, by_components = Components.of(mu, log_kappa), any(needs[3:])
+    by_components = any(needs[3:])
     derivative: EveryComponent | PairShares
     if rows is None:
+        components = Components.of(mu, log_kappa)
         derivative = EveryComponent(components, y, layer.working, value=value, by_components=by_components)
     else:
         derivative = PairShares(rows, columns, shares, len(features), len(weight))
     with torch.autocast(features.device.type, enabled=False):  # the caller's may still be on
         found = _backward(ctx, layer, derivative, denominator, shifts, scale, needs)
-        of_components = derivative.by_components(components, y, scale) if by_components else (None, None)
+        of_components: tuple[Tensor | None, Tensor | None] = (None, None)
+        if by_components:  # else pairs have what they need, and log normalisers would be computed in vain
+            of_components = derivative.by_components(Components.of(mu, log_kappa), y, scale)
     return *found, *(each if need else None for each, need in zip(of_components, needs[3:], strict=True))
 
 

@@ -112,6 +112,7 @@ class _Tiles:
         self.centre = self.mean_directions.mean(dim=2)
         offsets = (self.mean_directions - self.centre[:, :, None]).square_().sum(dim=1)
         self.radius = offsets.amax(dim=1).sqrt_().float() + _ROUNDING
+        self.centre = self.centre.float()
         self._least, self._greatest = (k(self.concentrations, dim=1).float() for k in (torch.amin, torch.amax))
         self._same = bool((self.concentrations == self.concentrations[0, 0]).all())
 
@@ -131,13 +132,10 @@ class _Tiles:
         kappa = torch.maximum(torch.minimum(half.reciprocal().sub_(0.5), self._greatest), self._least)
         return _log_normaliser_bound(kappa).sub_(half.mul_(kappa))
 
-    def _beyond(self, distance: Tensor, least: Tensor) -> Tensor:
-        """Whether all of a tile is less dense than a log density (R,): where `bound` is below it, but faster."""
-        if not self._same:
-            return self.bound(distance) < least[:, None]
+    def _reach(self, least: Tensor) -> Tensor:
+        """Distance from a tile's ball beyond which it is less dense than a log density (R,); of one concentration."""
         lost = (_log_normaliser_bound(self._greatest[:1]) - least).clamp_(min=0.0)
-        reach = (lost / (_HALF * self._greatest[0])).sqrt_()
-        return distance.sub_(reach[:, None]) > self.radius
+        return (lost / (_HALF * self._greatest[0])).sqrt_()
 
     def log_density(self, y: Tensor, tile: Tensor) -> Tensor:
         """Log densities of the components of a tile for each target: (K, 3), (K,) -> (K, W)."""
@@ -157,11 +155,15 @@ class _Tiles:
         step = max(1, 2 * run_elements(y) // len(self.centre))
         for start in range(0, max(len(y), 1), step):  # one run, of nothing, also where there are no targets
             some = y[start : start + step]
-            distance = torch.cdist(some.float(), self.centre.float(), compute_mode="donot_use_mm_for_euclid_dist")
+            distance = torch.cdist(some.float(), self.centre, compute_mode="donot_use_mm_for_euclid_dist")
             best = self.log_density(some, distance.argmin(dim=1)).amax(dim=1)
-            if not self._same:  # a wide component may be better than the nearest ones
-                best = torch.maximum(best, self.log_density(some, self.bound(distance).argmax(dim=1)).amax(dim=1))
-            beyond = self._beyond(distance, (best - depth).float())  # not of what is no number: that must show
+            if self._same:
+                reach = self._reach((best - depth).float())
+                beyond = distance.sub_(reach[:, None]) > self.radius  # not of what is no number: that must show
+            else:  # a wide component may be better than the nearest ones
+                bound = self.bound(distance)
+                best = torch.maximum(best, self.log_density(some, bound.argmax(dim=1)).amax(dim=1))
+                beyond = bound < (best - depth).float()[:, None]
             row, tile = beyond.logical_not_().nonzero(as_tuple=True)
             rows.append(row + start)
             tiles.append(tile)

@@ -99,8 +99,7 @@ class NearComponents:
     def __init__(self, components: Components, y: Tensor, pairs: near_pairs.Pairs) -> None:
         self._components, self._y, self._best, self._depth = components, y, pairs.best, pairs.depth
         self._pairs = PairLogits(pairs.rows, pairs.columns, len(y), len(components.mean_directions))
-        order = self._pairs.order
-        self._relative = pairs.relative if order is None else pairs.relative[order]
+        self._relative = self._pairs.ordered(pairs.relative)
         self.rows, self.columns = self._pairs.rows, self._pairs.columns
         self.gather = self._pairs.gather
 

@@ -45,6 +45,10 @@ class PairLogits:
         self.spans = [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
         self.logits = torch.empty(0)
 
+    def ordered(self, values: Tensor) -> Tensor:
+        """Bring what belongs to the pairs, (P,), into the order of `rows` and `columns` here."""
+        return values if self.order is None else values[self.order]
+
     def gather(self, index: int, part: slice, logits: Tensor, shift: Tensor) -> None:
         """Take those of a chunk; parameters as `streaming.Numerator.gather`."""
         if index == 0:
@@ -120,7 +124,7 @@ class PairShares:
 
     def __init__(self, rows: Tensor, columns: Tensor, shares: Tensor, n: int, num_components: int) -> None:
         self._pairs = PairLogits(rows, columns, n, num_components)
-        self._shares = shares if self._pairs.order is None else shares[self._pairs.order]
+        self._shares = self._pairs.ordered(shares)
 
     def subtract(
         self,

@@ -149,7 +149,7 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     [[4.0]]
     """
     if by_onednn(out) and left.numel() and right.numel():  # oneDNN has no product of nothing
-        product = _linear(left, right.T, None)
+        product = _linear(left, right.T)
         out.add_(product) if add else out.copy_(product)
     elif add:
         out.addmm_(left, right)
@@ -157,11 +157,11 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
         torch.mm(left, right, out=out)
 
 
-def _linear(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+def _linear(left: Tensor, right: Tensor) -> Tensor:
     operator = _onednn()
     if operator is None:
         raise ValueError("this torch has no oneDNN product; use mm")
-    product: Tensor = operator(left, right, bias, "none", [], "")
+    product: Tensor = operator(left, right, None, "none", [], "")
     return product
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from geo_mvmf.model import loss_passes, streaming
-from geo_mvmf.model.loss import REDUCTIONS, reduce_losses
+from geo_mvmf.model.loss import REDUCTIONS, check_mvmf_arguments, reduce_losses
 from geo_mvmf.model.output_layer import OutputLayer
 from geo_mvmf.model.ranks import Ranks
 
@@ -88,10 +88,15 @@ def sharded_mvmf_loss(
     >>> round(float(sharded_mvmf_loss(*parts, ranks=Ranks())), 3)
     2.531
     """
-    problem = _problem(
-        features, weight, bias, mean_directions, log_concentrations, target_directions,
-        sample_weight=sample_weight, floor=floor, reduction=reduction, kept_type=kept_type, update=weight_update,
-    )  # fmt: skip
+    problem = None
+    try:
+        check_mvmf_arguments(
+            features, weight, bias, mean_directions, log_concentrations, target_directions,
+            sample_weight=sample_weight, floor=floor, reduction=reduction, kept_type=kept_type,
+            weight_update=weight_update,
+        )  # fmt: skip
+    except ValueError as error:  # the others have to know before this is raised
+        problem = str(error)
     options = (floor, reduction, sample_weight is not None)
     call = _agreed(ranks, features, problem, options)
     how = loss_passes.options(features, floor, logit_budget_bytes, kept_type, weight_update)
@@ -248,48 +253,6 @@ def _agreed(ranks: Ranks, features: Tensor, problem: str | None, options: tuple[
     if not sum(counts):
         raise ValueError(f"none of {ranks.size} ranks has a row; give at least one of them some")
     return _Call(ranks, counts, any(of_rank[2] for of_rank in found), any(of_rank[3] for of_rank in found))
-
-
-def _problem(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean_directions: Tensor,
-    log_concentrations: Tensor,
-    target_directions: Tensor,
-    *,
-    sample_weight: Tensor | None,
-    floor: float | None,
-    reduction: str,
-    kept_type: str | None,
-    update: streaming.WeightUpdate | None,
-) -> str | None:
-    """Say what is wrong with the arguments, if anything."""
-    if features.ndim != 2 or weight.ndim != 2 or weight.shape[0] == 0:
-        return (
-            f"features and weight have shapes {tuple(features.shape)}, {tuple(weight.shape)}; expected (n, D), (c, D) "
-            "with c >= 1: there must be a component for every rank"
-        )
-    (n, d), c = features.shape, len(weight)
-    expected = {
-        "weight": (weight, (c, d)),
-        "bias": (bias, (c,)),
-        "mean_directions": (mean_directions, (c, 3)),
-        "log_concentrations": (log_concentrations, (c,)),
-        "target_directions": (target_directions, (n, 3)),
-    }
-    if sample_weight is not None:
-        expected["sample_weight"] = (sample_weight, (n,))
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            return f"{name} has shape {tuple(tensor.shape)}, expected {shape}"
-    if floor is not None and not 0.0 < floor < math.inf:
-        return f"floor {floor!r} must be a positive density per steradian, or None"
-    if reduction not in REDUCTIONS:
-        return f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}"
-    if update is not None and (weight is not update.weight or not weight.requires_grad):
-        return f"weight_update is of a weight of shape {tuple(update.weight.shape)} that is another's, or frozen"
-    return None if kept_type in loss_passes.KEPT_TYPES else f"kept_type {kept_type!r} is not None or bfloat16"
 
 
 def _number(value: object, among: tuple[object, ...]) -> int:
