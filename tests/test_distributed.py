@@ -48,7 +48,8 @@ def cluster():
     """A scheduler and two workers that are threads of this process, and talk by TCP all the same."""
     from distributed import LocalCluster
 
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    # any free port for the dashboard: tests in other processes have clusters of their own
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
     with LocalCluster(protocol="tcp", host="127.0.0.1", **options) as found:
         yield found
 
@@ -292,7 +293,7 @@ def test_killed_workers_cost_their_parts_time_and_nothing_else(saved, make_album
     chance, killed, asked = random.Random(failures), [], 0
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": failures}),
-        closing_slowly(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)) as cluster,
+        closing_slowly(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")) as cluster,
     ):
         plain = distributed._request
 
