@@ -13,7 +13,7 @@ import pandas as pd
 from geo_mvmf import sphere
 from geo_mvmf.files import stores, vector
 from geo_mvmf.mixture import CellMixture, VmfMixture
-from geo_mvmf.progress import CancelledError, Progress
+from geo_mvmf.progress import Progress
 from geo_mvmf.region_job import regions_job
 
 
@@ -78,7 +78,6 @@ def write_job(
     *,
     regions: str | os.PathLike[str] | None = None,
     workers: int = 1,
-    keep_points: bool = False,
     overwrite: bool = False,
 ) -> Generator[Progress, None, geopandas.GeoDataFrame]:
     """Write points, and regions where asked for, as layers, as a job that yields its progress.
@@ -94,8 +93,6 @@ def write_job(
         Where these go; default: with the points.
     workers : int
         Processes that make regions, for large albums.
-    keep_points : bool
-        Whether to write the points alone when `CancelledError` ends the making of regions.
     overwrite : bool
         Whether existing files may be replaced.
 
@@ -121,12 +118,7 @@ def write_job(
     points, found = with_points(store.rows), None
     run = {key: str(value) for key, value in store.run.items()}
     if levels:
-        try:
-            found = yield from regions_job(store, np.flatnonzero(store.is_predicted), levels, workers=workers)
-        except CancelledError:
-            if keep_points:
-                vector.write_layers(path, {"points": points}, run=run, overwrite=overwrite)
-            raise
+        found = yield from regions_job(store, np.flatnonzero(store.is_predicted), levels, workers=workers)
         points = with_regions(points, found)
     layers = {"points": points} if found is None or regions is not None else {"points": points, "regions": found}
     vector.write_layers(path, layers, run=run, overwrite=overwrite)

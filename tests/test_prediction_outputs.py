@@ -12,6 +12,7 @@ from PIL import Image
 
 from geo_mvmf import layer_origin, predicting, worker
 from geo_mvmf.errors import GeoMvmfError
+from geo_mvmf.files import vector
 from geo_mvmf.model import bundle as bundles
 from geo_mvmf.predictions import open_predictions
 from geo_mvmf.progress import CancelledError
@@ -143,6 +144,24 @@ def test_a_layer_that_a_user_added_keeps_a_geopackage(asked, tmp_path):
     points_of(out).to_file(out, layer="mine", engine="pyogrio", mode="a")
     assert predict(**asked, out=out)["code"] == "output"
     assert len(geopandas.read_file(out, layer="mine")) == 4
+
+
+def test_cancelled_while_its_layer_is_written_a_whole_prediction_has_its_points(asked, tmp_path, monkeypatch):
+    """Not those that an earlier try left."""
+    out, written = tmp_path / "a.gpkg", []
+    predict(in_predict, **asked, out=out)
+    plain = vector.write_layers
+
+    def write(*arguments, **options):
+        written.append(arguments)
+        if len(written) == 1:
+            raise CancelledError
+        plain(*arguments, **options)
+
+    monkeypatch.setattr(vector, "write_layers", write)
+    answer = predict(**asked, out=out)
+    assert (answer["event"], set(answer["outputs"])) == ("cancelled", {"predictions", "layers"})
+    assert points_of(out)["status"].tolist() == ["ok"] * 4
 
 
 @pytest.mark.parametrize("suffix", some(".csv", of=SUFFIXES))

@@ -147,14 +147,13 @@ def _write_layers(report: Reporter, outputs: Outputs, found: Predictions, *, ove
     from geo_mvmf import point_layer
 
     layers = outputs.layers or outputs.store
-    job = point_layer.write_job(
-        found.store, layers, outputs.levels, regions=outputs.regions, keep_points=True, overwrite=overwrite
-    )
+    job = point_layer.write_job(found.store, layers, outputs.levels, regions=outputs.regions, overwrite=overwrite)
     try:
         report.run(job)
     except CancelledError:
-        if prediction_outputs.is_made_of(layers, outputs.store):
-            report.wrote("layers", layers)
+        if not prediction_outputs.is_made_of(layers, outputs.store):
+            found.write(layers, overwrite=overwrite)
+        report.wrote("layers", layers)
         raise
 
 
