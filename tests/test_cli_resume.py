@@ -158,6 +158,7 @@ def state(folder):
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sorted(folder.glob("part-*.nc"))}
 
 
+@pytest.mark.hard
 def test_a_killed_prediction_goes_on_where_it_was(long_table, bundle_path, tmp_path):
     """SIGKILL in the second part, Ctrl-C in the third, SIGTERM in the fourth; then to the end."""
     table, whole = long_table
@@ -222,7 +223,9 @@ def test_parts_of_another_bundle_are_not_used(small_parts, long_table, bundle_pa
     assert "log_weight" in differences(undisturbed, whole)  # the check would notice parts of the other bundle
 
 
-@pytest.mark.parametrize("changed", ["estimator", "claims", "column", "image_id"])
+@pytest.mark.parametrize(
+    "changed", ["image_id", *(pytest.param(name, marks=pytest.mark.hard) for name in ("estimator", "claims", "column"))]
+)
 def test_parts_of_another_question_are_not_used(small_parts, bundle_path, long_table, tmp_path, changed):
     folder, _ = long_table
     frame = pd.DataFrame({"path": [f"{i:02d}.png" for i in range(18)], "lon": 1.0, "lat": 2.0, "note": "a"})

@@ -269,7 +269,7 @@ def test_the_feature_distance_and_training_area_are_of_the_bundle(make_album, tm
 # --- acceptance rows ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator", ["component", "mode"])
+@pytest.mark.parametrize("estimator", ["component", pytest.param("mode", marks=pytest.mark.hard)])
 def test_row_19_a_batch_repeats_no_constant_work(bundle, make_album, tmp_path, monkeypatch, estimator):
     """What does not depend on the image is done as often for 64 images as for one; calls are counted, not seconds."""
     make_album(tmp_path, 64)
@@ -348,6 +348,7 @@ found.density(geo_mvmf.Grid.from_bounds(2500000, 1500000, 7000000, 5500000, 2000
 """
 
 
+@pytest.mark.hard
 def test_row_20_no_network_in_load_and_predict(bundle_path, make_album, tmp_path):
     """In a process whose sockets refuse and whose audit hook notes every attempt."""
     make_album(tmp_path / "photos", 2)

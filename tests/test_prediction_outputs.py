@@ -152,16 +152,18 @@ def test_cancelled_while_its_layer_is_written_a_whole_prediction_has_its_points(
     predict(in_predict, **asked, out=out)
     plain = vector.write_layers
 
-    def write(*arguments, **options):
-        written.append(arguments)
-        if len(written) == 1:
-            raise CancelledError
-        plain(*arguments, **options)
+    def write(path, *arguments, **options):
+        if path == out:
+            written.append(path)
+            if len(written) == 1:
+                raise CancelledError
+        plain(path, *arguments, **options)
 
     monkeypatch.setattr(vector, "write_layers", write)
     answer = predict(**asked, out=out)
     assert (answer["event"], set(answer["outputs"])) == ("cancelled", {"predictions", "layers"})
     assert points_of(out)["status"].tolist() == ["ok"] * 4
+    assert len(written) == 2
 
 
 @pytest.mark.parametrize("suffix", some(".csv", of=SUFFIXES))

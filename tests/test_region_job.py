@@ -52,6 +52,7 @@ def result_of(job):
             return stop.value, events
 
 
+@pytest.mark.hard
 def test_blocks_and_processes_give_the_same_in_order(store):
     rows = np.flatnonzero(store.is_predicted)
     alone, events = result_of(region_job.regions_job(store, rows, LEVELS))

@@ -202,6 +202,7 @@ def last_steps(update, *, loud, quiet):
     return (before - update.weight.detach()) / 20
 
 
+@pytest.mark.hard
 def test_moments_of_half_the_bytes_follow_gradients_that_shrink_and_a_twin_that_rounds_to_nearest_stalls(monkeypatch):
     zeros = torch.zeros(64, 4)
     exact = last_steps(FusedAdam(nn.Parameter(zeros.clone())), loud=300, quiet=2000)

@@ -550,6 +550,7 @@ for losses in ((mvmf, classes), (plain,)):
 """
 
 
+@pytest.mark.hard
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
 def test_memory_stays_bounded_with_2_to_the_17_components():
     """Peak of both passes beyond a tiny call, in (N, C) float32 arrays of N = 128: 0.20, half of it columns of C."""

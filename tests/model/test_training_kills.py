@@ -261,6 +261,7 @@ def test_at_most_one_interval_is_lost(config, tmp_path):
     assert damaged == []
 
 
+@pytest.mark.hard
 def test_a_global_generator_is_caught(config, tmp_path):
     """Broken twin: two runs, one killed, differ."""
     digests = []
@@ -276,6 +277,7 @@ def test_a_global_generator_is_caught(config, tmp_path):
     assert digests[0] != digests[1]
 
 
+@pytest.mark.hard
 def test_a_writer_that_does_not_rename_is_caught(config, tmp_path):
     """Broken twin: written in place, a kill leaves a torn checkpoint and nothing before it."""
     run = dataclasses.replace(config, out=str(tmp_path / "run"))
