@@ -23,7 +23,7 @@ from geo_mvmf.maps import evidence, summaries
 from geo_mvmf.maps.combining import MASS_ERROR, combine
 from geo_mvmf.maps.estimates import estimate
 from geo_mvmf.maps.grid import Grid
-from geo_mvmf.maps.multipliers import Multiplier, RasterMultiplier
+from geo_mvmf.maps.multipliers import Multiplier
 from geo_mvmf.mixture import CellMixture
 from geo_mvmf.progress import Progress
 from geo_mvmf.stored_mixtures import mixture_of_rows, to_stored, training_prior
@@ -174,7 +174,7 @@ def _multipliers(options: Options) -> list[Multiplier]:
     return found
 
 
-def read_prior(path: Source) -> RasterMultiplier:
+def read_prior(path: Source) -> Multiplier:
     """Read a prior raster: one band of densities per area, in any CRS; nodata is 0.
 
     Parameters
@@ -183,7 +183,7 @@ def read_prior(path: Source) -> RasterMultiplier:
 
     Returns
     -------
-    RasterMultiplier
+    Multiplier
 
     Raises
     ------

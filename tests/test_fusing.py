@@ -337,6 +337,7 @@ def test_images_that_are_hardly_in_an_area_are_counted(album, tmp_path):
     assert done.exit_code == 0, done.output
     held = open_predictions(tmp_path / "far.nc").rows["probability_in_area"]
     assert (held < 0.01).all()
+    assert done.stderr.startswith(f"2 images, by image_id, area {area}\n")  # in a pipe there is no bar
     assert f"2 of 2 images have less than 1% of their probability in {area}" in done.stderr
     wide = geopandas.GeoDataFrame(geometry=[shapely.box(-20, 30, 60, 70)], crs=4326)
     wide.to_file(area, driver="GeoJSON")

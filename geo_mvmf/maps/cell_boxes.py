@@ -11,8 +11,8 @@ from geo_mvmf import s2, sphere
 IdArray = npt.NDArray[np.uint64]
 
 
-def cell_boxes(cells: IdArray) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.object_]]:
-    """Give two rectangles that hold each S2 cell together; about the same one where no cell lies across +-180.
+def cell_boxes(cells: IdArray) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.int64]]:
+    """Give rectangles that hold S2 cells: one for each, and a second one for those that lie across +-180.
 
     Parameters
     ----------
@@ -21,14 +21,16 @@ def cell_boxes(cells: IdArray) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.
 
     Returns
     -------
-    one, other : ndarray of Polygon, shape (n,)
+    boxes : ndarray of Polygon, shape (n + k,)
         In longitude and latitude, within -180..180 and -90..90: about the circle around each cell.
+    rows : ndarray of int64, shape (n + k,)
+        The cell of each: 0..n-1, and once more those of two.
 
     Examples
     --------
-    >>> one, other = cell_boxes(s2.leaf_ids([[-1.0, 0.0, 0.0]]))
-    >>> [round(each[0].bounds[0]) for each in (one, other)]
-    [-180, 180]
+    >>> boxes, rows = cell_boxes(s2.leaf_ids([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]))
+    >>> [round(box.bounds[0]) for box in boxes], rows.tolist()
+    ([0, -180, 180], [0, 1, 1])
     """
     longitude, latitude = sphere.to_longitude_latitude(s2.centre(cells))
     radius = s2.bounding_radius(cells) + 1e-12
@@ -38,8 +40,8 @@ def cell_boxes(cells: IdArray) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.
     half = np.where(whole, 180.0, np.degrees(np.arcsin(np.minimum(ratio, 1.0))))
     west, east = np.where(whole, -180.0, longitude - half), np.where(whole, 180.0, longitude + half)
     south, north = np.maximum(south, -90.0), np.minimum(north, 90.0)
-    one = shapely.box(np.maximum(west, -180.0), south, np.minimum(east, 180.0), north)
-    turned_west = np.where(west < -180.0, west + 360.0, np.where(east > 180.0, -180.0, west))
-    turned_east = np.where(west < -180.0, 180.0, np.where(east > 180.0, east - 360.0, east))
-    other = shapely.box(turned_west, south, turned_east, north)
-    return np.asarray(one, dtype=object), np.asarray(other, dtype=object)
+    beyond_west, beyond_east = np.flatnonzero(west < -180.0), np.flatnonzero(east > 180.0)
+    rows = np.concatenate([np.arange(cells.size), beyond_west, beyond_east])
+    left = np.concatenate([np.maximum(west, -180.0), west[beyond_west] + 360.0, np.full(beyond_east.size, -180.0)])
+    right = np.concatenate([np.minimum(east, 180.0), np.full(beyond_west.size, 180.0), east[beyond_east] - 360.0])
+    return np.asarray(shapely.box(left, south[rows], right, north[rows]), dtype=object), rows

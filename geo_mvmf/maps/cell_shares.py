@@ -82,6 +82,6 @@ def _touching(tree: shapely.STRtree, cells: IdArray) -> npt.NDArray[np.bool_]:
     if not cells.size:
         return np.zeros(0, dtype=np.bool_)
     result = np.zeros(cells.size, dtype=np.bool_)
-    for boxes in cell_boxes(cells):
-        result[tree.query(boxes, predicate="intersects")[0]] = True
+    boxes, rows = cell_boxes(cells)
+    result[rows[tree.query(boxes, predicate="intersects")[0]]] = True
     return np.asarray(result | (s2.level(cells) == 0))  # a face may lie across the seam

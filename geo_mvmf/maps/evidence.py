@@ -26,6 +26,7 @@ from geo_mvmf.maps import estimates, summaries
 from geo_mvmf.maps.combining import MASS_ERROR, Evidence, Mixture, combine
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.maps.multipliers import AreaMultiplier, Multiplier, RasterMultiplier
+from geo_mvmf.maps.remembered import Remembered
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 LEAST_PROBABILITY = 1e-9
@@ -152,10 +153,10 @@ def area_multiplier(area: Any, *, layer: str | None = None) -> Multiplier:
     if polygons.is_empty or not polygons.area > 0.0:
         name = area if isinstance(area, (str, os.PathLike)) else "the polygons given"
         raise BadInputError(f"{name}: the area is empty, so no place is left in it")
-    return AreaMultiplier(polygons)
+    return Remembered(AreaMultiplier(polygons))
 
 
-def prior_multiplier(values: npt.ArrayLike, grid: Grid, *, name: str = "the prior") -> RasterMultiplier:
+def prior_multiplier(values: npt.ArrayLike, grid: Grid, *, name: str = "the prior") -> Multiplier:
     """Make a multiplier of a prior raster.
 
     Parameters
@@ -170,7 +171,7 @@ def prior_multiplier(values: npt.ArrayLike, grid: Grid, *, name: str = "the prio
 
     Returns
     -------
-    RasterMultiplier
+    Multiplier
         Scaled so that the greatest value is 1.
 
     Raises
@@ -201,7 +202,7 @@ def prior_multiplier(values: npt.ArrayLike, grid: Grid, *, name: str = "the prio
             f"{name}: none of its {found.size} values is above 0, {int(np.isnan(found).sum())} are nodata, so it leaves"
             " no place"
         )
-    return RasterMultiplier(held / held.max(), grid)
+    return Remembered(RasterMultiplier(held / held.max(), grid))
 
 
 def too_little(found: Evidence) -> str:

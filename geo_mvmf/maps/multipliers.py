@@ -153,10 +153,13 @@ class AreaMultiplier:
 
     def look(self, cells: IdArray) -> Look:
         """Look at S2 cells; the mean of one on the border is that of 16 points."""
-        one, other = cell_boxes(cells)
-        touched = shapely.intersects(self._area, one) | shapely.intersects(self._area, other)
+        boxes, rows = cell_boxes(cells)
+        met = shapely.intersects(self._area, boxes)
+        touched = np.zeros(cells.size, dtype=np.bool_)
+        touched[rows[met]] = True
         inside = touched.copy()
-        inside[touched] = shapely.contains(self._area, one[touched]) & shapely.contains(self._area, other[touched])
+        inside[rows[~met]] = False
+        inside[rows[met][~shapely.contains(self._area, boxes[met])]] = False
         mean = inside.astype(np.float64)
         border = np.flatnonzero(touched & ~inside)
         longitude, latitude = sphere.to_longitude_latitude(_points_in(cells[border], _POINTS))

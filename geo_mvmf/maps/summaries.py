@@ -218,8 +218,10 @@ def _within(
     """Probability within distances of each image's own estimate, (radii, N)."""
     result = np.empty((len(radii_km), len(mixture)))
     if isinstance(mixture, CellMixture):
-        for i, place in enumerate(zip(longitude, latitude, strict=True)):
-            result[:, i] = [mixture[i].probability_within(*place, radius)[0, 0] for radius in radii_km]
+        number = len(radii_km)
+        for i in range(len(mixture)):  # all radii at once: where the cells lie is found once
+            places = np.full(number, longitude[i]), np.full(number, latitude[i])
+            result[:, i] = mixture[i].probability_within(*places, np.array(radii_km))[0]
         return result
     for start in range(0, len(mixture), _IMAGES_AT_ONCE):
         some = slice(start, start + _IMAGES_AT_ONCE)
