@@ -1,5 +1,8 @@
 """What commands say beside their result: what was chosen where nothing was said, and what is odd."""
 
+import dataclasses
+import json
+
 import affine
 import geopandas
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 from geo_mvmf import cli
 from geo_mvmf.commands import grids, learning
 from geo_mvmf.inputs import tables
+from geo_mvmf.model.bundle import save_bundle
 from geo_mvmf.predictions import open_predictions
 
 
@@ -49,6 +53,24 @@ def boxes(names, column="name"):
 
 
 PLACES = geopandas.GeoDataFrame({"name": ["here"]}, geometry=[shapely.Point(1, 2)], crs=4326)
+
+
+# --- images unlike any that were learnt from ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_images_unlike_the_training_images_are_counted(bundle, store, tmp_path, offset):
+    known = dataclasses.replace(bundle, feature_mean=bundle.feature_mean + np.float32(offset))
+    save_bundle(known, tmp_path / "b.safetensors")
+    photos, out = store.parent / "t.csv", tmp_path / "a.nc"
+    done = run("predict", photos, "--bundle", tmp_path / "b.safetensors", "--out", out, "--progress", "json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stderr.splitlines()[-1])
+    distances = open_predictions(out).rows["feature_distance"]
+    assert result["counts"]["unlike_training"] == (distances > 2).sum() == (4 if offset else 0)
+    line = "4 of 4 images are unlike the training images (feature_distance > 2): their densities mean little"
+    assert (line in result["message"].splitlines()) == bool(offset)
+    assert (line in done.stdout) == bool(offset)
 
 
 # --- layers of polygons ------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def predict(
     _write_others(report, outputs, found, earlier, overwrite=overwrite)
     written = [out] if outputs.page is not None else [*outputs.after, outputs.store]
     report.result(
-        f"status: {options.counts(found.rows['status'])}\n"
+        f"status: {options.counts(found.rows['status'])}\n{options.unlike_training(found.rows)[1]}"
         f"wrote {' and '.join(map(str, written))}" + (" (for further maps)" if len(written) > 1 else ""),
         counts=options.row_counts(found.rows),
     )
