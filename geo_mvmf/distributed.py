@@ -237,6 +237,7 @@ def _make(
                     waiting.appendleft((part, _next_try(tries, predictor, part)))
                     continue
                 rows, pruned = answer
+                _check_weights(predictor, part, pruned)
                 _check_seen(predictor, part, rows)
                 yield Progress("predict", 0, 0, failures=prediction_folder.failures(rows))
                 yield part, rows, pruned
@@ -316,6 +317,18 @@ def _next_try(tries: int, predictor: Predictor, part: Part) -> int:
             "at their logs"
         )
     return tries + 1
+
+
+def _check_weights(predictor: Predictor, part: Part, pruned: stores.Pruned) -> None:
+    """Refuse weights that are not of the components that this process has, before they are written beside them."""
+    try:
+        stores.check_weights(pruned, part.stop - part.start, predictor.components)
+    except ValueError as error:
+        raise DeviceError(
+            f"a worker sent weights of images {part.start}..{part.stop - 1} that do not fit the bundle's "
+            f"{predictor.bundle.num_components} components ({error}); its memory or the network damaged them: predict "
+            "again, without that machine"
+        ) from error
 
 
 def _check_seen(predictor: Predictor, part: Part, rows: pd.DataFrame) -> None:

@@ -301,7 +301,7 @@ def _predict_parts(
         if part.number not in done:
             missing.append(part)
             continue
-        rows = stores.open_store(prediction_folder.path_of(folder, part.number)).rows
+        rows = stores.open_part(stores.part_path(folder, part.number), predictor.components).rows
         if strict:
             prediction_folder.require_all(rows)
         finished += part.stop - part.start

@@ -66,22 +66,6 @@ def parts_of(total: int, part_rows: int) -> Iterator[Part]:
         yield Part(number, start, min(start + part_rows, total))
 
 
-def path_of(folder: Path, number: int) -> Path:
-    """Give the file of a part.
-
-    Parameters
-    ----------
-    folder : path
-    number : int
-
-    Examples
-    --------
-    >>> path_of(Path("a.nc.parts"), 3).name
-    'part-000003.nc'
-    """
-    return folder / f"part-{number:06d}.nc"
-
-
 def failures(rows: pd.DataFrame) -> tuple[Failure, ...]:
     """Images that could not be used, by their rows.
 
@@ -146,22 +130,23 @@ def check(folder: Path, run: dict[str, Any], components: stores.Components, part
     text = json.dumps(run, sort_keys=True, indent=2) + "\n"
     same = manifest.is_file() and manifest.read_bytes() == text.encode()
     for number in stores.existing_parts(folder):
-        part = path_of(folder, number)
+        part = stores.part_path(folder, number)
         rows = min(part_rows, run["images"] - number * part_rows)
         if not (same and _is_whole(part, rows, components)):
             part.unlink()
+    stores.keep_components(folder, components)
     if not same:
         durable.write_text(manifest, text, overwrite=True)
 
 
 def _is_whole(part: Path, rows: int, components: stores.Components) -> bool:
     try:
-        found = stores.open_store(part)
+        found = stores.open_part(part, components)
         found.pruned()
     except BadInputError:
         return False
     is_finished = not (found.rows["status"] == row_contract.CANCELLED).any()
-    return len(found) == rows and is_finished and found.components.same_as(components)
+    return len(found) == rows and is_finished
 
 
 def merge_unfinished(
@@ -207,7 +192,7 @@ def merge_unfinished(
         return stores.merge_parts(folder, out, run=known, overwrite=overwrite)
     finally:
         for number in missing:
-            path_of(folder, number).unlink(missing_ok=True)
+            stores.part_path(folder, number).unlink(missing_ok=True)
 
 
 def leave_as_found(folder: Path, earlier: set[int], *, is_new_folder: bool) -> None:
@@ -232,7 +217,7 @@ def leave_as_found(folder: Path, earlier: set[int], *, is_new_folder: bool) -> N
     """
     if earlier:
         for number in set(stores.existing_parts(folder)) - earlier:
-            path_of(folder, number).unlink()
+            stores.part_path(folder, number).unlink()
         return
     shutil.rmtree(folder, ignore_errors=True)
     if is_new_folder:

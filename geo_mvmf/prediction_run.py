@@ -16,7 +16,7 @@ from geo_mvmf.inputs import tables
 if TYPE_CHECKING:
     from geo_mvmf.model.bundle import Bundle
 
-_VERSION = 1  # of the part files; a change makes old parts useless
+_VERSION = 2  # of the part files; a change makes old parts useless
 _ROWS = 256  # described at a time
 
 

@@ -6,6 +6,8 @@ docs/predictions_file.md is the specification; `stores` is what other modules ca
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -20,6 +22,8 @@ from geo_mvmf.files import netcdf, store_rows
 from geo_mvmf.files.weights import FloatArray, IntArray, Pruned
 
 FORMAT = "geo_mvmf predictions"
+PART_FORMAT = "geo_mvmf predictions part"
+COMPONENTS_FORMAT = "geo_mvmf predictions components"
 FORMAT_VERSION = 1
 _KINDS = ("vmf", "cell")
 _TOLERANCE = 1e-3  # by which weights may miss their sum
@@ -57,18 +61,38 @@ class Components:
     def __len__(self) -> int:
         return len(self.mean_directions)
 
-    def same_as(self, other: Components) -> bool:
-        """Tell whether two files share their components, to the last bit.
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of kind and arrays, hexadecimal: equal for components that are the same to the last bit."""
+        hasher = hashlib.sha256(self.kind.encode())
+        for name, values in shared_arrays(self).items():
+            hasher.update(f"{name} {values.dtype.str} {values.shape}".encode())
+            hasher.update(values.tobytes())
+        return hasher.hexdigest()
 
-        Parameters
-        ----------
-        other : Components
-        """
-        mine, theirs = shared_arrays(self), shared_arrays(other)
-        return self.kind == other.kind and all(mine[k].tobytes() == theirs[k].tobytes() for k in mine)
+
+def check_images(rows: pd.DataFrame, pruned: Pruned) -> None:
+    """Make sure that rows and weights are of as many images.
+
+    Parameters
+    ----------
+    rows : DataFrame
+    pruned : Pruned
+
+    Raises
+    ------
+    ValueError
+        They are not.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    if len(rows) != len(pruned):
+        raise ValueError(f"there are {len(rows)} rows and weights of {len(pruned)} images")
 
 
-def check_format(path: str | os.PathLike[str], file: Any) -> None:
+def check_format(path: str | os.PathLike[str], file: Any, expected: str = FORMAT) -> None:
     """Make sure that a NetCDF file is a predictions file of a known version.
 
     Parameters
@@ -76,6 +100,8 @@ def check_format(path: str | os.PathLike[str], file: Any) -> None:
     path : path
         For the message.
     file : h5py.File
+    expected : str
+        Its format; a part's and that of shared components are others.
 
     Raises
     ------
@@ -87,8 +113,10 @@ def check_format(path: str | os.PathLike[str], file: Any) -> None:
     See `stores.write_store`.
     """
     found, version = (_attribute(file, name) for name in ("format", "format_version"))
-    if found != FORMAT:
-        raise BadInputError(f"{path}: not a predictions file: its format is {found!r}, expected {FORMAT!r}")
+    if found != expected:
+        is_of_part = found in (PART_FORMAT, COMPONENTS_FORMAT)
+        hint = "; it is of a prediction that is not finished: predict again, and it goes on" if is_of_part else ""
+        raise BadInputError(f"{path}: not a predictions file: its format is {found!r}, expected {expected!r}{hint}")
     if version != FORMAT_VERSION:
         raise BadInputError(f"{path}: format version {version!r}; this geo_mvmf reads version {FORMAT_VERSION}")
 
@@ -153,13 +181,55 @@ def check_entries(pruned: Pruned, size: int) -> None:
         raise ValueError("components do not rise, or weights and residual do not sum to 1")
 
 
-def write_head(file: Any, components: Components, images: int, entries: int, *, compressed: bool = True) -> None:
-    """Write everything whose size is known before the weights come, and make room for them.
+def write_format(file: Any, name: str, title: str) -> None:
+    """Write what kind of file this is.
+
+    Parameters
+    ----------
+    file : h5netcdf.File
+    name : str
+        Its format.
+    title : str
+        For people.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    file.attrs["Conventions"] = np.bytes_("CF-1.11")
+    file.attrs["title"] = np.bytes_(title)
+    # Of fixed length: text of variable length lies in a heap without checksum, where damage can make HDF5 hang.
+    file.attrs["format"] = np.bytes_(name)
+    file.attrs["format_version"] = np.int32(FORMAT_VERSION)
+
+
+def write_components(file: Any, components: Components, *, compressed: bool) -> None:
+    """Write the components, whose dimensions are there already.
 
     Parameters
     ----------
     file : h5netcdf.File
     components : Components
+    compressed : bool
+        Whether they are deflated.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    for name, values in shared_arrays(components).items():
+        dimensions = ("component", "xyz") if values.ndim == 2 else ("component",)
+        netcdf.add_array(file, name, dimensions, values, compressed=compressed)
+
+
+def write_head(file: Any, components: Components | None, images: int, entries: int, *, compressed: bool = True) -> None:
+    """Write everything whose size is known before the weights come, and make room for them.
+
+    Parameters
+    ----------
+    file : h5netcdf.File
+    components : Components or None
+        None in a part, which only names them.
     images, entries : int
         Number of images and of stored weights.
     compressed : bool
@@ -169,21 +239,12 @@ def write_head(file: Any, components: Components, images: int, entries: int, *, 
     --------
     See `stores.write_store`.
     """
-    file.attrs["Conventions"] = np.bytes_("CF-1.11")
-    file.attrs["title"] = np.bytes_("Predicted locations of images, as mixtures on the sphere")
-    # Of fixed length: text of variable length lies in a heap without checksum, where damage can make HDF5 hang.
-    file.attrs["format"] = np.bytes_(FORMAT)
-    file.attrs["format_version"] = np.int32(FORMAT_VERSION)
-    file.dimensions = {
-        "image": images,
-        "image_bound": images + 1,
-        "component": len(components),
-        "xyz": 3,
-        "entry": entries,
-    }
-    for name, values in shared_arrays(components).items():
-        dimensions = ("component", "xyz") if values.ndim == 2 else ("component",)
-        netcdf.add_array(file, name, dimensions, values, compressed=compressed)
+    is_part = components is None
+    write_format(file, PART_FORMAT if is_part else FORMAT, "Predicted locations of images, as mixtures on the sphere")
+    own = {} if components is None else {"component": len(components), "xyz": 3}
+    file.dimensions = {"image": images, "image_bound": images + 1, **own, "entry": entries}
+    if components is not None:
+        write_components(file, components, compressed=compressed)
     netcdf.add_array(file, "entry_component", ("entry",), dtype=np.uint32, compressed=compressed)
     # digits of weights are noise: to deflate them takes longer than all else here, and saves a seventh of their bytes
     netcdf.add_array(file, "entry_log_weight", ("entry",), dtype=np.float32, compressed=False)
@@ -215,7 +276,9 @@ def write_entries(file: Any, pruned: Pruned, image: int, entry: int) -> None:
         file["residual"][image : image + len(pruned)] = pruned.residual
 
 
-def write_header(file: Any, components: Components, rows: pd.DataFrame, run: Mapping[str, Any]) -> None:
+def write_header(
+    file: Any, components: Components, rows: pd.DataFrame, run: Mapping[str, Any], *, is_part: bool = False
+) -> None:
     """Write the row columns, and the header that says what the file holds.
 
     Parameters
@@ -225,16 +288,53 @@ def write_header(file: Any, components: Components, rows: pd.DataFrame, run: Map
     rows : DataFrame
     run : mapping
         JSON-able.
+    is_part : bool
+        Whether the header has to name the components, because they lie elsewhere.
 
     Examples
     --------
     See `stores.write_store`.
     """
     described = store_rows.write_rows(file.create_group("rows"), rows)
-    header = {"kind": components.kind, "run": dict(run), "columns": described}
+    named = {"components_sha256": components.digest} if is_part else {}
+    write_json(file, {"kind": components.kind, "run": dict(run), "columns": described, **named})
+
+
+def write_json(file: Any, header: Mapping[str, Any]) -> None:
+    """Write the header.
+
+    Parameters
+    ----------
+    file : h5netcdf.File
+    header : mapping
+        JSON-able.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
     text = np.frombuffer(json.dumps(header, sort_keys=True).encode("ascii"), dtype="S1")
     file.dimensions["header_byte"] = text.size
     netcdf.add_array(file, "header", ("header_byte",), text, attributes={"long_name": "JSON"})
+
+
+def read_json(file: Any) -> dict[str, Any]:
+    """Read the header.
+
+    Parameters
+    ----------
+    file : h5py.File
+
+    Raises
+    ------
+    ValueError
+        It is none.
+
+    Examples
+    --------
+    See `stores.write_store`.
+    """
+    return dict(json.loads(netcdf.array(file, "header", "S", 1)[...].tobytes().decode("utf-8")))
 
 
 def shared_arrays(components: Components) -> dict[str, npt.NDArray[Any]]:

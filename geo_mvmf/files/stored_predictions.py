@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from geo_mvmf.files.store_format import Components
 from geo_mvmf.files.weights import FloatArray, IntArray, Pruned, spread_all
 
 _ENTRIES_AT_ONCE = 1 << 22  # 32 MiB of weights
+_DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,16 +197,82 @@ def open_store(path: str | os.PathLike[str]) -> StoredPredictions:
     Traceback (most recent call last):
     geo_mvmf.errors.ImageError: '/dev/null' is a device, not a regular file
     """
+    return _opened(path, None)
+
+
+def open_part(path: str | os.PathLike[str], components: Components) -> StoredPredictions:
+    """Open one part of a prediction that is not finished, and check it as `open_store` does.
+
+    Parameters
+    ----------
+    path : path
+    components : Components
+        What it must be of.
+
+    Returns
+    -------
+    StoredPredictions
+
+    Raises
+    ------
+    BadInputError
+        As `open_store`, or if the part is of other components.
+
+    Examples
+    --------
+    See `stores.merge_parts`.
+    """
+    return _opened(path, components)
+
+
+def components_of_part(path: str | os.PathLike[str]) -> str:
+    """Give the digest of a part's components.
+
+    Parameters
+    ----------
+    path : path
+
+    Raises
+    ------
+    BadInputError
+        If the file is missing, is not a part, or is damaged.
+
+    Examples
+    --------
+    See `stores.merge_parts`.
+    """
     with netcdf.opened(path) as file:
-        store_format.check_format(path, file)
-        header = json.loads(netcdf.array(file, "header", "S", 1)[...].tobytes().decode("utf-8"))
-        components = store_format.read_components(file, str(header["kind"]))
+        store_format.check_format(path, file, store_format.PART_FORMAT)
+        return _named(store_format.read_json(file))
+
+
+def _opened(path: str | os.PathLike[str], given: Components | None) -> StoredPredictions:
+    with netcdf.opened(path) as file:
+        store_format.check_format(path, file, store_format.FORMAT if given is None else store_format.PART_FORMAT)
+        header = store_format.read_json(file)
+        if given is None:
+            components = store_format.read_components(file, str(header["kind"]))
+        else:
+            components = given
+            if _named(header) != given.digest:
+                raise BadInputError(
+                    f"{path}: made with another bundle: its components have digest {_named(header)[:12]}, not "
+                    f"{given.digest[:12]}; remove the folder"
+                )
         offsets = netcdf.array(file, "image_offset", "i", 1)[...].astype(np.int64)
         residual = netcdf.array(file, "residual", "f", 1)[...].astype(np.float64)
         store_format.check_offsets(file, offsets, residual)
         rows = store_rows.read_rows(netcdf.subgroup(file, "rows"), header["columns"], residual.size)
         run = dict(header["run"])
     return StoredPredictions(Path(path), rows, components, run, offsets, residual)
+
+
+def _named(header: dict[str, Any]) -> str:
+    """The digest that a part gives its components; whatever else stands there is damage."""
+    digest = header["components_sha256"]
+    if not (isinstance(digest, str) and _DIGEST.match(digest)):
+        raise ValueError(f"components_sha256 is {digest!r:.80}")
+    return digest
 
 
 def _runs(images: IntArray, offsets: IntArray) -> Iterator[slice]:

@@ -2,7 +2,7 @@
 
 One NetCDF-4 file (docs/predictions_file.md is its specification). Per image it holds the fewest components that hold
 all but `weights.TAIL` of the mixing weight, and what was left out; beside them the row columns and the components all
-images share. A long prediction writes numbered parts of the same format, which are merged at the end; that is how it
+images share. A long prediction writes numbered parts (`store_parts`), which are merged at the end; that is how it
 resumes: a part is there whole or not at all.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from geo_mvmf.errors import BadInputError, OutputError
 from geo_mvmf.files import netcdf, store_format, store_rows
 from geo_mvmf.files.density_netcdf import write_density_netcdf
 from geo_mvmf.files.store_format import FORMAT, FORMAT_VERSION, Components
-from geo_mvmf.files.stored_predictions import StoredPredictions, open_store
+from geo_mvmf.files.store_parts import existing_parts, keep_components, part_path, read_components, write_part
+from geo_mvmf.files.stored_predictions import StoredPredictions, components_of_part, open_part, open_store
 from geo_mvmf.files.weights import TAIL, Pruned, prune
 
 __all__ = [
@@ -32,17 +32,18 @@ __all__ = [
     "Components",
     "Pruned",
     "StoredPredictions",
+    "check_weights",
     "existing_parts",
+    "keep_components",
     "merge_parts",
+    "open_part",
     "open_store",
+    "part_path",
     "prune",
     "write_density_netcdf",
     "write_part",
     "write_store",
 ]
-
-_PART = "part-{:06d}.nc"
-_PART_NAME = re.compile(r"^part-(\d{6,})\.nc$")
 
 
 def write_store(
@@ -54,7 +55,7 @@ def write_store(
     run: Mapping[str, Any],
     overwrite: bool = False,
 ) -> None:
-    """Write one predictions file (or one part).
+    """Write one predictions file.
 
     Parameters
     ----------
@@ -88,63 +89,40 @@ def write_store(
     >>> np.exp(open_store(path).log_mixing_weights([0])).round(6).tolist()
     [[0.5, 0.25, 0.25]]
     """
-    _write(Path(path), rows, pruned, components, run, overwrite=overwrite, compressed=True)
+    store_format.check_images(rows, pruned)
+    with durable.replacing(path, overwrite=overwrite) as temporary:
+        with netcdf.created(temporary, shown=Path(path)) as file:
+            store_format.write_head(file, components, len(rows), pruned.component.size)
+            store_format.write_entries(file, pruned, 0, 0)
+            store_format.write_header(file, components, rows, run)
+        _read_back(temporary, Path(path))
 
 
-def write_part(
-    folder: str | os.PathLike[str],
-    number: int,
-    *,
-    rows: pd.DataFrame,
-    pruned: Pruned,
-    components: Components,
-    run: Mapping[str, Any],
-) -> None:
-    """Write part `number` of a long prediction; it appears whole or not at all.
-
-    Its weights have checksums but are not compressed: they are when parts are merged.
+def check_weights(pruned: Pruned, images: int, components: Components) -> None:
+    """Make sure that weights which came from elsewhere are of so many images and of these components.
 
     Parameters
     ----------
-    folder : path
-        Made when missing.
-    number : int
-        From 0.
-    rows, pruned, components, run
-        As `write_store`.
+    pruned : Pruned
+    images : int
+    components : Components
 
     Raises
     ------
-    OutputError
-        If the disk refuses.
+    ValueError
+        If they are not, or do not sum to 1.
 
     Examples
     --------
-    See `merge_parts`.
+    >>> import numpy as np
+    >>> one = Components("vmf", np.eye(3)[:1], np.zeros(1), np.ones(1, int), np.zeros(1, np.uint64))
+    >>> check_weights(prune(np.log([[0.5, 0.5]])), 1, one)
+    Traceback (most recent call last):
+    ValueError: a weight is no number below 1, or of a component beyond 1
     """
-    path = Path(folder) / _PART.format(number)
-    _write(path, rows, pruned, components, run, overwrite=True, compressed=False)
-
-
-def existing_parts(folder: str | os.PathLike[str]) -> list[int]:
-    """Numbers of the parts that are already there.
-
-    Parameters
-    ----------
-    folder : path
-
-    Returns
-    -------
-    list of int
-        Ascending; empty where the folder does not exist.
-
-    Examples
-    --------
-    >>> existing_parts("no/such/folder")
-    []
-    """
-    names = (_PART_NAME.match(path.name) for path in Path(folder).glob("part-*.nc"))
-    return sorted(int(name.group(1)) for name in names if name)
+    if len(pruned) != images:
+        raise ValueError(f"there are weights of {len(pruned)} images, not of {images}")
+    store_format.check_entries(pruned, len(components))
 
 
 def merge_parts(
@@ -206,33 +184,13 @@ def merge_parts(
                     store_format.write_entries(file, block, image, entry)
                     image, entry = image + len(block), entry + block.component.size
             store_format.write_header(file, parts[0].components, rows, run)
-        _read_back(temporary, Path(out))
-    return open_store(out)
+        found = _read_back(temporary, Path(out))
+    return dataclasses.replace(found, path=Path(out))  # to open it once more would take seconds
 
 
-def _write(
-    path: Path,
-    rows: pd.DataFrame,
-    pruned: Pruned,
-    components: Components,
-    run: Mapping[str, Any],
-    *,
-    overwrite: bool,
-    compressed: bool,
-) -> None:
-    if len(rows) != len(pruned):
-        raise ValueError(f"there are {len(rows)} rows and weights of {len(pruned)} images")
-    with durable.replacing(path, overwrite=overwrite) as temporary:
-        with netcdf.created(temporary, shown=path) as file:
-            store_format.write_head(file, components, len(rows), pruned.component.size, compressed=compressed)
-            store_format.write_entries(file, pruned, 0, 0)
-            store_format.write_header(file, components, rows, run)
-        _read_back(temporary, path)
-
-
-def _read_back(temporary: Path, shown: Path) -> None:
+def _read_back(temporary: Path, shown: Path) -> StoredPredictions:
     try:
-        open_store(temporary)
+        return open_store(temporary)
     except BadInputError as error:
         raise OutputError(f"{shown}: the file read back is damaged; is the disk full? ({error})") from error
 
@@ -243,12 +201,8 @@ def _parts(folder: str | os.PathLike[str]) -> Iterator[StoredPredictions]:
         raise BadInputError(f"{folder}: holds no part of a prediction (part-000000.nc ...)")
     if numbers != list(range(len(numbers))):
         missing = next(i for i, number in enumerate(numbers) if i != number)
-        raise BadInputError(f"{folder}: {_PART.format(missing)} is missing; predict again to fill the gap")
-    first: Components | None = None
+        raise BadInputError(f"{folder}: {part_path(folder, missing).name} is missing; predict again to fill the gap")
+    # one copy of the components for all parts
+    components = read_components(folder, components_of_part(part_path(folder, 0)))
     for number in numbers:
-        part = open_store(Path(folder) / _PART.format(number))
-        if first is not None and not part.components.same_as(first):
-            raise BadInputError(f"{part.path}: made with another bundle than {_PART.format(0)}; remove the folder")
-        first = part.components if first is None else first
-        # one copy of the components for all parts
-        yield dataclasses.replace(part, components=first)
+        yield open_part(part_path(folder, number), components)
