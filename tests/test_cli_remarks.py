@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import affine
 import geopandas
@@ -244,3 +245,55 @@ def test_files_that_are_taken_for_others(store, tmp_path):
     (tmp_path / "a.tif").write_bytes(b"II*")
     done = run("zones", store, "--polygons", tmp_path / "a.tif", "--out", tmp_path / "z.csv")
     assert "it is a raster, and a layer of vectors is wanted" in done.output
+    photo, notes = store.parent / "0.png", tmp_path / "notes.md"
+    notes.write_text("# Photos of the summer\n")
+    (tmp_path / "empty.nc").touch()
+    bundle = tmp_path / "b.safetensors"
+    bundle.write_bytes((96).to_bytes(8, "little") + b"{}" + bytes(94))
+    predict = ("predict", "--out", tmp_path / "x.csv")
+    points = ("points", "--out", tmp_path / "p.csv")
+    zones = ("zones", store, "--out", tmp_path / "z.csv", "--polygons")
+    image_table = "a folder of images, one image or a table of them (.csv .gpkg .parquet .geojson) is wanted"
+    for arguments, told in (
+        ((*points, bundle), "not a NetCDF-4 file but a .safetensors file, as bundles are; `geo-mvmf predict IMAGES"),
+        ((*points, notes), "not a NetCDF-4 file but text; `geo-mvmf predict` makes predictions files"),
+        ((*points, tmp_path / "empty.nc"), "not a NetCDF-4 file; `geo-mvmf predict` makes predictions files"),
+        (
+            (*predict, photo, "--bundle", store),
+            "this is an HDF5 file, as predictions are, not a .safe",
+        ),
+        ((*predict, photo, "--bundle", notes), "not a .safetensors file but text; `geo-mvmf train`"),
+        (
+            (*predict, photo, "--bundle", store.parent / "0.png"),
+            "not a .safetensors file but a picture",
+        ),
+        ((*predict, store, "--bundle", bundle), f"it is a NetCDF-4 (HDF5) file, as predictions are, and {image_table}"),
+        ((*predict, notes, "--bundle", bundle), f".md is not read; it is text, and {image_table}"),
+        (
+            (*zones, bundle),
+            "it is a .safetensors file, as bundles are, and a layer of vectors is wanted",
+        ),
+        (("evaluate", bundle), "and predictions (.nc) or a table of points (.csv .gpkg .parquet .geojson) are wanted"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code in (3, 4)
+        assert told in done.stderr, done.stderr
+
+
+def test_a_layer_without_crs_is_given_one(store, tmp_path):
+    plain = tmp_path / "plain.gpkg"
+    frame = geopandas.GeoDataFrame({"path": ["0.png"]}, geometry=[shapely.Point(400000, 5700000)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of pyogrio: the CRS is missing
+        frame.to_file(plain, engine="pyogrio")
+        boxes("a").set_crs(None, allow_override=True).to_file(tmp_path / "area.gpkg", engine="pyogrio")
+    done = run("zones", store, "--polygons", tmp_path / "area.gpkg", "--out", tmp_path / "z.csv")
+    assert "on the command line: ogr2ogr -a_srs EPSG:n new.gpkg FILE" in done.stderr
+    done = run("table", plain, "--root", store.parent)
+    assert done.exit_code == 3
+    assert "on the command line: geo-mvmf table FILE --crs EPSG:n --out images.csv" in done.stderr
+    done = run("table", plain, "--root", store.parent, "--crs", "EPSG:32632", "--out", tmp_path / "images.csv")
+    assert done.exit_code == 0, done.output
+    again = tables.read_image_table(tmp_path / "images.csv", root=store.parent)
+    assert again["status"].tolist() == ["ok"]
+    assert 7 < again.geometry.iloc[0].x < 8

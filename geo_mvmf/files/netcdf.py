@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geo_mvmf.errors import BadInputError, OutputError
-from geo_mvmf.inputs import regular_files
+from geo_mvmf.inputs import mistaken, regular_files
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 # Structures of HDF5 1.10 carry checksums; those of the default, 1.8, do not.
@@ -147,16 +147,25 @@ def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """
     final = regular_files.check_regular_file(path)
     with regular_files.open_regular_file(final) as start:
-        if start.read(len(_MAGIC)) != _MAGIC:
-            beside = final.with_suffix(".nc")
-            hint = f"{beside} lies beside it" if beside.exists() else "`geo-mvmf predict` makes predictions files"
-            raise BadInputError(f"{path}: not a NetCDF-4 file; {hint}")
+        head = start.read(mistaken.HEAD_BYTES)
+        if not head.startswith(_MAGIC):
+            raise BadInputError(f"{path}: not a NetCDF-4 file{_hint(final, mistaken.words_of(head))}")
     try:
         # Nothing here is changed in place, so locks would only fail on network drives.
         with h5py.File(final, "r", locking=False) as file:
             yield file
     except _ODD_FILES as error:
         raise BadInputError(f"{path}: damaged file: {error}") from error
+
+
+def _hint(path: Path, words: str) -> str:
+    """What it is instead, and what to do."""
+    told, beside = f" but {words}" if words else "", path.with_suffix(".nc")
+    if words == mistaken.BUNDLE:
+        make = f"`geo-mvmf predict IMAGES --bundle {path.name} --out predictions.nc` makes a predictions file with it"
+        return f"{told}; {make}"
+    other = beside.exists() and not beside.samefile(path)
+    return f"{told}; {f'{beside} lies beside it' if other else '`geo-mvmf predict` makes predictions files'}"
 
 
 def array(group: h5py.Group, name: str, kinds: str, ndim: int) -> h5py.Dataset:

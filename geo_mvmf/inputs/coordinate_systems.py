@@ -115,7 +115,9 @@ def file_crs(definition: str | dict[str, Any], where: str) -> pyproj.CRS | None:
     return None if crs.is_engineering else crs
 
 
-def resolve_crs(stated: pyproj.CRS | None, wanted: str | pyproj.CRS | None, where: str) -> pyproj.CRS:
+def resolve_crs(
+    stated: pyproj.CRS | None, wanted: str | pyproj.CRS | None, where: str, *, elsewhere: str = ""
+) -> pyproj.CRS:
     """Decide on the CRS of a layer: what it states; what the user says only where it states none.
 
     Parameters
@@ -126,6 +128,8 @@ def resolve_crs(stated: pyproj.CRS | None, wanted: str | pyproj.CRS | None, wher
         The option ``crs``.
     where : str
         The file, for messages.
+    elsewhere : str
+        What somebody can do who has no Python, for messages.
 
     Raises
     ------
@@ -142,7 +146,9 @@ def resolve_crs(stated: pyproj.CRS | None, wanted: str | pyproj.CRS | None, wher
     """
     if wanted is None:
         if stated is None:
-            hint = f'set it with crs="EPSG:n" or crs="{CRS84}"'
+            hint = f'set it with crs="EPSG:n" or crs="{CRS84}"' + (
+                f"; on the command line: {elsewhere}" if elsewhere else ""
+            )
             raise BadInputError(f"{where}: the CRS is unknown; {hint}")
         return stated
     chosen = parse_crs(wanted)

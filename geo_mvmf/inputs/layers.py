@@ -23,11 +23,13 @@ import shapely.geometry
 from shapely.geometry.base import BaseGeometry
 
 from geo_mvmf.errors import BadInputError
+from geo_mvmf.inputs import mistaken
 from geo_mvmf.inputs.coordinate_systems import CRS84, file_crs, parse_crs
 from geo_mvmf.inputs.geopackages import read_geopackage
 from geo_mvmf.inputs.regular_files import check_regular_file, open_regular_file, sniff
 
 _RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jpg", ".jpeg", ".png", ".jp2", ".nc", ".img")
+_OTHER_LAYERS = (".dxf", ".gml", ".gpx", ".kml", ".mif", ".shp", ".tab")  # also where their content is text
 LAYER_SUFFIXES = {
     ".geojson": "json",
     ".json": "json",
@@ -36,6 +38,7 @@ LAYER_SUFFIXES = {
     ".geoparquet": "parquet",
 }
 """Suffix -> what `sniff` must say."""
+WANTED = "a layer of vectors is wanted (.gpkg .parquet .geojson)"
 
 _MAX_ROWS = 100_000_000  # a few bytes of Parquet can claim more rows than any memory holds
 _SHAPE_ERRORS = (
@@ -74,7 +77,11 @@ class Layer(NamedTuple):
 
 
 def read_layer(
-    source: str | os.PathLike[str] | gpd.GeoDataFrame, *, layer: str | None = None, of_polygons: bool = False
+    source: str | os.PathLike[str] | gpd.GeoDataFrame,
+    *,
+    layer: str | None = None,
+    of_polygons: bool = False,
+    wanted: str = WANTED,
 ) -> Layer:
     """Read a vector layer without changing it.
 
@@ -86,6 +93,8 @@ def read_layer(
         For a GeoPackage with several.
     of_polygons : bool
         Of several the only one of polygons is meant, unless a name is given; a warning says which it is.
+    wanted : str
+        For the message about a file of another kind.
 
     Raises
     ------
@@ -104,7 +113,7 @@ def read_layer(
         return _from_geodataframe(source)
     if not isinstance(source, str | os.PathLike):
         raise BadInputError(f"a layer is a path or a GeoDataFrame, not {type(source).__name__}")
-    path = check_layer_file(source)
+    path = check_layer_file(source, wanted)
     kind = LAYER_SUFFIXES[path.suffix.lower()]
     if layer is not None and kind != "sqlite":
         raise BadInputError(f"{path} has no layers to choose from; leave out the layer {layer!r}")
@@ -115,13 +124,15 @@ def read_layer(
         return _read_geojson(file, path) if kind == "json" else _read_parquet(file, path)
 
 
-def check_layer_file(source: str | os.PathLike[str]) -> Path:
+def check_layer_file(source: str | os.PathLike[str], wanted: str = WANTED) -> Path:
     """Make sure that a file is one of the vector formats by its suffix and its content alike.
 
     Parameters
     ----------
     source : path
         One file.
+    wanted : str
+        For the message.
 
     Raises
     ------
@@ -142,15 +153,21 @@ def check_layer_file(source: str | os.PathLike[str]) -> Path:
     path = check_regular_file(source)
     suffix = path.suffix.lower()
     if suffix not in LAYER_SUFFIXES:
-        hint = f'convert it, for example with: ogr2ogr "{path.stem}.gpkg" "{path.name}"'
-        if suffix in _RASTER_SUFFIXES:
-            hint = "it is a raster, and a layer of vectors is wanted (.gpkg .parquet .geojson)"
-        raise BadInputError(f"{path}: {suffix or 'a file without suffix'} is not read; {hint}")
+        raise BadInputError(f"{path}: {suffix or 'a file without suffix'} is not read; {_what_to_do(path, wanted)}")
     kind = sniff(path)
     if kind != LAYER_SUFFIXES[suffix]:
         label = {"json": "GeoJSON", "sqlite": "a GeoPackage", "parquet": "GeoParquet"}[LAYER_SUFFIXES[suffix]]
         raise BadInputError(f"{path} is named as {label} but holds {kind} content")
     return path
+
+
+def _what_to_do(path: Path, wanted: str) -> str:
+    suffix, words = path.suffix.lower(), mistaken.in_words(path)
+    if suffix in _RASTER_SUFFIXES and words != mistaken.PREDICTIONS:
+        return f"it is a raster, and {wanted}"
+    if words and words != "XML" and suffix not in _OTHER_LAYERS:
+        return f"it is {words}, and {wanted}"
+    return f'{wanted}; convert other layers, for example with: ogr2ogr "{path.stem}.gpkg" "{path.name}"'
 
 
 def _from_geodataframe(source: gpd.GeoDataFrame) -> Layer:

@@ -82,7 +82,9 @@ def _frame(source: str | os.PathLike[str] | pd.DataFrame, wanted: Iterable[str])
             source, lambda names, _: [name for name in names if name.strip().lower() in keys]
         )
         return frame, str(source)
-    layer = read_layer(source)
+    layer = read_layer(
+        source, wanted="predictions (.nc) or a table of points (.csv .gpkg .parquet .geojson) are wanted"
+    )
     return layer.frame.rename(columns=str).reset_index(drop=True), layer.name
 
 

@@ -34,6 +34,8 @@ from geo_mvmf.inputs.table_columns import (
 CSV_SUFFIXES = (".csv", ".tsv", ".txt")
 """Of tables that are text."""
 
+_WANTED = "a folder of images, one image or a table of them (.csv .gpkg .parquet .geojson) is wanted"
+_SET_CRS = "geo-mvmf table FILE --crs EPSG:n --out images.csv makes a table with longitude and latitude"
 _SEPARATORS = ",;\t|"
 _SAME_PLACE_DEGREES = 1e-6
 
@@ -148,7 +150,7 @@ def read_raw_table(
         keys = functools.partial(_keys, image_id_suffices=image_id_suffices)
         found = Layer(read_csv(source, keys), None, {}, None, str(check_regular_file(source)))
     else:
-        found = read_layer(source, layer=layer)
+        found = read_layer(source, layer=layer, wanted=_WANTED)
     found = found._replace(frame=found.frame.rename(columns=str))
     columns = find_columns(list(found.frame.columns), found.name, image_id_suffices=image_id_suffices)
     resolver = PathResolver(_default_root(source) if root is None else root, permitted)
@@ -273,7 +275,7 @@ def _decoded(data: bytes, path: Path) -> str:
 def _coordinates(found: Layer, columns: Columns, crs: str | pyproj.CRS | None) -> Coordinates:
     """Take positions from the geometry where the table has any, otherwise from columns."""
     if found.geometries is not None and not (shapely.is_missing(found.geometries).all() and not found.broken):
-        own = resolve_crs(found.crs, crs, found.name)
+        own = resolve_crs(found.crs, crs, found.name, elsewhere=_SET_CRS)
         x, y, problems = _points(found)
     elif columns.first is None or columns.second is None:
         nowhere = np.full(len(found.frame), np.nan)
@@ -289,7 +291,8 @@ def _coordinates(found: Layer, columns: Columns, crs: str | pyproj.CRS | None) -
 
 def _columns_crs(columns: Columns, crs: str | pyproj.CRS | None, name: str) -> pyproj.CRS:
     if str(columns.first).strip().lower() == "x":
-        return resolve_crs(None, crs, f"{name}: columns {columns.first!r} and {columns.second!r}")
+        where = f"{name}: columns {columns.first!r} and {columns.second!r}"
+        return resolve_crs(None, crs, where, elsewhere=_SET_CRS)
     own = parse_crs(CRS84 if crs is None else crs)
     if not own.is_geographic:
         hint = "rename the columns to x and y"

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from geo_mvmf import durable
 from geo_mvmf.errors import BadBundleError, ImageError
+from geo_mvmf.inputs import mistaken
 from geo_mvmf.inputs.regular_files import open_regular_file
 
 MAX_HEADER_BYTES = 2**20
@@ -38,7 +39,7 @@ _FOREIGN = (
     (0, b"\x80", "a pickle", "opening one can run any program"),
     (257, b"ustar", "a tar archive", "it may hold a pickle, which can run any program"),
     (0, b"\x1f\x8b", "a gzip file", "nothing is unpacked"),
-    (0, b"\x89HDF", "an HDF5 file", "only .safetensors is read"),
+    (0, b"\x89HDF", "an HDF5 file, as predictions are", "only .safetensors is read"),
 )
 
 
@@ -294,11 +295,13 @@ def _read_header(file: BinaryIO, path: str) -> tuple[SealedHeader, bytes]:
 
 def _refuse_foreign(file: BinaryIO, path: str, why: str) -> NoReturn:
     file.seek(0)
-    head = file.read(512)
+    head = file.read(mistaken.HEAD_BYTES)
     for offset, magic, kind, reason in _FOREIGN:
         if head[offset:].startswith(magic):
             raise BadBundleError(f"{path}: this is {kind}, not a .safetensors file; {reason}, so it is refused")
-    raise BadBundleError(f"{path}: not a .safetensors file: {why}")
+    words = mistaken.words_of(head)
+    told = f": {why}" if words in ("", mistaken.BUNDLE) else f" but {words}; `geo-mvmf train` makes bundles"
+    raise BadBundleError(f"{path}: not a .safetensors file{told}")
 
 
 def _metadata(entries: object, text: bytes, path: str) -> dict[str, str]:
