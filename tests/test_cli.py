@@ -448,8 +448,18 @@ def test_prepare_and_train(tmp_path):
     assert json.loads(run("info", model).stdout)["training"]["steps"] == 2
     result = run("predict", chips / "chips.csv", "--bundle", model, "--out", tmp_path / "p.nc")
     assert result.stdout.startswith("status: 12 ok"), result.output
-    again = run("train", tmp_path / "train.toml")  # finished before: nothing is done again
-    assert again.stdout == trained.stdout
+    written = model.stat().st_mtime_ns
+    again = run("train", tmp_path / "train.toml")
+    assert again.stdout == f"{model}: finished before, nothing was trained; add --overwrite to begin anew\n"
+    assert model.stat().st_mtime_ns == written
+    assert run("train", tmp_path / "train.toml", "--overwrite").stdout == trained.stdout
+
+
+def test_the_package_is_the_command_too(tmp_path):
+    command = [sys.executable, "-m", "geo_mvmf", "density"]
+    wrong = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("Usage: geo-mvmf density [OPTIONS] PREDICTIONS\n")
 
 
 def test_choices_are_those_there_are():

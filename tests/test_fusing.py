@@ -343,3 +343,12 @@ def test_images_that_are_hardly_in_an_area_are_counted(album, tmp_path):
     wide.to_file(area, driver="GeoJSON")
     done = run("fuse", album, "--area", area, *options, "--out", tmp_path / "wide.nc")
     assert "warning" not in done.stderr
+
+
+def test_smoothing_cells_is_refused_in_the_words_of_the_command(places, tmp_path):
+    out = tmp_path / "wide.tif"
+    refused = run("density", places.store.path, "--bandwidth-km", 50, "--out", out)
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("geo-mvmf: --bandwidth-km 50: only mixtures of vMF components can be smoothed")
+    assert refused.stderr.endswith(f"{places.store.path} are uniform on S2 cells; leave --bandwidth-km out\n")
+    assert not out.exists()

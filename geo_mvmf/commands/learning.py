@@ -118,13 +118,28 @@ def features(
 @click.pass_obj
 def train(report: Reporter, *, config: Path, overwrite: bool) -> None:
     """Train as a TOML file says; after a crash the same command goes on from the last checkpoint."""
-    from geo_mvmf.model import ranks, training
+    from geo_mvmf.model import ranks, release, training
+    from geo_mvmf.model.configuration import read_config
 
     if not ranks.is_first():  # of the processes of torchrun: one of them speaks
         report = Reporter("none", tell=lambda _: None)
-    found = report.run(training.train_job(config, overwrite=overwrite))
+    settings = read_config(config)
+    before = _made_at(release.released_path(settings))
+    found = report.run(training.train_job(settings, overwrite=overwrite))
     report.wrote("bundle", found)
+    if before is not None and _made_at(found) == before:  # the run was finished, and no file came in its place
+        report.result(f"{found}: finished before, nothing was trained; add --overwrite to begin anew")
+        return
     report.result(f"wrote {found}")
+
+
+def _made_at(path: Path) -> tuple[int, int] | None:
+    """What differs between a file and the one that takes its place; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 @click.command()

@@ -99,7 +99,13 @@ def density(
     where, remarks = _where(grid, bounds, resolution, crs, one=one is not None)
     for remark in remarks:
         report.say(remark)
-    raster = open_some(predictions, image_ids if one is None else ()).write_density(
+    album = open_some(predictions, image_ids if one is None else ())
+    if bandwidth_km is not None and album.store.components.kind != "vmf":
+        raise UsageError(
+            f"--bandwidth-km {bandwidth_km:g}: only mixtures of vMF components can be smoothed, and the densities of"
+            f" {predictions} are uniform on S2 cells; leave --bandwidth-km out"
+        )
+    raster = album.write_density(
         out,
         where,
         one,
