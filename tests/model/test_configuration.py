@@ -1,6 +1,9 @@
 """The training configuration: unknown, wrong and contradicting options are named before anything starts."""
 
 import dataclasses
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +89,12 @@ def test_every_option_is_documented():
         assert field.name in text, field.name
     for field in dataclasses.fields(Augmentation):
         assert field.name in str(Augmentation.__doc__), field.name
+
+
+@pytest.mark.parametrize("page", ["many_processes.md", "huge_heads.md"])
+def test_configurations_in_the_docs_are_taken(page):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        config_from_dict({"stage": "head", "table": "photos.csv", "out": "run"} | tomllib.loads(block), where=page)
