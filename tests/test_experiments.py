@@ -64,3 +64,32 @@ def test_groups_cover_all_places_once(blue_marble):
 
 def test_training_places_are_new_places(blue_marble, training):
     assert (blue_marble.group_of(*training) == blue_marble.NEW).all()
+
+
+# --- the paper's figures and tables ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    """Load a script of the folder by its name, as running it would."""
+    folder = Path(__file__).parents[1] / "experiments"
+
+    def load(name):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(folder)
+            return importlib.import_module(name)
+
+    return load
+
+
+def test_fig2_compares_what_is_alike_only_at_the_equator(experiment):
+    fig2 = experiment("fig2")
+    equator, north, seam = (fig2.compared(*centre) for centre in ((10.0, 0.0), (10.0, 70.0), (179.0, 0.0)))
+    assert equator["total_variation"] < 2e-3
+    assert equator["nats_lost"] == pytest.approx(0.0, abs=2e-3)
+    assert north["gaussian_half_width_50_km"] == pytest.approx(
+        north["vmf_radius_50_km"] * np.cos(np.radians(70)), rel=0.01
+    )
+    assert north["total_variation"] > 0.4
+    # what is beyond 180 degrees is missing, so no less than that differs
+    assert seam["total_variation"] >= seam["gaussian_off_the_map"] == pytest.approx(0.363, abs=0.001)
