@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from geo_mvmf.errors import DeviceError
-from geo_mvmf.model import products
+from geo_mvmf.model import epilogue_choice, products
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -62,7 +62,8 @@ def provider(device: torch.device) -> str:
     True
     """
     if device.type == "cuda":
-        return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
+        name = torch.cuda.get_device_name(device)
+        return f"torch {torch.__version__}, {name}, epilogues by {epilogue_choice.current()}"
     parts = [
         name for name, here in (("mkl", torch.backends.mkl), ("onednn", torch.backends.mkldnn)) if here.is_available()
     ]

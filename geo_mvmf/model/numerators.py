@@ -21,6 +21,7 @@ from torch import Tensor
 
 from geo_mvmf.model import near_pairs, streaming
 from geo_mvmf.model.components import ComponentGradients, Components
+from geo_mvmf.model.epilogues import Subtract
 from geo_mvmf.model.output_layer import OutputLayer
 from geo_mvmf.model.pair_sums import PairLogits
 
@@ -204,8 +205,10 @@ class EveryComponent:
         self._coordinates = torch.float32 if single else torch.float64
         self._components = components.to(self._coordinates)
 
-    def gather(self, index: int, part: slice, logits: Tensor, shift: Tensor) -> None:
+    def gather(self, index: int, part: slice, logits: Tensor, shift: Tensor | None, bias: Tensor | None = None) -> None:
         """Take in a chunk; parameters as `streaming.Numerator.gather`."""
+        if shift is None or bias is not None:
+            raise ValueError("every component counts: the logits are needed whole, and with their bias")
         if index == 0:
             self._value = torch.full_like(self._value, -math.inf)
         for run in runs(logits):
@@ -222,10 +225,14 @@ class EveryComponent:
         """Give the numerator, float64, (N,)."""
         return self._value
 
+    def of_chunk(self, index: int, part: slice, shift: Tensor, scale: Tensor) -> Subtract:
+        """Give what subtracts the shares; parameters as `streaming.Derivative.of_chunk`."""
+        return lambda logits, d_logits: self.subtract(index, part, logits, shift, scale, d_logits)
+
     def subtract(
         self, index: int, part: slice, logits: Tensor | None, shift: Tensor, scale: Tensor, d_logits: Tensor
     ) -> None:
-        """Subtract the shares; parameters as `streaming.Derivative.subtract`."""
+        """Subtract the shares of a chunk, (N, b), from `d_logits`; parameters as `streaming.Derivative.of_chunk`."""
         del index
         if logits is None:
             raise ValueError("every component counts: the logits are needed whole")

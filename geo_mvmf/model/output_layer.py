@@ -159,8 +159,7 @@ class OutputLayer:
         [[4.0]]
         """
         if self.product_type is not None:
-            product = torch.mm(left.to(self.product_type), right.to(self.product_type), out_dtype=self.working)
-            out.add_(product) if add else out.copy_(product)
+            products.multiply_rounded(left.to(self.product_type), right.to(self.product_type), out, add=add)
         elif out.dtype == self.working:
             products.multiply(left.to(out.dtype), right.to(out.dtype), out, add=add)
         else:

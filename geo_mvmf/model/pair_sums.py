@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geo_mvmf.model import streaming
 from geo_mvmf.model.components import ComponentGradients, Components
+from geo_mvmf.model.epilogues import Pulls
 from geo_mvmf.model.output_layer import OutputLayer
 
 _RUN = 1 << 14  # pairs worked on at once in float64
@@ -49,13 +50,17 @@ class PairLogits:
         """Bring what belongs to the pairs, (P,), into the order of `rows` and `columns` here."""
         return values if self.order is None else values[self.order]
 
-    def gather(self, index: int, part: slice, logits: Tensor, shift: Tensor) -> None:
+    def gather(self, index: int, part: slice, logits: Tensor, shift: Tensor | None, bias: Tensor | None = None) -> None:
         """Take those of a chunk; parameters as `streaming.Numerator.gather`."""
         if index == 0:
             self.logits = torch.empty(len(self.rows), dtype=logits.dtype, device=logits.device)
         span = self.spans[index]
         taken = logits.view(-1).index_select(0, self.places(index, part))
-        self.logits[span] = taken.add_(shift.index_select(0, self.rows[span]))
+        if shift is not None:
+            taken.add_(shift.index_select(0, self.rows[span]))
+        if bias is not None:
+            taken.add_(bias.index_select(0, self.columns[span] - part.start))
+        self.logits[span] = taken
 
     def places(self, index: int, part: slice) -> Tensor:
         """Where the pairs of a chunk stand in its (N, b) array, as one row."""
@@ -114,10 +119,9 @@ class PairShares:
     Examples
     --------
     >>> pairs = PairShares(torch.tensor([0]).int(), torch.tensor([1]).int(), torch.ones(1), 1, 2)
-    >>> d_logits = torch.full((1, 2), 0.5)
-    >>> pairs.subtract(0, slice(0, 2), None, torch.zeros(1), torch.ones(1), d_logits)
-    >>> d_logits.tolist()
-    [[0.5, -0.5]]
+    >>> pulls = pairs.of_chunk(0, slice(0, 2), torch.zeros(1), torch.full((1,), 0.5))
+    >>> pulls.places.tolist(), pulls.values.tolist()
+    ([1], [0.5])
     """
 
     whole_logits = False
@@ -126,19 +130,17 @@ class PairShares:
         self._pairs = PairLogits(rows, columns, n, num_components)
         self._shares = self._pairs.ordered(shares)
 
-    def subtract(
+    def of_chunk(
         self,
         index: int,
         part: slice,
-        logits: Tensor | None,  # noqa: ARG002 (protocol)
         shift: Tensor,  # noqa: ARG002 (protocol)
         scale: Tensor,
-        d_logits: Tensor,
-    ) -> None:
-        """Subtract the shares; parameters as `streaming.Derivative.subtract`."""
+    ) -> Pulls:
+        """Give the shares of a chunk; parameters as `streaming.Derivative.of_chunk`."""
         span = self._pairs.spans[index]
         pull = self._shares[span] * scale.index_select(0, self._pairs.rows[span])
-        d_logits.view(-1).index_add_(0, self._pairs.places(index, part), pull, alpha=-1)
+        return Pulls(self._pairs.places(index, part), pull)
 
     def by_components(self, components: Components, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Give the gradients by mean directions (C, 3), in space and not along the sphere, and log concentrations (C,).

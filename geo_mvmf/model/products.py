@@ -157,6 +157,36 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
         torch.mm(left, right, out=out)
 
 
+def multiply_rounded(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
+    """Multiply two matrices in half precision, or add their product to a third, rounding nothing else.
+
+    Parameters
+    ----------
+    left, right : Tensor of float16 or bfloat16, shapes (i, j) and (j, k)
+        Of one type.
+    out : Tensor, shape (i, k)
+        Overwritten, or added to; sums are formed in its type, or in float32 where that is narrower.
+    add : bool
+        Which of the two.
+
+    Examples
+    --------
+    >>> out = torch.zeros(1, 1)
+    >>> multiply_rounded(torch.ones(1, 512).bfloat16(), torch.ones(512, 1).bfloat16(), out, add=True)
+    >>> out.tolist()
+    [[512.0]]
+    """
+    if not out.is_cuda:  # torch has such products for CUDA alone; wider factors give the same
+        wide = torch.promote_types(out.dtype, torch.float32)
+        product = left.to(wide) @ right.to(wide)
+    elif add or out.dtype != torch.float32:
+        product = torch.mm(left, right, out_dtype=torch.float32)
+    else:
+        torch.mm(left, right, out_dtype=torch.float32, out=out)
+        return
+    out.add_(product) if add else out.copy_(product)
+
+
 def _linear(left: Tensor, right: Tensor) -> Tensor:
     operator = _onednn()
     if operator is None:

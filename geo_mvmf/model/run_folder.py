@@ -12,7 +12,7 @@ import torch
 
 from geo_mvmf import append_log, durable, folder_lock
 from geo_mvmf.errors import OutputError, UsageError
-from geo_mvmf.model import checkpoint, devices, products
+from geo_mvmf.model import checkpoint, devices, epilogue_choice, products
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.ranks import Ranks
 
@@ -72,7 +72,8 @@ def begin(
     Returns
     -------
     begun : dict
-        On all ranks: "finished"; "facts" of the newest checkpoint, with its "step", or None; "products", the provider.
+        On all ranks: "finished"; "facts" of the newest checkpoint, with its "step", or None; "products" and
+        "epilogues", by name.
     newest : Checkpoint or None
         On rank 0.
     damaged : list of str
@@ -102,10 +103,14 @@ def begin(
         finished = result.exists()
         newest, damaged = (None, []) if finished else checkpoint.read_newest(folder)
     facts = None if newest is None else newest.facts | {"step": newest.step}
-    wanted = former_products(newest) or products.current()
-    begun: dict[str, Any] = ranks.tell({"finished": finished, "facts": facts, "products": wanted})
-    if begun["products"] not in products.available():
-        begun["products"] = None
+    wanted = {
+        "products": former_products(newest) or products.current(),
+        "epilogues": former_epilogues(newest) or epilogue_choice.current(),
+    }
+    begun: dict[str, Any] = ranks.tell({"finished": finished, "facts": facts, **wanted})
+    for what, here in (("products", products), ("epilogues", epilogue_choice)):
+        if begun[what] not in here.available():
+            begun[what] = None
     return begun, newest, damaged
 
 
@@ -124,6 +129,23 @@ def former_products(newest: checkpoint.Checkpoint | None) -> str | None:
     """
     former = None if newest is None else newest.facts.get("products")
     return former if former in products.available() else None
+
+
+def former_epilogues(newest: checkpoint.Checkpoint | None) -> str | None:
+    """Name the epilogues that a run used so far, where they can work here.
+
+    Parameters
+    ----------
+    newest : Checkpoint or None
+        Of the run.
+
+    Examples
+    --------
+    >>> former_epilogues(checkpoint.Checkpoint(1, {}, {"epilogues": "eager"}))
+    'eager'
+    """
+    former = None if newest is None else newest.facts.get("epilogues")
+    return former if former in epilogue_choice.available() else None
 
 
 class NoLog:

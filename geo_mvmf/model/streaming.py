@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from geo_mvmf.model import epilogue_choice
+from geo_mvmf.model.epilogues import LEAST_SHIFT, Chunk, Pulls, Subtract
 from geo_mvmf.model.output_layer import OutputLayer
 
 CHUNK_ELEMENTS = 1 << 19  # (N, chunk) on a CPU: 2 MB of float32 a buffer, near the size of a core's cache,
@@ -26,10 +29,7 @@ _LARGE_CHUNK_ELEMENTS = 1 << 20  # or twice that, where it is less than a 32nd o
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 24  # 64 MB: large enough to fill an accelerator
 _CHUNK_LIMITS = (256, 32768)  # narrower chunks waste the matrix product, wider ones the memory
 _CHUNK_STEP = 64  # chunks are multiples of this where the limits allow it: whole cache lines, whole tiles
-_UNDERFLOW = -87.0  # exp of less is denormal or 0, and takes MKL a hundred times as long
 _LEAP = 40.0  # nats that a chunk may rise above its shift: much more, and scaling it down again would underflow
-_LEAST_SHIFT = -1e30  # of rows whose logits so far are all -inf
-_SAMPLED = 8  # one row in so many is looked at for that
 
 
 def chunks(n: int, num_components: int, device: torch.device) -> list[slice]:
@@ -68,8 +68,12 @@ class Numerator(Protocol):
     def whole_logits(self) -> bool:
         """Whether its derivative needs the logits of a chunk."""
 
-    def gather(self, index: int, part: slice, logits: Tensor, shift: Tensor) -> None:
-        """Take in a chunk: its logits less the shift of each row, (N, b), and the shifts (N,); chunk 0 starts anew."""
+    def gather(self, index: int, part: slice, logits: Tensor, shift: Tensor | None, bias: Tensor | None = None) -> None:
+        """Take in a chunk; chunk 0 starts anew.
+
+        Its logits (N, b) lack the shift (N,) of each row that was subtracted, or the bias (b,) of each component that
+        is not added yet: None is neither. Those that are needed whole lack no bias.
+        """
 
     def complete(self, layer: OutputLayer, denominator: Tensor) -> None:
         """All chunks were given and the denominator, float64 (N,), is known: mend what that shows to be missing."""
@@ -80,12 +84,13 @@ class Derivative(Protocol):
 
     @property
     def whole_logits(self) -> bool:
-        """Whether it needs the logits of a chunk; else it is given none."""
+        """Whether it needs the logits of a chunk."""
 
-    def subtract(
-        self, index: int, part: slice, logits: Tensor | None, shift: Tensor, scale: Tensor, d_logits: Tensor
-    ) -> None:
-        """Subtract scale (N,) times the derivative by a chunk's logits from `d_logits` (N, b)."""
+    def of_chunk(self, index: int, part: slice, shift: Tensor, scale: Tensor) -> Pulls | Subtract:
+        """Give what is subtracted from the gradient (N, b): scale (N,) times the derivative by a chunk's logits.
+
+        A callable, which is given the logits less the shift (N,) of each row, where they are needed whole.
+        """
 
 
 class WeightUpdate(Protocol):
@@ -177,21 +182,16 @@ def _add_up(layer: OutputLayer, numerator: Numerator, work: _Buffers, *, late: b
     running = torch.full((n,), -math.inf, dtype=torch.float64, device=device)
     shifts = torch.empty(len(work.parts), n, dtype=layer.working, device=device)
     highest = torch.full_like(running, -math.inf)
+    epilogues = epilogue_choice.of(device, layer.working)
     for index, part in enumerate(work.parts):
-        shift, logits = shifts[index].copy_(running), work.logits(part)
-        if late or index == 0:
-            layer.logits(part, logits)
-            torch.amax(logits, dim=1, out=shift).clamp_(min=_LEAST_SHIFT)
-            logits.sub_(shift[:, None])
-        else:
-            layer.logits(part, logits, shift.clamp_(min=_LEAST_SHIFT))
-        numerator.gather(index, part, logits, shift)
-        shares = _exp(logits, work.beside(part, logits))
-        rise = shares.sum(dim=1).double().log_()
+        known = not late and index > 0
+        shift = shifts[index].copy_(running)
+        if known:
+            shift.clamp_(min=LEAST_SHIFT)
+        gather = functools.partial(numerator.gather, index, part)
+        rise = epilogues.add_up(layer, work.chunk(part, shift, known=known), gather)
         highest = torch.maximum(highest, rise)
         running = torch.logaddexp(running, rise.add_(shift))
-        if work.rounded and work.has(part):
-            work.kept_chunk(part).copy_(shares)
     return Sums(running, shifts, work.kept, late), float(highest.amax()) if n else -math.inf
 
 
@@ -240,10 +240,12 @@ def backward(
     rows = torch.empty_like(layer.weight[work.parts[0]]) if needs[1] and update is not None else None
     d_bias = torch.empty_like(layer.bias) if needs[2] else None
     share_of_chunk = torch.exp(sums.shifts - sums.denominator).to(layer.working) * scale  # (chunks, N)
+    epilogues = epilogue_choice.of(layer.features.device, layer.working)
     for index, part in enumerate(work.parts):
-        logits, shares = _shares_again(layer, derivative, work, sums, index)
-        d_logits = torch.mul(shares, share_of_chunk[index, :, None], out=work.beside(part, work.free(part)))
-        derivative.subtract(index, part, logits, sums.shifts[index], scale, d_logits)
+        shift = sums.shifts[index]
+        chunk = work.chunk_again(part, shift, known=not sums.late and index > 0)
+        minus = derivative.of_chunk(index, part, shift, scale)
+        d_logits, summed = epilogues.gradient(layer, chunk, share_of_chunk[index], minus, sums=needs[2])
         if d_features is not None:
             layer.multiply(d_logits, layer.weight[part], d_features, add=True)
         if d_weight is not None:
@@ -252,27 +254,9 @@ def backward(
             of_chunk = rows[: part.stop - part.start]
             layer.multiply(d_logits.T, layer.features, of_chunk)
             update.update(part, of_chunk)
-        if d_bias is not None:
-            d_bias[part] = d_logits.sum(dim=0)
+        if d_bias is not None and summed is not None:
+            d_bias[part] = summed
     return None if d_features is None else d_features.to(layer.features.dtype), d_weight, d_bias
-
-
-def _shares_again(
-    layer: OutputLayer, derivative: Derivative, work: _Buffers, sums: Sums, index: int
-) -> tuple[Tensor | None, Tensor]:
-    """Give the shifted logits of a chunk, where the derivative needs them, and their exponentials."""
-    part = work.parts[index]
-    if work.has(part) and not derivative.whole_logits:
-        return None, work.kept_chunk(part)
-    logits = work.logits(part)
-    if not work.has(part):
-        shift = sums.shifts[index]
-        late = sums.late or index == 0  # the same operations in the same order: the same bits as in the forward pass
-        layer.logits(part, logits, None if late else shift)
-        if late:
-            logits.sub_(shift[:, None])
-    shares = _exp(logits, work.beside(part, logits))
-    return (logits if derivative.whole_logits else None), shares
 
 
 _MOST_IDLE_BYTES = 1 << 30
@@ -308,17 +292,6 @@ def _memory(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty(size, dtype=dtype, device=device)
 
 
-def _exp(values: Tensor, out: Tensor) -> Tensor:
-    """Exponentiate, without the slow path of denormals on CPUs: exp(-87) = 1.6e-38 stands for all that is less.
-
-    Where that is needed is seen from some of the rows: others would cost time alone.
-    """
-    some = values[::_SAMPLED]
-    if values.device.type == "cpu" and some.numel() and float(some.amin()) < _UNDERFLOW + 5.0:
-        return torch.clamp(values, min=_UNDERFLOW, out=out).exp_()
-    return torch.exp(values, out=out)
-
-
 class _Buffers:
     """The arrays of one pass: what is kept, one array for what is not, and a second one where two are needed."""
 
@@ -335,6 +308,7 @@ class _Buffers:
         self.parts = chunks(self._n, layer.weight.shape[0], self._device)
         widest = max(part.stop - part.start for part in self.parts)
         self._whole_logits = numerator.whole_logits
+        again = kept is not None
         if kept is None:
             kept_type = kept_type or layer.working
             within = budget_bytes // max(self._n * kept_type.itemsize, 1)  # components
@@ -344,25 +318,34 @@ class _Buffers:
         self.rounded = kept.dtype != layer.working
         self._first = self._empty(widest * self._n)
         self._second = self._empty(widest * self._n if self._whole_logits else 0)
+        self._narrow: Tensor | None = None
+        if again and layer.product_type is not None:
+            self._narrow = torch.empty_like(self._first, dtype=layer.product_type)
 
-    def has(self, part: slice) -> bool:
+    def chunk(self, part: slice, shift: Tensor, *, known: bool) -> Chunk:
+        """The arrays of a chunk in the forward pass."""
+        kept = self._kept_chunk(part) if self._has(part) else None
+        logits = self._view(self._first, part) if kept is None or self.rounded else kept
+        spare = self._view(self._second, part) if self._whole_logits else logits
+        kept = None if self._whole_logits else kept
+        return Chunk(part, logits, shift, known=known, whole=self._whole_logits, spare=spare, kept=kept)
+
+    def chunk_again(self, part: slice, shift: Tensor, *, known: bool) -> Chunk:
+        """The arrays of a chunk in the backward pass: nothing is written over what is kept."""
+        free = self._view(self._first, part)
+        kept = self._kept_chunk(part) if self._has(part) else None
+        narrow = None if self._narrow is None else self._view(self._narrow, part)
+        if not self._whole_logits:
+            return Chunk(part, free, shift, known=known, whole=False, spare=free, kept=kept, narrow=narrow)
+        logits, spare, formed = free if kept is None else kept, self._view(self._second, part), kept is not None
+        return Chunk(part, logits, shift, known=known, whole=True, spare=spare, formed=formed, narrow=narrow)
+
+    def _has(self, part: slice) -> bool:
         """Whether this chunk is kept."""
         return bool(part.stop * self._n <= self.kept.numel())  # slice bounds are untyped
 
-    def kept_chunk(self, part: slice) -> Tensor:
+    def _kept_chunk(self, part: slice) -> Tensor:
         return self.kept[part.start * self._n : part.stop * self._n].view(self._n, part.stop - part.start)
-
-    def logits(self, part: slice) -> Tensor:
-        """Where the logits of a chunk stand, or come to stand."""
-        return self.kept_chunk(part) if self.has(part) and not self.rounded else self.free(part)
-
-    def free(self, part: slice) -> Tensor:
-        """An array of the size of a chunk, for what is not kept."""
-        return self._view(self._first, part)
-
-    def beside(self, part: slice, logits: Tensor) -> Tensor:
-        """Where a function of the logits goes: over them, unless they are needed again."""
-        return self._view(self._second, part) if self._whole_logits else logits
 
     def _empty(self, size: int) -> Tensor:
         return torch.empty(size, dtype=self._working, device=self._device)

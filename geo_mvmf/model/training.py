@@ -19,7 +19,7 @@ import torch
 
 from geo_mvmf import append_log, progress
 from geo_mvmf.errors import TrainingError, UsageError
-from geo_mvmf.model import checkpoint, devices, products, run_folder
+from geo_mvmf.model import checkpoint, devices, epilogue_choice, products, run_folder
 from geo_mvmf.model.bundle import Bundle, load_bundle
 from geo_mvmf.model.configuration import TrainingConfig, read_config
 from geo_mvmf.model.image_set import ImageSet, epoch_order, load_image_set
@@ -126,6 +126,7 @@ def train_job(
             run_folder.open_log(folder, ranks) as log,
             devices.threads(config.threads if facts is None else int(facts["threads"])) as threads,
             products.using(begun["products"]),
+            epilogue_choice.using(begun["epilogues"]),
         ):
             device = _device(config, ranks)
             log.write(run_folder.start_record(config, device, threads, newest, damaged, ranks))
@@ -265,6 +266,7 @@ class _Run:
             "threads": self.threads,
             "provider": devices.provider(self.learner.device),
             "products": products.current(),
+            "epilogues": epilogue_choice.current(),
             "ranks": self.ranks.size,
             "best": self.learner.best,
         }
