@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CellMixture": "geo_mvmf.mixture",
     "Grid": "geo_mvmf.maps.grid",
-    "Partition": "geo_mvmf.model.partition",
+    "Partition": "geo_mvmf.model.classes",
     "Predictions": "geo_mvmf.predictions",
     "VmfMixture": "geo_mvmf.mixture",
     "accuracy_at_km": "geo_mvmf.metrics",
@@ -36,6 +36,8 @@ _HOMES = {
     "load_bundle": "geo_mvmf.model.bundle",
     "mvmf_loss": "geo_mvmf.model.loss",
     "open_predictions": "geo_mvmf.predictions",
+    "partition_by_kmeans": "geo_mvmf.model.kmeans",
+    "partition_by_thresholds": "geo_mvmf.model.partition",
     "partition_sphere": "geo_mvmf.model.partition",
     "predict": "geo_mvmf.predicting",
     "read_image_table": "geo_mvmf.inputs.tables",

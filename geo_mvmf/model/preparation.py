@@ -261,7 +261,7 @@ def _old_head(config: TrainingConfig, bundle: Bundle, ranks: Ranks) -> MvmfHead 
 
 
 def _old_partition(bundle: Bundle) -> Partition:
-    return Partition(bundle.cell_ids, bundle.counts, s2.centre(bundle.cell_ids), 0)
+    return Partition(bundle.cell_ids, bundle.counts, s2.centre(bundle.cell_ids))
 
 
 def _recounted(partition: Partition, image_set: ImageSet) -> Partition:

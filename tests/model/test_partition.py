@@ -1,5 +1,6 @@
 """The partition of the sphere (acceptance rows 13, 14, 15)."""
 
+import dataclasses
 import heapq
 import math
 import warnings
@@ -9,7 +10,12 @@ import pytest
 
 from geo_mvmf import s2, sphere, vmf
 from geo_mvmf.errors import BadInputError
-from geo_mvmf.model.partition import PartitionWarning, initial_log_concentrations, partition_sphere
+from geo_mvmf.model.partition import (
+    PartitionWarning,
+    initial_log_concentrations,
+    partition_by_thresholds,
+    partition_sphere,
+)
 
 SIZES = {2**power: 2**power + (2 if power % 2 == 0 else 1) for power in range(4, 16)}
 
@@ -96,10 +102,13 @@ def test_row_15_dirty_rows_are_dropped_counted_and_warned_about(places):
         cells = partition_sphere(longitude, latitude, 64)
     assert cells.n_dropped == 2
     assert cells.counts.sum() == 60_500
-    with pytest.raises(
-        BadInputError, match=r"row 60000 has latitude 100\.0, not in -90\.\.90 \(longitude 10\.0: swapped"
+    assert (cells.cleaning.zero_zero, cells.cleaning.duplicates) == (500, 499)
+    with pytest.warns(
+        PartitionWarning,
+        match=r"1 of 60001 rows .*row 60000: latitude 100\.0, not in -90\.\.90 \(longitude 10\.0: swapped",
     ):
-        partition_sphere(np.append(places[0], 10.0), np.append(places[1], 100.0), 64)
+        cells = partition_sphere(np.append(places[0], 10.0), np.append(places[1], 100.0), 64)
+    assert (cells.n_dropped, cells.cleaning.out_of_range, cells.counts.sum()) == (1, 1, 60_000)
 
 
 def test_a_pile_of_equal_positions_does_not_eat_all_cells():
@@ -135,6 +144,56 @@ def test_no_finite_location_is_an_error():
 def test_options_out_of_range_are_named(option):
     with pytest.raises(ValueError, match=value_of(option)):
         partition_sphere([0.0], [0.0], **({"num_cells": 6} | option))
+
+
+@pytest.mark.parametrize("option", [{"split_above": 0}, {"drop_below": -1}, {"max_level": 31}])
+def test_options_of_the_thresholds_are_named(option):
+    with pytest.raises(ValueError, match=value_of(option)):
+        partition_by_thresholds([0.0], [0.0], **option)
+
+
+@pytest.mark.parametrize(("split_above", "drop_below"), [(500, 0), (50, 10), (40, 1)])
+def test_thresholds_keep_the_cells_that_a_plain_recursion_keeps(split_above, drop_below):
+    places = towns(2000, seed=4)
+    leaves = s2.leaf_ids(sphere.to_directions(*places))
+    todo, expected = list(s2.face_cells()), {}
+    while todo:
+        cell = todo.pop()
+        count = int(s2.contains(cell, leaves).sum())
+        if count > split_above:
+            todo += list(s2.children(cell))
+        elif count >= drop_below:
+            expected[int(cell)] = count
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PartitionWarning)
+        cells = partition_by_thresholds(*places, split_above=split_above, drop_below=drop_below)
+    assert dict(zip(cells.cell_ids.tolist(), cells.counts.tolist(), strict=True)) == expected
+    assert cells.tiles_sphere == (drop_below == 0)
+    assigned = cells.assign(*places)
+    assert (assigned < 0).sum() == cells.outside == 2000 - cells.counts.sum()
+    np.testing.assert_array_equal(np.bincount(assigned[assigned >= 0], minlength=len(cells)), cells.counts)
+
+
+def test_what_thresholds_discard_is_said_and_does_not_tile_the_sphere(places):
+    with pytest.warns(
+        PartitionWarning, match=r"hold fewer than 50 locations and are left out, with \d+ locations"
+    ) as said:
+        cells = partition_by_thresholds(*places, split_above=500)
+    assert f"{cells.dropped_cells} of {len(cells) + cells.dropped_cells} cells" in str(said[0].message)
+    assert not cells.tiles_sphere
+    assert s2.area_sr(cells.cell_ids).sum() < 4 * math.pi - 0.1
+    with pytest.raises(BadInputError, match="all 6 cells hold fewer than drop_below 99999"):
+        partition_by_thresholds(*places, split_above=10**6, drop_below=99_999)
+
+
+def test_cells_with_a_gap_do_not_tile(places):
+    """The twin of tiles_sphere: one cell less, an end less, or two in place of one."""
+    whole = partition_sphere(*places, 300)
+    assert whole.tiles_sphere
+    for kept in (np.s_[1:], np.s_[:-1], np.r_[0:100, 101:300]):
+        assert not dataclasses.replace(whole, cell_ids=whole.cell_ids[kept]).tiles_sphere
+    doubled = np.sort(np.append(whole.cell_ids, s2.children(whole.cell_ids[7])))
+    assert not dataclasses.replace(whole, cell_ids=doubled).tiles_sphere
 
 
 def value_of(option):
