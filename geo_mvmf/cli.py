@@ -18,6 +18,7 @@ from typing import NoReturn
 import click
 
 from geo_mvmf import __version__, events
+from geo_mvmf.suggestions import suggestion
 from geo_mvmf.terminal import STYLES, Reporter
 
 COMMANDS = {
@@ -64,6 +65,14 @@ class _Group(click.Group):
         if not any(option.name == "progress" for option in found.params):
             found.params.append(_progress_option())
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is named first; where there is none, say which may be meant."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            ctx.fail(f"No such command {args[0]!r}{suggestion(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; whatever ends it early is said in one line."""

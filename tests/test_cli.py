@@ -225,6 +225,7 @@ MISTAKES = [  # command, exit code, what its message says
     ("chips photos --out y --ground-km 9 --season june", 2, "--season 'june': write NAME=SOURCE"),
     ("chips --out y --ground-km 9", 2, "Missing argument"),
     ("fly", 2, "No such command 'fly'"),
+    ("predcit photos", 2, "No such command 'predcit'; did you mean 'predict'?"),
     ("--progress loud env", 2, "'loud' is not one of"),
 ]
 

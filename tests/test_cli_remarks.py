@@ -253,6 +253,9 @@ def test_files_that_are_taken_for_others(store, tmp_path):
     predict = ("predict", "--out", tmp_path / "x.csv")
     points = ("points", "--out", tmp_path / "p.csv")
     zones = ("zones", store, "--out", tmp_path / "z.csv", "--polygons")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "predictions.nc").touch()
+    (tmp_path / "run" / "bundle.safetensors").touch()
     image_table = "a folder of images, one image or a table of them (.csv .gpkg .parquet .geojson) is wanted"
     for arguments, told in (
         ((*points, bundle), "not a NetCDF-4 file but a .safetensors file, as bundles are; `geo-mvmf predict IMAGES"),
@@ -273,6 +276,11 @@ def test_files_that_are_taken_for_others(store, tmp_path):
             (*zones, bundle),
             "it is a .safetensors file, as bundles are, and a layer of vectors is wanted",
         ),
+        (
+            (*points, tmp_path / "run"),
+            f"{tmp_path / 'run'} is a folder; {tmp_path / 'run' / 'predictions.nc'} lies in it",
+        ),
+        ((*predict, photo, "--bundle", tmp_path / "run"), f"{tmp_path / 'run' / 'bundle.safetensors'} lies in it"),
         (("evaluate", bundle), "and predictions (.nc) or a table of points (.csv .gpkg .parquet .geojson) are wanted"),
     ):
         done = run(*arguments)

@@ -84,7 +84,7 @@ def fuse(
     wanted = fusing.Options(by, area, prior, prior_mode, independence, max_mass_error, layer)
     chosen = open_some(predictions, image_ids)
     evidence = "".join(f", {what} {path}" for what, path in (("area", area), ("prior", prior)) if path is not None)
-    report.say(f"{len(chosen)} images, by {by}{evidence}")
+    report.say(f"{options.images(len(chosen))}, by {by}{evidence}")
     store = report.run(fusing.fuse_job(chosen.store, out, wanted, overwrite=overwrite))
     report.wrote("predictions", out)
     report.failed(options.failures(store.rows))

@@ -270,6 +270,21 @@ def check_images(source: Path, found: int) -> None:
         raise BadInputError(f"{source}: the folder holds no image; these are looked for: {', '.join(IMAGE_SUFFIXES)}")
 
 
+def images(number: int) -> str:
+    """Say how many images there are.
+
+    Parameters
+    ----------
+    number : int
+
+    Examples
+    --------
+    >>> images(1), images(12)
+    ('1 image', '12 images')
+    """
+    return f"{number} image{'s' if number != 1 else ''}"
+
+
 def counts(status: Iterable[object]) -> str:
     """Say how often each value occurs, the most frequent first.
 

@@ -83,7 +83,7 @@ def predict(
     options.check_images(source, len(frame))
     model = load_bundle(bundle, device if dask is None else "cpu")  # of a cluster, --device is its workers'
     where = f"device {model.device}" if dask is None else f"device {device} of the workers of {dask}"
-    report.say(f"{len(frame)} images, bundle {bundle.name}, {where}")
+    report.say(f"{options.images(len(frame))}, bundle {bundle.name}, {where}")
     found = None
     if interrupted is not None:
         found = module.finished(model, frame, outputs.store, estimator=estimator, radius_km=radius_km, strict=strict)

@@ -145,6 +145,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     --------
     See `created`.
     """
+    if told := mistaken.folder_with(path, "predictions.nc"):
+        raise BadInputError(told)
     final = regular_files.check_regular_file(path)
     with regular_files.open_regular_file(final) as start:
         head = start.read(mistaken.HEAD_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from geo_mvmf.inputs.regular_files import open_regular_file, sniff_bytes
 
@@ -67,3 +68,26 @@ def words_of(head: bytes) -> str:
     if 2 < int.from_bytes(head[:8], "little") < 1 << 27 and head[8:9] == b"{":
         return BUNDLE
     return _KINDS.get(sniff_bytes(head), "")
+
+
+def folder_with(path: str | os.PathLike[str], name: str) -> str:
+    """Tell that somebody gave a folder in place of the file in it.
+
+    Parameters
+    ----------
+    path : path
+    name : str
+        Of the file, as our commands call it.
+
+    Returns
+    -------
+    str
+        Empty where there is no such file.
+
+    Examples
+    --------
+    >>> folder_with("/no/such/album", "predictions.nc")
+    ''
+    """
+    inside = Path(path) / name
+    return f"{path} is a folder; {inside} lies in it" if inside.is_file() else ""

@@ -263,6 +263,8 @@ def _digest_of(header: bytes, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    if told := mistaken.folder_with(path, "bundle.safetensors"):
+        raise BadBundleError(told)
     try:
         file = open_regular_file(path)
     except ImageError as error:
