@@ -2,12 +2,13 @@
 
 python benchmarks/loss.py                   # every shape: perhaps 40 minutes on 2 idle cores
 python benchmarks/loss.py --shape 512x2048x16384 --repeats 5
-python benchmarks/loss.py --device cuda     # writes results/loss_cuda.md
+python benchmarks/loss.py --device cuda     # loss_cuda.py: other shapes, whole steps; writes results/loss_cuda.md
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import statistics
@@ -54,9 +55,13 @@ def main() -> None:
     if options.child:
         print(json.dumps(_memory(*options.child)))
         return
+    if options.device != "cpu":
+        import loss_cuda  # it imports this file
+
+        loss_cuda.run(options)
+        return
     body = [_section(shape, options) for shape in options.shape or SHAPES]
-    name = "loss" if options.device == "cpu" else "loss_cuda"
-    record.write(name, "The streamed MvMF loss", "\n\n".join([_INTRODUCTION, *body]))
+    record.write("loss", "The streamed MvMF loss", "\n\n".join([_INTRODUCTION, *body]))
 
 
 _INTRODUCTION = """Forward and backward pass, gradients by features, weight and bias (mean directions and
@@ -73,11 +78,11 @@ class Problem:
 
     def __init__(self, shape: str, concentration: str, device: str = "cpu") -> None:
         self.n, self.d, self.c = map(int, shape.split("x"))
-        generator = torch.Generator().manual_seed(0)
-        randn = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731 (read once)
+        generator = torch.Generator(device).manual_seed(0)
+        randn = lambda *size: torch.randn(*size, generator=generator, device=device)  # noqa: E731 (read once)
         self.features, self.bias = randn(self.n, self.d), 0.1 * randn(self.c)
         self.weight = 0.01 * randn(self.c, self.d)
-        self.mean_directions = _even_directions(self.c)
+        self.mean_directions = _even_directions(self.c).clone()
         self.y = functional.normalize(randn(self.n, 3).double())
         self.log_concentrations = _log_concentrations(concentration, self.c, generator)
         for name, tensor in vars(self).items():
@@ -86,7 +91,11 @@ class Problem:
         for tensor in (self.features, self.weight, self.bias):
             tensor.requires_grad_()
         self.outputs: list[torch.Tensor] = []
-        self.nearest = torch.cat([torch.cdist(y, self.mean_directions).argmin(1) for y in self.y.split(64)])
+
+    @functools.cached_property
+    def nearest(self) -> torch.Tensor:
+        """Classes for cross entropy."""
+        return torch.cat([torch.cdist(y, self.mean_directions).argmin(1) for y in self.y.split(64)])
 
     def layer(self) -> list[torch.Tensor]:
         return [self.features, self.weight, self.bias]
@@ -152,6 +161,7 @@ def plain_form(
     return (torch.logsumexp(z, 1) - torch.logsumexp(z + log_f, 1)).mean()
 
 
+@functools.lru_cache(maxsize=1)
 def _even_directions(c: int) -> torch.Tensor:
     """Spread directions evenly (a sunflower), in the order of S2 cells."""
     k = np.arange(c) + 0.5
@@ -162,7 +172,7 @@ def _even_directions(c: int) -> torch.Tensor:
 
 def _log_concentrations(concentration: str, c: int, generator: torch.Generator) -> torch.Tensor:
     if concentration == "mixed":
-        return 20.0 * torch.rand(c, generator=generator, dtype=torch.float64)
+        return 20.0 * torch.rand(c, generator=generator, dtype=torch.float64, device=generator.device)
     if concentration == "auto":
         edge = math.sqrt(4.0 * math.pi / c)
         return torch.full((c,), math.log(-2.0 * math.log(0.05) / edge**2), dtype=torch.float64)
@@ -173,14 +183,12 @@ def _section(shape: str, options: argparse.Namespace) -> str:
     parts = [f"## {' x '.join(shape.split('x'))} (images x features x components)"]
     for concentration in options.concentrations.split(","):
         parts.append(_times(shape, concentration, options))
-    if options.device == "cpu":
-        parts.append(_memories(shape))
-    parts.append(_errors(shape, options.device))
+    parts += [_memories(shape), _errors(shape)]
     return "\n\n".join(parts)
 
 
 def _times(shape: str, concentration: str, options: argparse.Namespace) -> str:
-    problem = Problem(shape, concentration, options.device)
+    problem = Problem(shape, concentration)
     works: dict[str, Callable[[], object]] = {
         f"{number} products": lambda number=number: problem.products(number) for number in (2, 3, 4)
     }
@@ -237,10 +245,10 @@ def _memory(way: str, shape: str) -> float:
     return (record.peak_kib() - before - gradients) / 1024
 
 
-def _errors(shape: str, device: str) -> str:
+def _errors(shape: str) -> str:
     rows = []
     for concentration in CONCENTRATIONS:
-        problem = Problem(shape, concentration, device)
+        problem = Problem(shape, concentration)
         tensors = [
             *problem.layer(),
             problem.mean_directions.requires_grad_(),

@@ -61,9 +61,9 @@ def peak_kib() -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
-def write(name: str, title: str, body: str) -> Path:
+def write(name: str, title: str, body: str, *, device: str = "no GPU used") -> Path:
     """Write a result file and print it."""
-    text = f"# {title}\n\n{body.strip()}\n\n{_circumstances()}\n"
+    text = f"# {title}\n\n{body.strip()}\n\n{_circumstances(device)}\n"
     path = RESULTS / f"{name}.md"
     RESULTS.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -71,7 +71,7 @@ def write(name: str, title: str, body: str) -> Path:
     return path
 
 
-def _circumstances() -> str:
+def _circumstances(device: str) -> str:
     script = Path(sys.argv[0])
     arguments = [Path(each).name if each.startswith("/") else each for each in sys.argv[1:]]  # not where it was run
     command = " ".join(["python", f"benchmarks/{script.name}", *arguments])
@@ -80,7 +80,7 @@ def _circumstances() -> str:
     rows = [
         ("command", f"`{command}`"),
         ("date", dt.datetime.now(dt.UTC).strftime("%Y-%m-%d")),
-        ("machine", f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {_memory_gib():.0f} GiB, no GPU used"),
+        ("machine", f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {_memory_gib():.0f} GiB, {device}"),
         ("load while it ran", f"{load[0]:.1f} (1 minute), {load[2]:.1f} (15 minutes); own work included"),
         ("versions", f"Python {platform.python_version()}, {versions}"),
     ]
