@@ -36,6 +36,7 @@ _HOMES = {
     "load_bundle": "geo_mvmf.model.bundle",
     "mvmf_loss": "geo_mvmf.model.loss",
     "open_predictions": "geo_mvmf.predictions",
+    "partition_by_file": "geo_mvmf.model.given_classes",
     "partition_by_kmeans": "geo_mvmf.model.kmeans",
     "partition_by_thresholds": "geo_mvmf.model.partition",
     "partition_sphere": "geo_mvmf.model.partition",

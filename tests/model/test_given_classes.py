@@ -1,0 +1,146 @@
+"""Classes that a user has already: polygons, S2 cells, mean directions."""
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from shapely.geometry import box
+
+from geo_mvmf import s2, sphere
+from geo_mvmf.errors import BadInputError
+from geo_mvmf.inputs import polygons
+from geo_mvmf.inputs.class_files import read_classes
+from geo_mvmf.model.given_classes import centroid_direction, partition_by_file
+
+TOWNS = pd.DataFrame({"town": ["Essen", "Perth", "Suva"], "lon": [7.0, 115.9, 178.4], "lat": [51.5, -32.0, -18.1]})
+
+
+def layer(shapes, **columns):
+    return gpd.GeoDataFrame(columns, geometry=shapes, crs="OGC:CRS84")
+
+
+def read(shape):
+    return polygons.read_polygons(layer([shape])).geometry.iloc[0]
+
+
+def cap(longitude, latitude, radius=0.2):
+    """A circle about a place, as a polygon on the map that need not be valid before it is read."""
+    bearings = np.arange(0.0, 360.0, 3.0)
+    x, y = sphere.destination(
+        np.full(120, longitude), np.full(120, latitude), bearings, radius * sphere.EARTH_RADIUS_KM
+    )
+    return shapely.Polygon(np.stack([longitude + (x - longitude + 180.0) % 360.0 - 180.0, y], axis=-1)[::-1])
+
+
+@pytest.mark.parametrize("place", [(10.0, 0.0), (-75.0, 60.0), (179.0, -20.0), (180.0, 45.0)])
+def test_the_centroid_of_a_circle_is_its_middle_and_the_moment_that_of_a_cap(place):
+    moment = centroid_direction(read(cap(*place)))
+    np.testing.assert_allclose(moment / np.linalg.norm(moment), sphere.to_directions(*place), atol=2e-4)
+    assert np.linalg.norm(moment) == pytest.approx(np.pi * np.sin(0.2) ** 2, rel=2e-3)
+
+
+def test_a_circle_about_a_pole_and_the_twin_that_averages_longitudes_and_latitudes():
+    pole = shapely.segmentize(box(-180, 70, 180, 90), 1.0)
+    moment = centroid_direction(pole)
+    np.testing.assert_allclose(moment / np.linalg.norm(moment), [0, 0, 1], atol=1e-9)
+    assert pole.centroid.y < 81  # ten degrees off
+    fiji = shapely.MultiPolygon([box(177, -20, 180, -15), box(-180, -20, -178, -15)])
+    moment = centroid_direction(shapely.segmentize(fiji, 1.0))
+    assert sphere.to_longitude_latitude(moment)[0] == pytest.approx(179.5, abs=0.01)
+    assert abs(fiji.centroid.x) < 60  # in Africa
+
+
+def test_holes_and_several_parts_add_up():
+    ring = shapely.segmentize(box(0, 0, 30, 30) - box(10, 5, 25, 20), 1.0)
+    whole, hole = (
+        centroid_direction(shapely.segmentize(each, 1.0)) for each in (box(0, 0, 30, 30), box(10, 5, 25, 20))
+    )
+    np.testing.assert_allclose(centroid_direction(ring), whole - hole, atol=1e-12)
+    np.testing.assert_allclose(centroid_direction(shapely.reverse(ring)), whole - hole, atol=1e-12)
+
+
+def test_places_are_counted_in_polygons_by_the_value_of_a_column():
+    land = layer(
+        [box(0, 0, 10, 10), box(20, 0, 30, 10), box(170, -10, 180, 0), box(-180, -10, -170, 0)], land=list("abcc")
+    )
+    generator = np.random.default_rng(0)
+    x, y = generator.uniform(-180, 180, 20_000), generator.uniform(-15, 15, 20_000)
+    found = partition_by_file(x, y, land, column="land")
+    inside = {
+        "a": (x > 0) & (x < 10) & (y > 0) & (y < 10),
+        "b": (x > 20) & (x < 30) & (y > 0) & (y < 10),
+        "c": (np.abs(x) > 170) & (y > -10) & (y < 0),
+    }
+    assert found.names == ("a", "b", "c")
+    assert found.counts.tolist() == [int(each.sum()) for each in inside.values()]
+    assert found.outside == 20_000 - found.counts.sum()
+    np.testing.assert_array_equal(found.assign(x, y), np.select(list(inside.values()), [0, 1, 2], -1))
+    np.testing.assert_array_equal(found.assign(x + 360.0, y), found.assign(x, y))
+    middle = sphere.to_longitude_latitude(found.mean_directions)
+    np.testing.assert_allclose(np.abs(middle[0]), [5, 25, 180], atol=1e-6)
+    photos = partition_by_file(x, y, land, column="land", mean_direction="photos")
+    sums = sphere.to_directions(x[inside["c"]], y[inside["c"]]).sum(axis=0)
+    np.testing.assert_allclose(photos.mean_directions[2], sums / np.linalg.norm(sums), atol=1e-12)
+
+
+def test_centres_take_the_places_nearest_to_them(tmp_path):
+    TOWNS.to_csv(tmp_path / "towns.csv", index=False)
+    found = partition_by_file(
+        [7.1, 8.0, -179.0, 110.0], [51.0, 50.0, -18.0, -30.0], tmp_path / "towns.csv", column="town"
+    )
+    assert (found.names, found.counts.tolist()) == (("Essen", "Perth", "Suva"), [2, 1, 1])
+    assert (found.has_cells, found.outside) == (False, 0)
+    np.testing.assert_allclose(found.mean_directions, sphere.to_directions(TOWNS.lon, TOWNS.lat), atol=1e-15)
+
+
+def test_points_of_a_layer_are_centres_in_any_crs(tmp_path):
+    points = gpd.GeoDataFrame(TOWNS[["town"]], geometry=gpd.points_from_xy(TOWNS.lon, TOWNS.lat), crs="OGC:CRS84")
+    points.to_crs(3857).to_file(tmp_path / "towns.gpkg")
+    found = read_classes(tmp_path / "towns.gpkg")
+    np.testing.assert_allclose(found.places, TOWNS[["lon", "lat"]], atol=1e-6)
+
+
+@pytest.mark.parametrize("column", ["cell", "hex_id", "S2_token"])
+@pytest.mark.parametrize("mean_direction", ["centre", "photos"])
+def test_tokens_are_cells(column, mean_direction):
+    """As ISN publishes its classes: S2 tokens, with mean places."""
+    cells = s2.children(s2.face_cells()).ravel()[::-1]
+    x, y = sphere.to_longitude_latitude(sphere.random_directions(500, np.random.default_rng(0)))
+    table = pd.DataFrame({"class_label": range(24), column: s2.to_token(cells)})
+    found = partition_by_file(x, y, table, column="class_label", mean_direction=mean_direction)
+    assert found.tiles_sphere
+    assert found.names == tuple(str(23 - k) for k in range(24))
+    assert found.counts.sum() == 500
+    if mean_direction == "centre":
+        np.testing.assert_array_equal(found.mean_directions, s2.centre(found.cell_ids))
+        own = partition_by_file(x, y, table.assign(latitude_mean=10.0, longitude_mean=range(24)))
+        np.testing.assert_allclose(sphere.to_longitude_latitude(own.mean_directions)[0], range(23, -1, -1), atol=1e-12)
+
+
+@pytest.mark.parametrize("column", ["cell", "cell_id"])
+def test_numbers_of_classes_are_no_tokens(column):
+    assert read_classes(TOWNS.assign(**{column: ["0", "1", "2"]})).cell_ids.size == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (TOWNS, {"column": "twon"}, r"has no column 'twon'; its columns are 'town', 'lon', 'lat'; did you mean 'town'"),
+        (TOWNS[["town"]], {}, "neither polygons nor points nor columns longitude and latitude"),
+        (TOWNS.assign(lat=[1.0, 95.0, 2.0]), {}, r"row 2: latitude 95\.0 is not in -90\.\.90"),
+        (TOWNS.assign(lat=[1.0, np.nan, 2.0]), {}, "row 2: only one of the two"),
+        (TOWNS.assign(town="Essen"), {"column": "town"}, "'Essen' stands in two rows of 'town'"),
+        (TOWNS[:0], {}, "has no row"),
+        (pd.DataFrame({"cell": ["1", "14"]}), {}, "the S2 cells 1 and 14 in 'cell' overlap"),
+        (layer([box(0, 0, 1, 1), shapely.Polygon()]), {}, "class of row 2 has no centroid"),
+    ],
+)
+def test_what_cannot_be_used_is_told(source, options, message):
+    with pytest.raises(BadInputError, match=message):
+        partition_by_file([0.0], [0.0], source, **options)
+
+
+def test_a_mean_direction_that_is_none_is_told():
+    with pytest.raises(ValueError, match="mean_direction 'median'"):
+        partition_by_file([0.0], [0.0], TOWNS, mean_direction="median")
