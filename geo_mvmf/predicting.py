@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import os
 import shutil
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +187,7 @@ def predict_job(
         is_new_folder = not final.parent.exists()
         parts = final.with_name(f"{final.name}.parts")
         stack.enter_context(folder_lock.holding(parts))
-        predictor = Predictor(bundle, table, estimator, batch_size, workers, radius_km)
+        predictor = Predictor(bundle, table, estimator, batch_size, workers, radius_km, strict)
         prediction_folder.check(parts, run, predictor.components, PART_ROWS)
         earlier = stores.existing_parts(parts)
         try:
@@ -306,23 +309,54 @@ def _predict_parts(
             prediction_folder.require_all(rows)
         finished += part.stop - part.start
         yield Progress("predict", finished, total, failures=prediction_folder.failures(rows))
-    with contextlib.closing(make(predictor, missing)) as job:  # its threads end with it, cancelled or not
-        for event in job:
+    with _Writer(predictor.components, folder, run) as writer, contextlib.closing(make(predictor, missing)) as job:
+        for event in itertools.chain(job, [None]):  # the next part is under way while the one before is written
+            written = writer.wait()
+            if written:
+                finished += written
+                yield Progress("predict", finished, total)
             if isinstance(event, Progress):
                 yield dataclasses.replace(event, done=finished + event.done, total=total)
-                continue
-            part, rows, pruned = event
-            if strict:
-                prediction_folder.require_all(rows)
-            stores.write_part(folder, part.number, rows=rows, pruned=pruned, components=predictor.components, run=run)
-            finished += part.stop - part.start
-            yield Progress("predict", finished, total)
+            elif event is not None:
+                part, rows, pruned = event
+                if strict:
+                    prediction_folder.require_all(rows)
+                writer.begin(part, rows, pruned)
+
+
+class _Writer:
+    """Writes one part at a time, in a thread; nothing is said to be done that a kill could still take away."""
+
+    def __init__(self, components: stores.Components, folder: Path, run: dict[str, Any]) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write_part")
+        self._write = functools.partial(stores.write_part, folder, components=components, run=run)
+        self._begun: tuple[Future[None], int] | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)  # a part that is being written is there afterwards, whatever else happened
+
+    def begin(self, part: Part, rows: pd.DataFrame, pruned: stores.Pruned) -> None:
+        """Begin to write a part, after `wait`."""
+        self._begun = self._thread.submit(self._write, part.number, rows=rows, pruned=pruned), part.stop - part.start
+
+    def wait(self) -> int:
+        """Wait until the part that was begun is there, and give its number of images."""
+        if self._begun is None:
+            return 0
+        (future, images), self._begun = self._begun, None
+        future.result()
+        return images
 
 
 def _make_here(predictor: Predictor, missing: Sequence[Part]) -> Generator[Progress | Made, None, None]:
     """Make parts in this process, one after another."""
-    for part in missing:
-        job = predictor.part(part.start, part.stop)
-        with contextlib.closing(job):
-            rows, pruned = yield from job
-        yield part, rows, pruned
+    known = {(part.start, part.stop): part for part in missing}
+    with contextlib.closing(predictor.parts(list(known))) as job:
+        for event in job:
+            if isinstance(event, Progress):
+                yield event
+            else:
+                yield known[event.start, event.stop], event.rows, event.pruned

@@ -152,7 +152,7 @@ def _is_whole(part: Path, rows: int, components: stores.Components) -> bool:
 def merge_unfinished(
     predictor: Predictor, folder: Path, out: Path, run: dict[str, Any], part_rows: int, *, overwrite: bool
 ) -> stores.StoredPredictions:
-    """Merge the parts that are there, the rows of the one that was begun, and rows that say they were not reached.
+    """Merge the parts that are there, the rows of those that were begun, and rows that say they were not reached.
 
     Parameters
     ----------
@@ -177,8 +177,9 @@ def merge_unfinished(
     """
     total = len(predictor.table)
     whole = set(stores.existing_parts(folder))
-    begun = next(number for number in itertools.count() if number not in whole)
-    behind = max(whole | {begun}) + 1
+    begun = {start // part_rows for start, _ in predictor.begun_spans()}
+    begun.add(next(number for number in itertools.count() if number not in whole))
+    behind = max(whole | begun) + 1
     bounds = {n: (n * part_rows, (n + 1) * part_rows) for n in range(behind) if n not in whole}
     bounds[behind] = (behind * part_rows, total)  # all at once, however many parts they would have become
     missing = {number: (start, min(stop, total)) for number, (start, stop) in bounds.items() if start < total}

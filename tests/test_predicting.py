@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import geo_mvmf
-from geo_mvmf import folder_lock, predicting, prediction_parts, row_contract, s2, sphere
+from geo_mvmf import folder_lock, predicting, prediction_densities, row_contract, s2, sphere
 from geo_mvmf.errors import LockedError, OutputError, RowsFailedError, UsageError
 from geo_mvmf.inputs.tables import read_image_table
 from geo_mvmf.maps import climbs
@@ -296,7 +296,7 @@ def test_row_19_a_batch_repeats_no_constant_work(bundle, make_album, tmp_path, m
     assert twin["forward"] == 4 * one["forward"]
     assert twin["components"] == 4
     monkeypatch.setattr(
-        prediction_parts.Predictor, "_mixture", lambda self, weights, images: self.bundle.mixture(weights[images])
+        prediction_densities.DensityMaker, "_mixture", lambda self, log_weights: self.bundle.mixture(log_weights)
     )
     monkeypatch.setattr(climbs, "_shared_felt", climbs._felt_by_components)
     twin = counted(64, 8)

@@ -89,6 +89,67 @@ def prune(log_mixing_weights: npt.ArrayLike, *, tail: float = TAIL, is_softmax: 
     )
 
 
+def prune_heaviest(
+    component: npt.NDArray[np.uint32], log_weight: npt.NDArray[np.float32], offsets: IntArray, *, tail: float = TAIL
+) -> Pruned:
+    """Prune images of which the lightest components are gone already.
+
+    Parameters
+    ----------
+    component : ndarray of uint32, (T,)
+        Indices, ascending within an image.
+    log_weight : ndarray of float32, (T,)
+        Natural logarithms of mixing weights; what is not here is lighter than all that is.
+    offsets : ndarray of int64, (n + 1,)
+        Image i owns entries offsets[i]:offsets[i + 1].
+    tail : float
+        As `prune`.
+
+    Returns
+    -------
+    Pruned
+        What `prune` would give of all weights.
+
+    Examples
+    --------
+    >>> logs = np.log(np.array([0.7, 0.29999], np.float32))
+    >>> prune_heaviest(np.array([0, 5], np.uint32), logs, np.array([0, 2])).component.tolist()
+    [0, 5]
+    """
+    residual, entries = np.full(offsets.size - 1, np.nan), []
+    for i in np.flatnonzero(np.diff(offsets)):
+        weights = np.exp(log_weight[offsets[i] : offsets[i + 1]])
+        kept = _at_the_top(weights, tail - max(0.0, 1.0 - float(weights.sum(dtype=np.float64))))
+        residual[i] = max(0.0, 1.0 - float(weights[kept].sum(dtype=np.float64)))
+        entries.append(kept + offsets[i])
+    chosen = np.concatenate([np.empty(0, np.int64), *entries])
+    return Pruned(component[chosen], log_weight[chosen], np.searchsorted(chosen, offsets).astype(np.int64), residual)
+
+
+def taken(pruned: Pruned, images: IntArray) -> Pruned:
+    """Take some images.
+
+    Parameters
+    ----------
+    pruned : Pruned
+    images : ndarray of int64, (k,)
+
+    Returns
+    -------
+    Pruned
+        Of k images.
+
+    Examples
+    --------
+    >>> taken(prune(np.log([[0.5, 0.5], [0.2, 0.8]])), np.array([1])).offsets.tolist()
+    [0, 2]
+    """
+    counts = np.diff(pruned.offsets)[images]
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    entries = np.repeat(pruned.offsets[images] - ends[:-1], counts) + np.arange(ends[-1])
+    return Pruned(pruned.component[entries], pruned.log_weight[entries], ends, pruned.residual[images])
+
+
 def spread_all(pruned: Pruned, training_counts: npt.ArrayLike, *, out: FloatArray | None = None) -> FloatArray:
     """Give the weights of all components back, the residual spread over those that are not stored.
 
