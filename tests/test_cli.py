@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import geopandas
 import numpy as np
 import pandas as pd
@@ -454,6 +457,38 @@ def test_prepare_and_train(tmp_path):
     assert again.stdout == f"{model}: finished before, nothing was trained; add --overwrite to begin anew\n"
     assert model.stat().st_mtime_ns == written
     assert run("train", tmp_path / "train.toml", "--overwrite").stdout == trained.stdout
+
+
+def lines_of(page):
+    """The commands in the blocks of a page, as words."""
+    blocks = re.findall(r"```[a-z]*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("geo-mvmf ")]
+
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_in_the_docs_are_understood(page):
+    for _, name, *arguments in lines_of(page):
+        command = cli.main.get_command(None, name)
+        assert command is not None, name
+        command.make_context(name, [each for each in arguments if each != "..."])  # no option is unknown or missing
+
+
+def test_a_command_with_a_wrong_option_is_not_understood():
+    with pytest.raises(click.UsageError, match="No such option"):
+        cli.main.get_command(None, "fuse").make_context("fuse", ["a.nc", "--out", "b.nc", "--areas", "c.geojson"])
+
+
+def test_the_readme_can_be_followed_after_the_demo():
+    lines = lines_of(ROOT / "README.md")
+    assert len(lines) > 8
+    again = [words for words in lines if words[1] == "chips" and "demo_output/training" in words]
+    assert [words[-1] for words in again] == ["--overwrite"]
+    outputs = [words[words.index("--out") + 1] for words in lines if "--out" in words]
+    assert len(set(outputs)) == len(outputs)
 
 
 def test_the_package_is_the_command_too(tmp_path):
