@@ -16,8 +16,11 @@ from geo_mvmf import __version__
 PROTOCOL = 1
 _TORCH = (
     "import ctypes, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9)\n"  # ends with whoever asks
-    "import json, torch; print(json.dumps([torch.__version__, "
-    "['cpu'] + [f'cuda:{i} {torch.cuda.get_device_name(i)}' for i in range(torch.cuda.device_count())]]))"
+    "import json, torch; n = torch.cuda.device_count(); used = 'eager'\n"
+    "if n:\n"  # else there is no choice
+    "    from geo_mvmf.model import epilogue_choice; used = epilogue_choice.current()\n"
+    "print(json.dumps([torch.__version__, "
+    "['cpu'] + [f'cuda:{i} {torch.cuda.get_device_name(i)}' for i in range(n)], used]))"
 )
 
 
@@ -27,15 +30,15 @@ def describe() -> dict[str, object]:
     Returns
     -------
     dict
-        python, executable, geo_mvmf, protocol, torch, devices, gdal, proj and the versions of the main libraries;
-        what is missing is said in its place.
+        python, executable, geo_mvmf, protocol, torch, devices, epilogues (what does the losses' element-wise work on
+        CUDA), gdal, proj and the versions of the main libraries; what is missing is said in its place.
 
     Examples
     --------
     >>> describe()["geo_mvmf"] == __version__
     True
     """
-    torch, devices = _torch()
+    torch, devices, epilogues = _torch()
     libraries = {
         name: _version(name) for name in ("torchvision", "geopandas", "rasterio", "pyogrio", "xarray", "pyarrow")
     }
@@ -46,23 +49,24 @@ def describe() -> dict[str, object]:
         "protocol": PROTOCOL,
         "torch": torch,
         "devices": devices,
+        "epilogues": epilogues,
         "gdal": _native("rasterio", "__gdal_version__"),
         "proj": _native("pyproj", "__proj_version__"),
         **libraries,
     }
 
 
-def _torch() -> tuple[str, list[str]]:
+def _torch() -> tuple[str, list[str], str]:
     command = [sys.executable, "-X", "utf8", "-I", "-c", _TORCH]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 (fixed)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"could not be asked: {error}", []
+        return f"could not be asked: {error}", [], "unknown"
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return f"not usable: {reason}", []
-    version, devices = json.loads(done.stdout)
-    return version, devices
+        return f"not usable: {reason}", [], "unknown"
+    version, devices, epilogues = json.loads(done.stdout)
+    return version, devices, epilogues
 
 
 def _version(name: str) -> str:
