@@ -203,12 +203,11 @@ def _backward(
     scale: Tensor,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Go backward through the layer, and give the exponentials back."""
+    """Go backward through the layer, and let go of the exponentials."""
     sums = streaming.Sums(denominator, shifts, ctx.kept, ctx.late)
     found = streaming.backward(layer, derivative, sums, scale, (needs[0], needs[1], needs[2]), ctx.how.update)
     if ctx.how.update is not None:
         ctx.how.update.end()
-    streaming.give_back(ctx.kept)
     ctx.kept = ctx.kept[:0].clone()  # a second pass through a retained graph would form them again
     return found
 

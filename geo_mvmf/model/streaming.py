@@ -11,7 +11,6 @@ All buffers are made once per pass: many short-lived ones would fragment the hea
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -20,12 +19,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from geo_mvmf.model import epilogue_choice
+from geo_mvmf.model import epilogue_choice, idle_memory
 from geo_mvmf.model.epilogues import LEAST_SHIFT, Chunk, Pulls, Subtract
 from geo_mvmf.model.output_layer import OutputLayer
 
 CHUNK_ELEMENTS = 1 << 19  # (N, chunk) on a CPU: 2 MB of float32 a buffer, near the size of a core's cache,
-_LARGE_CHUNK_ELEMENTS = 1 << 20  # or twice that, where it is less than a 32nd of all logits
+_LARGE_CHUNK_ELEMENTS = 1 << 21  # or four times that, where it is less than a 32nd of all logits
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 24  # 64 MB: large enough to fill an accelerator
 _CHUNK_LIMITS = (256, 32768)  # narrower chunks waste the matrix product, wider ones the memory
 _CHUNK_STEP = 64  # chunks are multiples of this where the limits allow it: whole cache lines, whole tiles
@@ -236,7 +235,8 @@ def backward(
     """
     work = _Buffers(layer, derivative, sums.kept.dtype, kept=sums.kept)
     d_features = torch.zeros_like(layer.features, dtype=layer.working) if needs[0] else None
-    d_weight = torch.empty_like(layer.weight) if needs[1] and update is None else None
+    weight = layer.weight
+    d_weight = idle_memory.empty(weight.shape, weight.dtype, weight.device) if needs[1] and update is None else None
     rows = torch.empty_like(layer.weight[work.parts[0]]) if needs[1] and update is not None else None
     d_bias = torch.empty_like(layer.bias) if needs[2] else None
     share_of_chunk = torch.exp(sums.shifts - sums.denominator).to(layer.working) * scale  # (chunks, N)
@@ -257,39 +257,6 @@ def backward(
         if d_bias is not None and summed is not None:
             d_bias[part] = summed
     return None if d_features is None else d_features.to(layer.features.dtype), d_weight, d_bias
-
-
-_MOST_IDLE_BYTES = 1 << 30
-_idle: list[Tensor] = []  # one array at most, as bytes
-
-
-def give_back(kept: Tensor) -> None:
-    """Return an array of exponentials that nobody will read again, for the next step to use.
-
-    The system hands out large arrays page by page, each time anew, which takes a tenth of a step. Memory of a CPU only:
-    torch does the same for accelerators.
-
-    Parameters
-    ----------
-    kept : Tensor
-        `Sums.kept`.
-
-    Examples
-    --------
-    >>> give_back(torch.empty(0))
-    """
-    if kept.device.type == "cpu" and 0 < kept.untyped_storage().nbytes() <= _MOST_IDLE_BYTES:
-        _idle[:] = [torch.empty(0, dtype=torch.uint8).set_(kept.untyped_storage())]
-
-
-def _memory(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    needed = size * dtype.itemsize
-    if device.type == "cpu" and needed:
-        with contextlib.suppress(IndexError):  # none is idle, or another thread was first
-            idle = _idle.pop()
-            if needed <= idle.numel():
-                return idle[:needed].view(dtype)
-    return torch.empty(size, dtype=dtype, device=device)
 
 
 class _Buffers:
@@ -313,9 +280,8 @@ class _Buffers:
             kept_type = kept_type or layer.working
             within = budget_bytes // max(self._n * kept_type.itemsize, 1)  # components
             columns = max((part.stop for part in self.parts if part.stop <= within), default=0)
-            kept = _memory(columns * self._n, kept_type, self._device)
+            kept = idle_memory.empty((columns * self._n,), kept_type, self._device)
         self.kept = kept
-        self.rounded = kept.dtype != layer.working
         self._first = self._empty(widest * self._n)
         self._second = self._empty(widest * self._n if self._whole_logits else 0)
         self._narrow: Tensor | None = None
@@ -324,11 +290,12 @@ class _Buffers:
 
     def chunk(self, part: slice, shift: Tensor, *, known: bool) -> Chunk:
         """The arrays of a chunk in the forward pass."""
+        free = self._view(self._first, part)
         kept = self._kept_chunk(part) if self._has(part) else None
-        logits = self._view(self._first, part) if kept is None or self.rounded else kept
-        spare = self._view(self._second, part) if self._whole_logits else logits
-        kept = None if self._whole_logits else kept
-        return Chunk(part, logits, shift, known=known, whole=self._whole_logits, spare=spare, kept=kept)
+        if not self._whole_logits:  # a product into memory that is in the cache is faster, also for what is kept
+            return Chunk(part, free, shift, known=known, whole=False, spare=free, kept=kept)
+        logits, spare = free if kept is None else kept, self._view(self._second, part)
+        return Chunk(part, logits, shift, known=known, whole=True, spare=spare)
 
     def chunk_again(self, part: slice, shift: Tensor, *, known: bool) -> Chunk:
         """The arrays of a chunk in the backward pass: nothing is written over what is kept."""

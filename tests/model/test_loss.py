@@ -13,7 +13,7 @@ import torch
 
 from geo_mvmf import sphere, vmf
 from geo_mvmf.mixture import VmfMixture
-from geo_mvmf.model import streaming
+from geo_mvmf.model import idle_memory, streaming
 from geo_mvmf.model.loss import cross_entropy_loss, log_density, log_normaliser, mvmf_loss
 
 F64 = torch.float64
@@ -204,13 +204,32 @@ def test_components_that_are_ruled_out(log_kappa, narrow_chunks):
     torch.testing.assert_close(cross_entropy_loss(*layer, target), expected)
 
 
-def test_nothing_is_kept_where_nobody_goes_backward():
+def test_nothing_is_kept_where_nobody_goes_backward(monkeypatch):
     parts, y = problem(n=64, c=3000, dtype=torch.float32, log_kappa=(14.0, 14.0))
-    mvmf_loss(**parts, target_directions=y).backward()
-    (idle,) = streaming._idle
+    made, plain = [], idle_memory.empty
+    monkeypatch.setattr(idle_memory, "empty", lambda shape, *rest: made.append(math.prod(shape)) or plain(shape, *rest))
     with torch.no_grad():
         mvmf_loss(**parts, target_directions=y)
-    assert streaming._idle == [idle]  # still there for the next step
+    assert made == [0]
+    mvmf_loss(**parts, target_directions=y).backward()
+    assert made[1:] == [64 * 3000, parts["weight"].numel()]
+
+
+def test_a_step_takes_the_memory_of_the_one_before_but_not_what_is_held():
+    parts, y = problem(n=32, d=64, c=40_000, dtype=torch.float32, log_kappa=(14.0, 14.0))
+    assert parts["weight"].nbytes > idle_memory.LEAST_BYTES
+
+    def step():
+        parts["weight"].grad = None
+        mvmf_loss(**parts, target_directions=y).backward()
+        return parts["weight"].grad
+
+    place = step().data_ptr()
+    held = step()
+    assert held.data_ptr() == place
+    before = held.clone()
+    assert step().data_ptr() != place
+    assert torch.equal(held, before)
 
 
 def test_row_2_kappa_to_zero_is_uniform():
