@@ -44,6 +44,7 @@ bench: $(STAMP)  ## measure; figures go to benchmarks/results (perhaps an hour o
 	@$(BIN)/python benchmarks/predict_memory.py
 	@$(BIN)/python benchmarks/predict_cost.py
 	@$(BIN)/python benchmarks/predict_scale.py
+	@$(BIN)/python benchmarks/throughput.py
 
 sample: $(STAMP)  ## regenerate sample_data/ from Natural Earth
 	@$(BIN)/python sample_data/make_sample_data.py

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import photos
 import record
 import torch
-from PIL import Image
 
 from geo_mvmf import predict, prediction_parts, read_image_table
 from geo_mvmf.files import stores
@@ -40,7 +40,7 @@ def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write_photos(folder / "photos", options.photos)
+        photos.write(folder / "photos", options.photos)
         rows = [f"photos/{i % options.photos}.jpg" for i in range(options.images)]
         frame = pd.DataFrame({"path": rows, "image_id": [str(i) for i in range(options.images)]})
         table = read_image_table(frame, root=folder)
@@ -67,21 +67,6 @@ def _options() -> argparse.Namespace:
     if options.threads:
         torch.set_num_threads(options.threads)
     return options
-
-
-def _write_photos(folder: Path, number: int) -> None:
-    """Write JPEGs with structure at all scales: as large on disk and as slow to decode as photos."""
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for i in range(number):
-        pixels = generator.normal(0.0, 6.0, (1200, 1600, 1))
-        for cells, strength in ((12, 110.0), (60, 25.0), (300, 15.0)):
-            coarse = generator.uniform(-strength, strength, (cells, cells * 4 // 3, 3)).astype(np.float32)
-            bands = [
-                Image.fromarray(coarse[..., band]).resize((1600, 1200), Image.Resampling.BICUBIC) for band in range(3)
-            ]
-            pixels = pixels + np.stack([np.asarray(band) for band in bands], axis=-1)
-        Image.fromarray(np.clip(pixels + 128.0, 0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=88)
 
 
 def _bundle(components: int) -> Bundle:
