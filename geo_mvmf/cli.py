@@ -25,7 +25,7 @@ COMMANDS = {
     "chips": "images",
     "table": "images",
     "features": "learning",
-    "partition": "learning",
+    "partition": "partition",
     "train": "learning",
     "calibrate": "learning",
     "predict": "prediction",

@@ -1,70 +1,20 @@
-"""Commands that make models: partition, features, train, calibrate."""
+"""Commands that make models: features, train, calibrate."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from geo_mvmf.commands import options
 from geo_mvmf.terminal import Reporter
 
-if TYPE_CHECKING:
-    import geopandas
-
-    from geo_mvmf.model.partition import Partition
-
 LEAST_SHIFT = -2.0
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.2, 5.0
 """Beyond them a calibration is extreme, and a warning is due."""
-
-
-@click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--num-cells", type=click.IntRange(1), default=1024, show_default=True, help="At least so many S2 cells.")
-@click.option("--mean-direction", type=click.Choice(["centre", "photos"]), default="centre", show_default=True)
-@click.option("--exif", is_flag=True, help="Take positions from EXIF.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Layer to write (.gpkg ...).")
-@click.option("--overwrite", is_flag=True)
-@click.pass_obj
-def partition(
-    report: Reporter, *, source: Path, num_cells: int, mean_direction: str, exif: bool, out: Path, overwrite: bool
-) -> None:
-    """Split the sphere into S2 cells, fine where a table has many images, and write them with counts."""
-    from geo_mvmf.files import vector
-    from geo_mvmf.inputs import tables
-    from geo_mvmf.model.partition import partition_sphere
-
-    vector.check_suffix(out)
-    options.check_new(out, overwrite=overwrite)
-    frame = tables.read_image_table(source, exif=exif)
-    used = frame[tables.training_rows(frame)]
-    cells = partition_sphere(used["longitude"], used["latitude"], num_cells, mean_direction=mean_direction)
-    vector.write_layers(out, {"cells": _layer(cells)}, overwrite=overwrite)
-    report.wrote("layers", out)
-    message = f"wrote {len(cells)} cells of {len(used)} images to {out}"
-    report.result(message, counts={"cells": len(cells), "images": len(used)})
-
-
-def _layer(cells: Partition) -> geopandas.GeoDataFrame:
-    import geopandas
-
-    from geo_mvmf import s2, sphere
-    from geo_mvmf.maps import outlines
-
-    return geopandas.GeoDataFrame(
-        {
-            "cell": s2.to_token(cells.cell_ids),
-            "level": cells.levels,
-            "images": cells.counts,
-            "area_km2": s2.area_sr(cells.cell_ids) * sphere.EARTH_RADIUS_KM**2,
-        },
-        geometry=outlines.cell_polygons(cells.cell_ids),
-        crs="EPSG:4326",
-    )
 
 
 @click.command()

@@ -14,7 +14,7 @@ import pandas as pd
 import pyogrio
 
 from geo_mvmf.errors import OutputError, UsageError
-from geo_mvmf.files import columns, styles
+from geo_mvmf.files import columns, partition_style, styles
 
 RESERVED_LAYERS = frozenset(["run", "layer_styles"])
 """Tables that are made here and cannot be layers."""
@@ -120,6 +120,9 @@ def _styles(layers: Mapping[str, geopandas.GeoDataFrame], root: str) -> dict[str
         if name == "points":
             areas = layer["area_90_km2"].dropna().tolist() if "area_90_km2" in names else []
             made[name] = styles.points_style(names, root=root, areas_km2=areas)
+        elif name in partition_style.LAYERS and "images" in names:
+            areas_km2 = layer["area_km2"] if "area_km2" in names else None
+            made[name] = partition_style.partition_style(names, layer["images"], areas_km2)
         elif "expected_images" in names and "points" in layers:
             made[name] = styles.zones_style(names, images=int(layers["points"].geometry.notna().sum()))
         elif "level" in names and len(layer):

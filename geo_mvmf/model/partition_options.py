@@ -1,0 +1,78 @@
+"""Which partition is wanted: the method and what it needs, checked before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from geo_mvmf.errors import UsageError
+
+METHODS = ("s2", "planet", "kmeans", "file")
+"""Split the fullest S2 cell; PlaNet's two thresholds; k-means on the sphere; classes of a file."""
+
+DEFAULT_CLASSES = 1024
+DEFAULT_THRESHOLDS = 10_000, 50
+
+_OF_METHODS = {
+    "num_components": ("s2", "kmeans"),
+    "split_above": ("planet",),
+    "drop_below": ("planet",),
+    "partition_column": ("file",),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartitionOptions:
+    """Which partition is wanted.
+
+    Parameters
+    ----------
+    method : {"s2", "planet", "kmeans", "file"}
+        `partition_sphere`, `partition_by_thresholds`, `partition_by_kmeans` or `partition_by_file`.
+    num_components : int, optional
+        Of s2 at least so many (6 + 3 j come out), of kmeans so many; 1024 by default.
+    split_above, drop_below : int, optional
+        Of planet; 10000 and 50 by default.
+    partition_file : str, optional
+        Of file: a layer of polygons or a table of centres.
+    partition_column : str, optional
+        Of file: the column that names the classes.
+    mean_direction : {"centre", "photos"}
+        As `partition_sphere`; k-means has the mean of its photos in any case.
+    max_level : int
+        Of s2 and planet.
+    seed : int
+        Of kmeans.
+
+    Raises
+    ------
+    UsageError
+        An option does not go with the method.
+
+    Examples
+    --------
+    >>> PartitionOptions(method="planet", num_components=12)
+    Traceback (most recent call last):
+    geo_mvmf.errors.UsageError: num_components 12 is of partition s2 or kmeans, not of 'planet'; leave it out
+    """
+
+    method: str = "s2"
+    num_components: int | None = None
+    split_above: int | None = None
+    drop_below: int | None = None
+    partition_file: str | None = None
+    partition_column: str | None = None
+    mean_direction: str = "centre"
+    max_level: int = 22
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"partition is {self.method!r}; one of {', '.join(METHODS)} is allowed")
+        for name, methods in _OF_METHODS.items():
+            value = getattr(self, name)
+            if value is not None and self.method not in methods:
+                raise UsageError(
+                    f"{name} {value} is of partition {' or '.join(methods)}, not of {self.method!r}; leave it out"
+                )
+        if (self.method == "file") != (self.partition_file is not None):
+            raise UsageError(f"partition {self.method!r}: partition_file is {self.partition_file!r}; give both or none")
