@@ -25,8 +25,10 @@ from geo_mvmf.model.output_layer import OutputLayer
 
 CHUNK_ELEMENTS = 1 << 19  # (N, chunk) on a CPU: 2 MB of float32 a buffer, near the size of a core's cache,
 _LARGE_CHUNK_ELEMENTS = 1 << 21  # or four times that, where it is less than a 32nd of all logits
-ACCELERATOR_CHUNK_ELEMENTS = 1 << 24  # 64 MB: large enough to fill an accelerator
-_CHUNK_LIMITS = (256, 32768)  # narrower chunks waste the matrix product, wider ones the memory
+ACCELERATOR_CHUNK_ELEMENTS = 1 << 24  # 64 MB: large enough to fill an accelerator,
+_LARGE_ACCELERATOR_CHUNK_ELEMENTS = 1 << 26  # or up to four times that, a 16th of all logits: the host takes 0.2 ms to
+# start the fifty kernels of a chunk, and products with few features are done sooner
+_CHUNK_LIMITS = (256, 32768)  # narrower chunks waste the matrix product, wider ones the memory (twice that elsewhere)
 _CHUNK_STEP = 64  # chunks are multiples of this where the limits allow it: whole cache lines, whole tiles
 _LEAP = 40.0  # nats that a chunk may rise above its shift: much more, and scaling it down again would underflow
 
@@ -52,10 +54,14 @@ def chunks(n: int, num_components: int, device: torch.device) -> list[slice]:
     --------
     >>> chunks(512, 2500, torch.device("cpu"))
     [slice(0, 1024, None), slice(1024, 2048, None), slice(2048, 2500, None)]
+    >>> len(chunks(512, 1 << 20, torch.device("cuda")))
+    16
     """
-    large = max(CHUNK_ELEMENTS, min(_LARGE_CHUNK_ELEMENTS, n * num_components // 32))
-    elements = large if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
+    least, most, share = CHUNK_ELEMENTS, _LARGE_CHUNK_ELEMENTS, 32
     low, high = _CHUNK_LIMITS
+    if device.type != "cpu":
+        least, most, share, high = ACCELERATOR_CHUNK_ELEMENTS, _LARGE_ACCELERATOR_CHUNK_ELEMENTS, 16, 2 * high
+    elements = max(least, min(most, n * num_components // share))
     size = min(max(elements // max(n, 1) // _CHUNK_STEP * _CHUNK_STEP, low), high)
     return [slice(start, min(start + size, num_components)) for start in range(0, num_components, size)]
 

@@ -96,3 +96,17 @@ def test_products_of_nothing(n, d):
             loss = mvmf_loss(x, weight, *rest, reduction="sum")
             found.append((loss.detach(), *torch.autograd.grad(loss, [x, weight])))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_products_of_rounded_factors_are_not_rounded_themselves(kind):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(*shape, generator=generator).to(kind) for shape in ((30, 500), (500, 20)))
+    exact, out = left.double() @ right.double(), torch.full((30, 20), 2.0)
+    products.multiply_rounded(left, right, out, add=True)
+    torch.testing.assert_close(out.double(), exact + 2.0, rtol=1e-5, atol=1e-5)
+    products.multiply_rounded(left, right, out)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+    narrow = torch.empty(30, 20, dtype=kind)
+    products.multiply_rounded(left, right, narrow)
+    assert torch.equal(narrow, out.to(kind))
