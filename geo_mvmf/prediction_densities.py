@@ -32,6 +32,9 @@ DENSITY_BYTES = 64 << 20
 _MANY_COMPONENTS = 4096
 """From so many components on, images that keep few of them are summarised over those alone."""
 
+_OWN_SHARE = 64
+"""Where weights are streamed, few is up to one in so many: nodes that all images share would take gigabytes there."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Densities:
@@ -126,10 +129,12 @@ class DensityMaker:
         --------
         See `prediction_parts.Predictor`.
         """
-        is_few = self._keep_few(kept)
-        few, many = np.flatnonzero(is_few), np.flatnonzero(~is_few)
+        is_few, is_sparse = self._keep_few(kept), np.diff(kept.offsets) <= summaries.MANY
+        many = np.flatnonzero(~is_few)
         most = max(1, DENSITY_BYTES // (32 * self.bundle.num_components)) if self.is_streamed else max(many.size, 1)
-        return [some for some in (few, *np.split(many, range(most, many.size, most))) if some.size]
+        alone = np.flatnonzero(is_few & ~is_sparse)[:, None]  # each of these has nodes of its own
+        groups = [np.flatnonzero(is_few & is_sparse), *alone, *np.split(many, range(most, many.size, most))]
+        return [some for some in groups if some.size]
 
     @functools.cached_property
     def _no_images(self) -> VmfMixture | None:
@@ -162,4 +167,5 @@ class DensityMaker:
         counts = np.diff(kept.offsets)
         if self.bundle.num_components < _MANY_COMPONENTS or self._no_images is None:
             return np.zeros(counts.shape, dtype=np.bool_)
-        return np.asarray(counts <= summaries.MANY)
+        own_share = self.bundle.num_components // _OWN_SHARE if self.is_streamed else 0
+        return np.asarray(counts <= max(summaries.MANY, own_share))

@@ -156,7 +156,7 @@ def streamed(monkeypatch):
     monkeypatch.setattr(prediction_densities, "STREAMED_COMPONENTS", 6144)
 
 
-@pytest.mark.parametrize("estimator", ["component", "mode"])
+@pytest.mark.parametrize("estimator", ["component", pytest.param("mode", marks=pytest.mark.hard)])
 def test_streamed_weights_tell_the_same_as_all_weights(table, monkeypatch, estimator):
     """Which components are kept is known to the rounding of a softmax: 2e-6 of the weight, a fiftieth of the tail."""
     kept = []
@@ -178,6 +178,18 @@ def test_streamed_weights_tell_the_same_as_all_weights(table, monkeypatch, estim
         # a component more or less at the cut moves sampled nodes; a flat image's others count by training counts
         pd.testing.assert_frame_equal(rows, expected, rtol=3e-2, atol=2e-4)
     assert min(kept) <= 96 < 512 < max(kept)
+
+
+def test_streamed_images_of_many_components_have_nodes_of_their_own(table, monkeypatch):
+    """Where nodes that all images share would take gigabytes, they are never made, and figures are the same."""
+    bundle = many_components(250.0)
+    _, expected, whole = run(prediction_parts.Predictor(bundle, table, "component", 8, 1))
+    assert np.diff(whole.offsets).max() > 512
+    streamed(monkeypatch)
+    monkeypatch.setattr(prediction_densities, "_OWN_SHARE", 1)
+    monkeypatch.setattr(prediction_densities.DensityMaker, "_mixture", None)  # nobody asks for all components
+    _, rows, _ = run(prediction_parts.Predictor(bundle, table, "component", 8, 1))
+    pd.testing.assert_frame_equal(rows, expected, rtol=6e-2, atol=2e-4)  # sampled at other nodes
 
 
 def test_streamed_batches_and_threads_change_no_row(table, monkeypatch):

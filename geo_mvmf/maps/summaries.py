@@ -257,7 +257,10 @@ def _all_nodes(mixture: VmfMixture | CellMixture, tail: float = _TAIL) -> Iterat
         weights = np.exp(mixture.log_mixing_weights[start : start + _IMAGES_AT_ONCE])
         chosen = [_mattering(row, tail) for row in weights]
         broad = [i for i, few in enumerate(chosen) if few.size > MANY]
-        shared = _shared_nodes(mixture, weights[broad], [chosen[i] for i in broad]) if broad else iter(())
+        # components of a few images alone are nobody else's: what is made of them need not be kept
+        make = _sunflowers if tail else Sunflowers.of
+        flowers = make(mixture.mean_directions, mixture.log_concentrations) if broad else None
+        shared = flowers.nodes(weights[broad], [chosen[i] for i in broad]) if flowers else iter(())
         for i, few in enumerate(chosen):
             yield next(shared) if few.size > MANY else _own_nodes(mixture, few, weights[i])
 
@@ -277,11 +280,6 @@ def _own_nodes(mixture: VmfMixture, chosen: IntArray, weights: FloatArray) -> No
         return next(Sunflowers.of(*components).nodes(share[None], [np.arange(chosen.size)]))
     operator = _Operator.of(*components)
     return operator.nodes(share, operator.density(share[:, None])[:, 0])
-
-
-def _shared_nodes(mixture: VmfMixture, weights: FloatArray, chosen: Sequence[IntArray]) -> Iterator[Nodes]:
-    """Of images in which thousands of components matter: one set of nodes for all of them."""
-    return _sunflowers(mixture.mean_directions, mixture.log_concentrations).nodes(weights, chosen)
 
 
 _sunflowers = OncePerComponents(Sunflowers.of)

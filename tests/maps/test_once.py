@@ -75,3 +75,26 @@ def test_a_failure_is_not_remembered_and_leaves_no_lock():
         except ValueError as error:
             found = str(error)
         assert found == expected
+
+
+def test_what_all_images_share_outlasts_what_a_few_have():
+    """Components that nobody can change are a bundle's; others come and go, and would take its place each time."""
+    calls = []
+    once = OncePerComponents(lambda _, log_kappa: calls.append(log_kappa[0]), kept=1)
+    shared, concentrations = np.eye(3), np.zeros(3)
+    for array in (shared, concentrations):
+        array.setflags(write=False)
+    for few in (1.0, 2.0, 3.0):
+        once(shared, concentrations)
+        once(np.eye(3), np.full(3, few))
+    assert calls == [0.0, 1.0, 2.0, 3.0]
+    writeable = np.zeros(3)  # the broken twin: nobody says that they last
+    for few in (1.0, 2.0):
+        once(np.eye(3) * 2.0, writeable)
+        once(np.eye(3), np.full(3, few))
+    assert calls.count(0.0) == 3
+    other = np.eye(3) * 3.0
+    other.setflags(write=False)
+    once(other, concentrations)
+    once(shared, concentrations)  # of two that last, the one not asked for longest went
+    assert len(calls) == 10
