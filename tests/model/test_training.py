@@ -22,7 +22,7 @@ from geo_mvmf.errors import (
     TrainingError,
     UsageError,
 )
-from geo_mvmf.model import checkpoint, learner, sealed, training
+from geo_mvmf.model import checkpoint, epilogue_choice, learner, sealed, training
 from geo_mvmf.model.augmentation import Augmentation
 from geo_mvmf.model.backbones import build_backbone
 from geo_mvmf.model.bundle import load_bundle
@@ -226,6 +226,22 @@ def test_checkpoints_by_time_and_only_two_are_kept(config):
     stopped(changed(config, checkpoint_seconds=0.0), 9)
     names = [path.name for path in checkpoint.checkpoint_paths(config.out)]
     assert names == ["checkpoint-0000000009.safetensors", "checkpoint-0000000008.safetensors"]
+
+
+def test_a_resumed_run_uses_the_epilogues_it_began_with(config, monkeypatch):
+    stopped(changed(config, checkpoint_steps=3), 3)
+    assert checkpoint.read_newest(config.out)[0].facts["epilogues"] == "eager"
+    monkeypatch.setattr(epilogue_choice, "available", lambda: epilogue_choice.PROVIDERS)
+    monkeypatch.setattr(epilogue_choice, "chosen", lambda: "triton")  # as on a machine with a device
+    used, original = set(), learner.Learner._loss
+
+    def loss(self, step, batch):
+        used.add(epilogue_choice.current())
+        return original(self, step, batch)
+
+    monkeypatch.setattr(learner.Learner, "_loss", loss)
+    train(changed(config, checkpoint_steps=3))
+    assert used == {"eager"}
 
 
 def test_the_first_line_of_the_log_says_where_it_runs(config):
