@@ -108,7 +108,7 @@ class RowMaker:
             "longitude": places[:, 0],
             "latitude": places[:, 1],
             "estimator": self.estimator,
-            "in_training_area": np.where(self.bundle.training_counts[cell] > 0, "yes", "no"),
+            "in_training_area": np.where(self.bundle.training_area.counts[cell] > 0, "yes", "no"),
             "training_density_percentile": self._percentile[cell],
             "feature_distance": np.sqrt((offset * offset).mean(axis=1)),
         }
@@ -132,11 +132,11 @@ class RowMaker:
 
     def _cell_of(self, places: FloatArray) -> IntArray:
         leaves = s2.leaf_ids(sphere.to_directions(places[:, 0], places[:, 1]))
-        return np.minimum(np.searchsorted(self._last_leaves, leaves), self.bundle.num_components - 1)
+        return np.minimum(np.searchsorted(self._last_leaves, leaves), len(self._last_leaves) - 1)
 
     @functools.cached_property
     def _last_leaves(self) -> npt.NDArray[np.uint64]:
-        return s2.range_max(self.bundle.cell_ids)
+        return s2.range_max(self.bundle.training_area.cell_ids)
 
     @functools.cached_property
     def _spread(self) -> FloatArray:
@@ -145,8 +145,8 @@ class RowMaker:
     @functools.cached_property
     def _percentile(self) -> FloatArray:
         """Share of training images in cells no denser than each cell, per cent."""
-        counts = self.bundle.training_counts.astype(np.float64)
-        per_area = counts / s2.area_sr(self.bundle.cell_ids)
+        counts = self.bundle.training_area.counts.astype(np.float64)
+        per_area = counts / s2.area_sr(self.bundle.training_area.cell_ids)
         order = np.argsort(per_area)
         no_denser = np.searchsorted(per_area[order], per_area, side="right")  # cells that are equally dense count too
         share = np.concatenate([[0.0], np.cumsum(counts[order])])[no_denser] / max(counts.sum(), 1.0)

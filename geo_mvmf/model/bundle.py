@@ -24,7 +24,7 @@ from torch import Tensor
 from geo_mvmf.errors import BadBundleError, BadInputError, GeoMvmfError, UsageError
 from geo_mvmf.inputs.images import ImageSpec
 from geo_mvmf.mixture import CellMixture, VmfMixture
-from geo_mvmf.model import bundle_format, head_state, heads, sealed
+from geo_mvmf.model import bundle_content, bundle_format, head_state, heads, sealed
 from geo_mvmf.model.backbones import Backbone, BackboneConfig, backbone_skeleton, fill
 from geo_mvmf.model.bundle_format import read_header
 from geo_mvmf.model.devices import choose_device
@@ -46,9 +46,9 @@ class Bundle:
     spec : ImageSpec
         How images are prepared for it.
     cell_ids : array, shape (C,), uint64
-        S2 cells of the partition of the training locations.
+        S2 cell of each component's class; 0 where the classes are no cells (k-means, polygons, mean directions).
     counts : array, shape (C,), int64
-        Training images in each.
+        Training images in each class.
     feature_mean, feature_std : array, shape (D,), float32
         Statistics of the features of the training images.
     metadata : dict
@@ -58,6 +58,8 @@ class Bundle:
     path : Path or None
         Where it was loaded from.
     device : torch.device
+    area : TrainingArea, optional
+        Cells that tile the sphere, with the training images in each, where the classes do not; None: `cell_ids` do.
 
     Examples
     --------
@@ -79,6 +81,7 @@ class Bundle:
     digest: str = ""
     path: Path | None = None
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+    area: bundle_content.TrainingArea | None = None
 
     def __repr__(self) -> str:
         where = self.path or "not saved"
@@ -86,8 +89,13 @@ class Bundle:
 
     @property
     def training_counts(self) -> npt.NDArray[np.int64]:
-        """Training images in each S2 cell of the partition, shape (C,)."""
+        """Training images in the class of each component, shape (C,)."""
         return self.counts
+
+    @property
+    def training_area(self) -> bundle_content.TrainingArea:
+        """S2 cells that tile the sphere, and the training images in each."""
+        return self.area or bundle_content.TrainingArea(self.cell_ids, self.counts)
 
     @property
     def num_components(self) -> int:
@@ -179,7 +187,7 @@ class Bundle:
         --------
         See `geo_mvmf.predicting.predict`.
         """
-        config, arrays = _content(self)
+        config, arrays = bundle_content.content(self)
         hasher = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         for name, array in sorted(arrays.items()):
             hasher.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -241,9 +249,9 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike[str], *, half: bool = Fa
     """
     if Path(path).suffix != ".safetensors":
         raise UsageError(f"{path}: a bundle's name ends in .safetensors")
-    config, arrays = _content(bundle)
+    config, arrays = bundle_content.content(bundle)
     if half:
-        arrays = {name: _halved(name, array) for name, array in arrays.items()}
+        arrays = {name: bundle_content.halved(name, array) for name, array in arrays.items()}
     bundle_format.check_values(arrays, str(path))
     metadata = {
         "format": bundle_format.FORMAT,
@@ -299,8 +307,7 @@ def load_bundle(path: str | os.PathLike[str], device: str = "auto") -> Bundle:
         backbone=backbone.to(chosen).eval(),
         head=head.to(chosen).eval(),
         spec=_spec(config, header.path),
-        cell_ids=arrays["cell_ids"],
-        counts=arrays["counts"],
+        **bundle_content.classes_of(arrays),
         feature_mean=arrays["feature_mean"],
         feature_std=arrays["feature_std"],
         metadata={key: config[key] for key in ("training", "description", "licence", "responsible_use")},
@@ -308,39 +315,6 @@ def load_bundle(path: str | os.PathLike[str], device: str = "auto") -> Bundle:
         path=Path(path),
         device=chosen,
     )
-
-
-def _content(bundle: Bundle) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    state, head_config = head_state.head_state(bundle.head)
-    arrays = {f"backbone.{name}": _array(value) for name, value in bundle.backbone.state_dict().items()}
-    arrays |= {f"head.{name}": _array(value) for name, value in state.items()}
-    arrays |= {
-        "cell_ids": bundle.cell_ids.astype(np.uint64),
-        "counts": bundle.counts.astype(np.int64),
-        "feature_mean": bundle.feature_mean.astype(np.float32),
-        "feature_std": bundle.feature_std.astype(np.float32),
-    }
-    config = {
-        "backbone": dataclasses.asdict(bundle.backbone.config),
-        "num_features": bundle.backbone.num_features,
-        "num_components": bundle.num_components,
-        "head": head_config,
-        "image": bundle.spec.to_dict(),
-        **{key: bundle.metadata[key] for key in ("training", "description", "licence", "responsible_use")},
-    }
-    return config, arrays
-
-
-def _array(value: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if isinstance(value, Tensor):
-        # Scalars (the batch counter of batch normalisation) keep their shape ().
-        return value.detach().cpu().contiguous().numpy()
-    return np.asarray(value)
-
-
-def _halved(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    halve = array.dtype == np.float32 and array.ndim > 1 and name.startswith(("backbone.", "head.weight"))
-    return array.astype(np.float16) if halve else array
 
 
 def _checked_skeleton(header: sealed.SealedHeader, config: Mapping[str, Any]) -> Backbone:

@@ -168,9 +168,11 @@ def check_config(config: object, path: str) -> None:
     """
     if not isinstance(config, dict):
         raise BadBundleError(f"{path}: the configuration is a {type(config).__name__}, not an object")
-    _check_keys(config, _KEYS, "the configuration", path)
+    _check_keys(config, _KEYS | ({"num_cells"} & config.keys()), "the configuration", path)
     _check_integer(config, "num_features", 1, MAX_FEATURES, path)
     _check_integer(config, "num_components", 1, MAX_COMPONENTS, path)
+    if "num_cells" in config:
+        _check_integer(config, "num_cells", 1, MAX_COMPONENTS, path)
     _check_backbone(config["backbone"], path)
     _check_head(config["head"], path)
     _check_image(config["image"], path)
@@ -221,7 +223,8 @@ def expected_tensors(config: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ..
     Parameters
     ----------
     config : mapping
-        Needs "num_components", "num_features" and "head".
+        Needs "num_components", "num_features" and "head"; "num_cells" where the components' classes do not tile the
+        sphere.
 
     Returns
     -------
@@ -233,14 +236,17 @@ def expected_tensors(config: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ..
     (('F32', 'F16'), (6, 2))
     """
     c, d = config["num_components"], config["num_features"]
+    cells = config.get("num_cells", c)
     tensors: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
         "head.weight": (_FLOATS, (c, d)),
         "head.bias": (("F32",), (c,)),
-        "cell_ids": (("U64",), (c,)),
-        "counts": (("I64",), (c,)),
+        "cell_ids": (("U64",), (cells,)),
+        "counts": (("I64",), (cells,)),
         "feature_mean": (("F32",), (d,)),
         "feature_std": (("F32",), (d,)),
     }
+    if "num_cells" in config:
+        tensors["component_counts"] = ("I64",), (c,)
     if config["head"]["kind"] == "mvmf":
         tensors["head.mean_directions"] = (("F64",), (c, 3))
         tensors["head.log_concentrations"] = (("F64",), (c,))
@@ -273,7 +279,7 @@ def check_values(arrays: Mapping[str, npt.NDArray[Any]], path: str) -> None:
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise BadBundleError(f"{path}: tensor {name} holds values that are not finite")
-    if (arrays["counts"] < 0).any() or (arrays["feature_std"] < 0).any():
+    if any((arrays[name] < 0).any() for name in ("counts", "component_counts", "feature_std") if name in arrays):
         raise BadBundleError(f"{path}: counts or feature_std hold negative values")
     _check_cells(arrays["cell_ids"], path)
     directions = arrays.get("head.mean_directions")

@@ -12,58 +12,12 @@ from typing import Any
 
 from geo_mvmf.errors import UsageError
 from geo_mvmf.model.augmentation import Augmentation
+from geo_mvmf.model.option_values import STAGES, check_values
+from geo_mvmf.model.partition_options import PartitionOptions
 
-STAGES = ("backbone", "head", "finetune")
+__all__ = ["STAGES", "TrainingConfig", "config_from_dict", "read_config"]
 
-# Ranges and choices are kept apart from the fields so that both can be read at a glance.
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "stage": STAGES,
-    "head": ("mvmf", "cross_entropy"),
-    "mean_direction": ("centre", "photos"),
-    "optimiser": ("adam", "adamw"),
-    "fused_optimiser": ("none", "float32", "bfloat16"),
-    "schedule": ("drops", "cosine", "constant"),
-    "balance": ("none", "cell", "area"),
-    "validation": ("random", "blocks", "column", "table", "none"),
-    "precision": ("auto", "float32", "bfloat16"),
-    "features_dtype": ("float16", "float32"),
-}
-_RANGES: dict[str, tuple[float, float]] = {
-    "backbone_width": (8, 256),
-    "stem_stride": (1, 2),
-    "pool": (1, 8),
-    "embedding": (0, 4096),
-    "channels": (1, 64),
-    "resize": (8, 4096),
-    "crop": (8, 4096),
-    "ground_km": (1e-3, 2e4),
-    "num_components": (6, 2**24),
-    "max_level": (1, 30),
-    "floor": (0, 1e300),
-    "learning_rate": (0, 10),
-    "backbone_learning_rate": (0, 10),
-    "mean_direction_learning_rate": (0, 1),
-    "concentration_learning_rate": (0, 10),
-    "drop_factor": (1e-6, 1),
-    "warmup_steps": (0, 1e9),
-    "weight_decay": (0, 10),
-    "gradient_clip": (1e-9, 1e9),
-    "ema_decay": (0, 0.999999),
-    "batch_size": (1, 2**20),
-    "steps": (1, 1e12),
-    "epochs": (1e-6, 1e9),
-    "seed": (0, 2**31 - 1),
-    "validation_fraction": (0, 0.9),
-    "block_level": (0, 12),
-    "validate_steps": (1, 1e12),
-    "checkpoint_steps": (1, 1e12),
-    "checkpoint_seconds": (0, 1e9),
-    "log_steps": (1, 1e9),
-    "threads": (1, 1024),
-    "workers": (1, 256),
-    "cache_images_gigabytes": (0, 1e5),
-}
-_PATHS = ("table", "root", "out", "init_bundle", "validation_table", "polygons", "cache_dir")
+_PATHS = ("table", "root", "out", "init_bundle", "validation_table", "polygons", "cache_dir", "partition_file")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,14 +42,21 @@ class TrainingConfig:
     resize, crop, channels, bands, stretch, ground_km
         How images are prepared (`ImageSpec`); by default the backbone's own size.
     head : {"mvmf", "cross_entropy"}
+    partition : {"s2", "planet", "kmeans", "file"}
+        Classes of the training places, which the components begin as: `partition_sphere` (the paper's),
+        `partition_by_thresholds`, `partition_by_kmeans` or `partition_by_file`; a cross-entropy head needs S2 cells.
     num_components : int, optional
-        At least so many; 6 + 3 j come out (paper, section 3.2). 1024 by default.
+        Of s2 at least so many, 6 + 3 j come out (paper, section 3.2); of kmeans so many. 1024 by default.
+    split_above, drop_below : int, optional
+        Of planet; 10000 and 50 by default.
+    partition_file, partition_column : str, optional
+        Of file: a layer of polygons or a table of cells or centres, and the column that names its classes.
     max_level : int
         Deepest S2 level of the partition.
     mean_direction : {"centre", "photos"}
-        Initial mean direction: centre of the S2 cell, or mean of its photos.
+        Initial mean direction: centre of the S2 cell or polygon, or mean of its photos.
     initial_log_concentration : "auto" or float
-        Per component from its cell's size, or one value (the paper's is 16).
+        Per component from its cell's size or its distance to others, or one value (the paper's is 16).
     train_mean_directions, train_log_concentrations : bool
     floor : float, optional
         Density per steradian below which the likelihood is cut; None is exact.
@@ -177,7 +138,12 @@ class TrainingConfig:
     stretch: list[list[float]] | None = None
     ground_km: float | None = None
     head: str = "mvmf"
+    partition: str = "s2"
     num_components: int | None = None
+    split_above: int | None = None
+    drop_below: int | None = None
+    partition_file: str | None = None
+    partition_column: str | None = None
     max_level: int = 22
     mean_direction: str = "centre"
     initial_log_concentration: str | float = "auto"
@@ -226,21 +192,19 @@ class TrainingConfig:
     licence: str = ""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_type(field, getattr(self, field.name))
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; one of {', '.join(choices)} is allowed")
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UsageError(f"{name} is {value}; {low:g}..{high:.7g} is allowed")
+        check_values(self)
         _check_combinations(self)
 
     @property
     def num_epochs(self) -> float:
         """Epochs, where no number of steps is given."""
         return 20.0 if self.epochs is None else float(self.epochs)
+
+    @property
+    def partition_options(self) -> PartitionOptions:
+        """Which partition is wanted."""
+        names = (field.name for field in dataclasses.fields(PartitionOptions) if field.name != "method")
+        return PartitionOptions(method=self.partition, **{name: getattr(self, name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options as plain values, as config.json holds them."""
@@ -336,24 +300,6 @@ def _check_names(values: Mapping[str, Any], kind: type, where: str) -> None:
             raise UsageError(f"{where}: unknown option {name!r}; did you mean {near[0]}?")
 
 
-def _check_type(field: dataclasses.Field[Any], value: object) -> None:
-    kinds = {
-        "str": (str,),
-        "int": (int,),
-        "float": (int, float),
-        "bool": (bool,),
-        "list[int]": (list,),
-        "list[list[float]]": (list,),
-        "Augmentation": (Augmentation,),
-        "None": (type(None),),
-    }
-    names = [name.strip() for name in str(field.type).split("|")]
-    allowed = tuple(kind for name in names for kind in kinds[name])
-    # True is an int to Python, and a mistake to everybody else.
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        raise UsageError(f"{field.name} is {value!r}; {' or '.join(names)} is needed")
-
-
 def _check_combinations(config: TrainingConfig) -> None:
     if config.steps is not None and config.epochs is not None:
         raise UsageError(f"steps {config.steps} and epochs {config.epochs} exclude each other; give one")
@@ -370,6 +316,7 @@ def _check_combinations(config: TrainingConfig) -> None:
         raise UsageError("stage backbone classifies countries: polygons is missing, the layer of countries")
     if config.fused_optimiser != "none":
         _check_fused(config)
+    _check_partition(config)
     if config.augment.roam and config.stage != "finetune":
         raise UsageError(
             f"augment: roam is {config.augment.roam}: only stage finetune sees pixels and places; leave it out of "
@@ -389,12 +336,21 @@ def _check_fused(config: TrainingConfig) -> None:
         )
 
 
+def _check_partition(config: TrainingConfig) -> None:
+    _ = config.partition_options  # which checks itself
+    if config.head == "cross_entropy" and config.partition == "kmeans":
+        raise UsageError(
+            "head cross_entropy: its density is uniform on S2 cells, and the classes of partition 'kmeans' are none; "
+            "use head mvmf, or partition s2 or planet"
+        )
+
+
 def _check_start(config: TrainingConfig) -> None:
     if config.init_bundle is None:
         return
     if config.weights is not None:
         raise UsageError(f"weights {config.weights} and init_bundle {config.init_bundle} exclude each other; give one")
-    if config.stage == "finetune" and config.num_components is not None:
-        raise UsageError(
-            f"num_components {config.num_components}: stage finetune takes the head of init_bundle; leave one out"
-        )
+    for name, default in (("num_components", None), ("partition", "s2")):
+        value = getattr(config, name)
+        if config.stage == "finetune" and value != default:
+            raise UsageError(f"{name} {value}: stage finetune takes the head of init_bundle; leave one out")

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from geo_mvmf import s2
 from geo_mvmf.errors import TrainingError, UsageError
 from geo_mvmf.inputs.images import ImageSpec, spec_of_chips
 from geo_mvmf.model import sources
@@ -25,12 +24,11 @@ from geo_mvmf.model.head_state import head_from_state, head_state
 from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead
 from geo_mvmf.model.image_set import ImageSet, country_labels, sampling_weights
 from geo_mvmf.model.learner import AnyHead, Learner
-from geo_mvmf.model.partition import Partition, initial_log_concentrations, partition_sphere
+from geo_mvmf.model.partition import Partition, initial_log_concentrations
 from geo_mvmf.model.ranks import Ranks
 from geo_mvmf.model.shared_features import features_of_rank_0
+from geo_mvmf.model.starting_classes import StartingClasses, classes_of_bundle, classes_of_images, within_classes
 from geo_mvmf.progress import Progress
-
-DEFAULT_COMPONENTS = 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +43,9 @@ class Prepared:
     backbone : Backbone
     head : MvmfHead, CrossEntropyHead or CountryHead
     partition : Partition
-        Of the training images.
+        S2 cells that tile the sphere, with the training images in each.
+    classes : Partition
+        What the head's components begin as, one each: often the same.
     weights : array, shape (len(image_set.training),), float64
         How often each is drawn.
     targets : Tensor
@@ -64,6 +64,7 @@ class Prepared:
     backbone: Backbone
     head: AnyHead
     partition: Partition
+    classes: Partition
     weights: npt.NDArray[np.float64]
     targets: Tensor
     source: sources.Source
@@ -112,7 +113,7 @@ def prepare(
     Prepared
     """
     ranks = ranks or Ranks(alone=True)
-    backbone, old_head, old_partition, spec = _start(config, ranks)
+    backbone, old_head, old_classes, spec = _start(config, ranks)
     released = _released_spec(config, spec)
     source: sources.Source
     evaluation_source: sources.Source
@@ -121,9 +122,12 @@ def prepare(
         evaluation_source = source
     else:
         image_set, source, evaluation_source = yield from _pixels(config, image_set, spec, device)
-    partition = _partition(config, image_set) if old_partition is None else _recounted(old_partition, image_set)
-    if len(partition) < ranks.size:
-        raise TrainingError(f"{len(partition)} components cannot be shared by {ranks.size} processes; start fewer")
+    found = classes_of_images(config, image_set) if old_classes is None else old_classes.recounted(image_set)
+    classes, partition = found
+    if config.head == "cross_entropy" and config.stage != "backbone":
+        image_set = within_classes(image_set, classes)
+    if len(classes) < ranks.size:
+        raise TrainingError(f"{len(classes)} components cannot be shared by {ranks.size} processes; start fewer")
     targets = torch.from_numpy(image_set.directions)
     head: AnyHead
     if config.stage == "backbone":
@@ -131,13 +135,14 @@ def prepare(
         targets = torch.from_numpy(labels)
         head = CountryHead(backbone.num_features, len(names), seed=config.seed)
     else:
-        head = old_head or _new_head(config, backbone.num_features, partition, ranks)
+        head = old_head or _new_head(config, backbone.num_features, classes, ranks)
     return Prepared(
         config=config,
         image_set=image_set,
         backbone=backbone,
         head=head,
         partition=partition,
+        classes=classes,
         weights=sampling_weights(config, image_set, partition),
         targets=targets,
         source=source,
@@ -213,8 +218,8 @@ def _spec_of_chips(config: TrainingConfig, folder: Path) -> ImageSpec:
 
 def _start(
     config: TrainingConfig, ranks: Ranks
-) -> tuple[Backbone, MvmfHead | CrossEntropyHead | None, Partition | None, ImageSpec]:
-    """Backbone and, for stage finetune, head and partition of the bundle to start from."""
+) -> tuple[Backbone, MvmfHead | CrossEntropyHead | None, StartingClasses | None, ImageSpec]:
+    """Backbone and, for stage finetune, head and classes of the bundle to start from."""
     if config.init_bundle is None:
         backbone = build_backbone(
             config.backbone,
@@ -231,7 +236,7 @@ def _start(
     _check_start(config, bundle)
     if config.stage != "finetune":
         return bundle.backbone, None, None, bundle.spec
-    return bundle.backbone, _old_head(config, bundle, ranks), _old_partition(bundle), bundle.spec
+    return bundle.backbone, _old_head(config, bundle, ranks), classes_of_bundle(bundle), bundle.spec
 
 
 def _check_start(config: TrainingConfig, bundle: Bundle) -> None:
@@ -260,41 +265,19 @@ def _old_head(config: TrainingConfig, bundle: Bundle, ranks: Ranks) -> MvmfHead 
     return head_from_state(tensors, options, ranks=ranks)
 
 
-def _old_partition(bundle: Bundle) -> Partition:
-    return Partition(bundle.cell_ids, bundle.counts, s2.centre(bundle.cell_ids))
-
-
-def _recounted(partition: Partition, image_set: ImageSet) -> Partition:
-    """Count this run's training images in the same cells."""
-    rows = image_set.training
-    cells = partition.assign(image_set.longitude[rows], image_set.latitude[rows])
-    return dataclasses.replace(partition, counts=np.bincount(cells, minlength=len(partition)))
-
-
-def _partition(config: TrainingConfig, image_set: ImageSet) -> Partition:
-    rows = image_set.training
-    return partition_sphere(
-        image_set.longitude[rows],
-        image_set.latitude[rows],
-        config.num_components or DEFAULT_COMPONENTS,
-        mean_direction=config.mean_direction,
-        max_level=config.max_level,
-    )
-
-
 def _new_head(
-    config: TrainingConfig, num_features: int, partition: Partition, ranks: Ranks
+    config: TrainingConfig, num_features: int, classes: Partition, ranks: Ranks
 ) -> MvmfHead | CrossEntropyHead:
     if config.head == "cross_entropy":
-        return CrossEntropyHead(num_features, partition.cell_ids, prior_counts=partition.counts, seed=config.seed)
+        return CrossEntropyHead(num_features, classes.cell_ids, prior_counts=classes.counts, seed=config.seed)
     return MvmfHead(
         num_features,
-        partition.mean_directions,
-        initial_log_concentrations(partition, config.initial_log_concentration),
+        classes.mean_directions,
+        initial_log_concentrations(classes, config.initial_log_concentration),
         train_mean_directions=config.train_mean_directions,
         train_log_concentrations=config.train_log_concentrations,
         floor=config.floor,
-        prior_counts=partition.counts,
+        prior_counts=classes.counts,
         seed=config.seed,
         ranks=ranks,
     )

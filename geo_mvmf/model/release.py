@@ -14,6 +14,7 @@ import torch
 from geo_mvmf.errors import TrainingError
 from geo_mvmf.model import overlap, sealed
 from geo_mvmf.model.bundle import Bundle, save_bundle
+from geo_mvmf.model.bundle_content import TrainingArea
 from geo_mvmf.model.bundle_format import RESPONSIBLE_USE
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.country_head import CountryHead
@@ -69,8 +70,7 @@ def write_release(config: TrainingConfig, prepared: Prepared, learner: Learner) 
         backbone=prepared.backbone.cpu(),
         head=head.cpu(),
         spec=prepared.spec,
-        cell_ids=prepared.partition.cell_ids,
-        counts=prepared.partition.counts,
+        **_classes(prepared),
         feature_mean=mean,
         feature_std=std,
         metadata={
@@ -81,6 +81,16 @@ def write_release(config: TrainingConfig, prepared: Prepared, learner: Learner) 
         },
     )
     save_bundle(bundle, path, half=config.half)
+
+
+def _classes(prepared: Prepared) -> dict[str, Any]:
+    """Cells and counts of the components' classes, and the training area where the classes do not tile the sphere."""
+    classes, partition = prepared.classes, prepared.partition
+    if classes is partition:
+        return {"cell_ids": partition.cell_ids, "counts": partition.counts}
+    cells = classes.cell_ids if classes.has_cells else np.zeros(len(classes), dtype=np.uint64)
+    area = TrainingArea(partition.cell_ids, partition.counts)
+    return {"cell_ids": cells, "counts": classes.counts, "area": area}
 
 
 def _feature_statistics(
