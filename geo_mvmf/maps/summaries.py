@@ -262,7 +262,7 @@ def _all_nodes(mixture: VmfMixture | CellMixture, tail: float = _TAIL) -> Iterat
         flowers = make(mixture.mean_directions, mixture.log_concentrations) if broad else None
         shared = flowers.nodes(weights[broad], [chosen[i] for i in broad]) if flowers else iter(())
         for i, few in enumerate(chosen):
-            yield next(shared) if few.size > MANY else _own_nodes(mixture, few, weights[i])
+            yield next(shared) if few.size > MANY else _own_nodes(mixture, few, weights[i], is_whole=tail > 0.0)
 
 
 def _mattering(weights: FloatArray, tail: float) -> IntArray:
@@ -273,12 +273,16 @@ def _mattering(weights: FloatArray, tail: float) -> IntArray:
     return np.flatnonzero(weights >= ordered[min(cut, weights.size - 1)])
 
 
-def _own_nodes(mixture: VmfMixture, chosen: IntArray, weights: FloatArray) -> Nodes:
+def _own_nodes(mixture: VmfMixture, chosen: IntArray, weights: FloatArray, *, is_whole: bool) -> Nodes:
+    """Nodes of an image's own components; what is made of all components of a bundle is made once."""
     share = weights[chosen] / weights[chosen].sum()
     components = mixture.mean_directions[chosen], mixture.log_concentrations[chosen]
     if chosen.size > _FEW:
         return next(Sunflowers.of(*components).nodes(share[None], [np.arange(chosen.size)]))
-    operator = _Operator.of(*components)
+    if is_whole and chosen.size == mixture.num_components:
+        operator = _operators(mixture.mean_directions, mixture.log_concentrations)
+    else:
+        operator = _Operator.of(*components)
     return operator.nodes(share, operator.density(share[:, None])[:, 0])
 
 
@@ -317,6 +321,9 @@ class _Operator:
             float(density.max()),
             float(weights.max()),
         )
+
+
+_operators = OncePerComponents(_Operator.of)
 
 
 def _ring_nodes(mu: FloatArray, log_kappa: FloatArray) -> tuple[FloatArray, FloatArray]:
