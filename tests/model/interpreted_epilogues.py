@@ -270,6 +270,9 @@ MODES = {
 }
 
 
+FLIPPED = 1e-3  # of a gradient: the exponential's last bit may decide how it is rounded to bfloat16
+
+
 @pytest.fixture
 def narrow_chunks(monkeypatch):
     """Chunks of 40 components, so that 100 are three, the last one of another width."""
@@ -278,27 +281,30 @@ def narrow_chunks(monkeypatch):
     monkeypatch.setattr(streaming, "_CHUNK_LIMITS", (40, 40))
 
 
+def tolerance(mode):
+    return FLIPPED if mode == "bfloat16" else 2e-6
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("log_kappa", [3.0, 12.0])  # every component, and pairs
 def test_the_loss_is_that_of_the_eager_epilogues(mode, log_kappa, narrow_chunks):
     tensors, y = a_problem(log_kappa)
-    check_alike(lambda: mvmf_loss(*tensors, y, reduction="none", **MODES[mode]), tensors, 2e-6)
+    check_alike(lambda: mvmf_loss(*tensors, y, reduction="none", **MODES[mode]), tensors, tolerance(mode))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_cross_entropy_is_that_of_the_eager_epilogues(mode, narrow_chunks):
     tensors, _ = a_problem(12.0)
     target = torch.arange(50, 59, device=DEVICE)
-    check_alike(lambda: cross_entropy_loss(*tensors[:3], target, **MODES[mode]), tensors[:3], 2e-6)
+    check_alike(lambda: cross_entropy_loss(*tensors[:3], target, **MODES[mode]), tensors[:3], tolerance(mode))
 
 
 @pytest.mark.parametrize("mode", ["kept", "again", "bfloat16"])
 @pytest.mark.parametrize("log_kappa", [3.0, 12.0])
 def test_products_in_half_precision(mode, log_kappa, narrow_chunks, monkeypatch):
-    """Gradients differ where an exponential's last bit decides how it is rounded."""
     monkeypatch.setattr(loss_passes, "_product_type", lambda features: torch.bfloat16)
     tensors, y = a_problem(log_kappa)
-    check_alike(lambda: mvmf_loss(*tensors, y, **MODES[mode]), tensors, 2e-4)
+    check_alike(lambda: mvmf_loss(*tensors, y, **MODES[mode]), tensors, FLIPPED)
 
 
 @pytest.mark.parametrize("mode", ["kept", "again"])
