@@ -2,7 +2,8 @@
 
 The bundle is tiny (chip_resnet10 of width 8 at 32 pixels), so that nothing large hides what grows with the table. The
 peak is that of the whole job: imports, image table, bundle, prediction, the merged predictions file, its rows read
-back.
+back. `--sizes 1000 100000 --repeats 1` takes 5 to 7 minutes on 2 cores; 10^5 images are as many files, of which all but
+100 are hard links.
 """
 
 from __future__ import annotations
