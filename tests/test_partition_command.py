@@ -113,10 +113,14 @@ def test_the_report_counts_what_is_wrong(house, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ("--method planet --num-cells 5", 2, "num_components 5 is of partition s2 or kmeans, not of 'planet'"),
-        ("--split-above 5", 2, "split_above 5 is of partition planet, not of 's2'"),
-        ("--method file", 2, "partition_file is None; give both or none"),
-        ("--file land.gpkg", 2, "partition 's2': partition_file is 'land.gpkg'; give both or none"),
+        (
+            "--method planet --num-cells 5",
+            2,
+            "--num-cells 5 is of --method s2 or kmeans, not of 'planet'; leave it out",
+        ),
+        ("--split-above 5", 2, "--split-above 5 is of --method planet, not of 's2'"),
+        ("--method file", 2, "--method 'file': --file is None; --method file needs one, others none"),
+        ("--file land.gpkg", 2, "--method 's2': --file is 'land.gpkg'; --method file needs one"),
         ("--method file --file land.gpkg --column lnd", 3, "did you mean 'land'?"),
         ("--method file --file no.gpkg", 3, "no.gpkg"),
     ],

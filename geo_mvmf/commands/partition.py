@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 
 from geo_mvmf.commands import options
+from geo_mvmf.errors import UsageError
 from geo_mvmf.model.partition_options import DEFAULT_CLASSES, DEFAULT_THRESHOLDS, METHODS
 from geo_mvmf.terminal import Reporter
+
+_OPTIONS = {
+    "num_components": "--num-cells",
+    "split_above": "--split-above",
+    "drop_below": "--drop-below",
+    "partition_file": "--file",
+    "partition_column": "--column",
+    "partition": "--method",
+}
 
 
 @click.command()
@@ -64,16 +75,19 @@ def partition(
     from geo_mvmf.partition_layer import layer_name, partition_layer
 
     vector.check_suffix(out)
-    wanted = PartitionOptions(
-        method=method,
-        num_components=num_cells,
-        split_above=split_above,
-        drop_below=drop_below,
-        partition_file=None if file is None else str(file),
-        partition_column=column,
-        mean_direction=mean_direction,
-        seed=seed,
-    )
+    try:
+        wanted = PartitionOptions(
+            method=method,
+            num_components=num_cells,
+            split_above=split_above,
+            drop_below=drop_below,
+            partition_file=None if file is None else str(file),
+            partition_column=column,
+            mean_direction=mean_direction,
+            seed=seed,
+        )
+    except UsageError as error:
+        raise UsageError(_in_words_of_the_command(str(error))) from error
     options.check_new(out, overwrite=overwrite)
     places = read_photo_places(source, exif=exif)
     found = make_partition(places.longitude, places.latitude, wanted)
@@ -93,6 +107,13 @@ def partition(
     counts = {"cells": len(found), "images": cleaning.used - found.outside, "outside": found.outside}
     counts |= {name: getattr(cleaning, name) for name in ("not_finite", "out_of_range", "zero_zero", "duplicates")}
     report.result("\n".join(lines), counts=counts | {"suspected_swapped": cleaning.suspected_swapped})
+
+
+def _in_words_of_the_command(message: str) -> str:
+    """Name options as they are written here, not as in a TOML file."""
+    for name, option in _OPTIONS.items():
+        message = re.sub(rf"\b{name}\b", option, message)
+    return message
 
 
 def _use(has_cells: bool) -> str:  # noqa: FBT001  (one fact, one word)

@@ -75,4 +75,7 @@ class PartitionOptions:
                     f"{name} {value} is of partition {' or '.join(methods)}, not of {self.method!r}; leave it out"
                 )
         if (self.method == "file") != (self.partition_file is not None):
-            raise UsageError(f"partition {self.method!r}: partition_file is {self.partition_file!r}; give both or none")
+            raise UsageError(
+                f"partition {self.method!r}: partition_file is {self.partition_file!r}; "
+                "partition file needs one, others none"
+            )
