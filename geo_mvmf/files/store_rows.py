@@ -22,6 +22,7 @@ MISSING = "__missing"
 
 _PLAIN_NAME = re.compile(r"^(?!(image|width_\d+)$)[a-z][a-z0-9_]{0,62}(?<!__missing)$")
 _BLOCK_BYTES = 1 << 24
+_KNOWN_TEXTS = 1024
 _KINDS = {"text": "S", "float": "f", "integer": "i", "boolean": "i"}
 
 
@@ -201,10 +202,17 @@ def _decoded(found: h5py.Dataset, kind: str, missing: npt.NDArray[np.bool_] | No
 
 def _texts(found: h5py.Dataset, missing: npt.NDArray[np.bool_] | None) -> list[str | None]:
     texts: list[str | None] = []
+    known: dict[bytes, str] = {}  # of most columns, rows have one of a few texts: each is in memory once
     size, width = found.shape
     for rows in _blocks(size, width):
         block = np.ascontiguousarray(found[rows]).view(f"S{width}")[:, 0]
-        texts.extend(value.decode("utf-8") for value in block.tolist())
+        for value in block.tolist():
+            text = known.get(value)
+            if text is None:
+                text = value.decode("utf-8")
+                if len(known) < _KNOWN_TEXTS:
+                    known[value] = text
+            texts.append(text)
     for row in [] if missing is None else np.flatnonzero(missing):
         texts[row] = None
     return texts

@@ -170,8 +170,7 @@ def merge_parts(
     >>> merge_parts(folder, folder / "all.nc", run={}).rows["image_id"].tolist()
     ['image 0', 'image 1']
     """
-    parts = list(_parts(folder))
-    rows = store_rows.joined([part.rows for part in parts])
+    parts, rows = _opened_parts(folder)
     if passthrough is not None:
         rows = pd.concat([rows, passthrough.reset_index(drop=True)], axis=1)
     total = sum(part.n_entries for part in parts)
@@ -184,6 +183,7 @@ def merge_parts(
                     store_format.write_entries(file, block, image, entry)
                     image, entry = image + len(block), entry + block.component.size
             store_format.write_header(file, parts[0].components, rows, run)
+        del rows  # of a long run they are the most that is in memory, and are read back now
         found = _read_back(temporary, Path(out))
     return dataclasses.replace(found, path=Path(out))  # to open it once more would take seconds
 
@@ -193,6 +193,15 @@ def _read_back(temporary: Path, shown: Path) -> StoredPredictions:
         return open_store(temporary)
     except BadInputError as error:
         raise OutputError(f"{shown}: the file read back is damaged; is the disk full? ({error})") from error
+
+
+def _opened_parts(folder: str | os.PathLike[str]) -> tuple[list[StoredPredictions], pd.DataFrame]:
+    """All parts, and the rows of all of them in the place of each one's own."""
+    parts, rows = [], []
+    for part in _parts(folder):
+        rows.append(part.rows)
+        parts.append(dataclasses.replace(part, rows=pd.DataFrame(index=part.rows.index)))
+    return parts, store_rows.joined(rows)
 
 
 def _parts(folder: str | os.PathLike[str]) -> Iterator[StoredPredictions]:

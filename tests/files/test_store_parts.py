@@ -67,15 +67,15 @@ def test_a_part_is_no_predictions_file_and_its_components_are_none(tmp_path):
 
 def test_many_writers_at_once_leave_one_file_and_whole_parts(tmp_path):
     shared = components_of()
-    writers = [threading.Thread(target=write, args=(tmp_path, number, shared)) for number in range(8)]
+    writers = [threading.Thread(target=write, args=(tmp_path, number, shared)) for number in range(4)]
     for each in writers:
         each.start()
     for each in writers:
         each.join()
-    assert stores.existing_parts(tmp_path) == list(range(8))
+    assert stores.existing_parts(tmp_path) == list(range(4))
     assert shared_file(tmp_path).name == f"components-{shared.digest[:32]}.nc"
-    assert len(list(tmp_path.iterdir())) == 9
-    assert len(stores.merge_parts(tmp_path, tmp_path / "all.nc", run={})) == 16
+    assert len(list(tmp_path.iterdir())) == 5
+    assert len(stores.merge_parts(tmp_path, tmp_path / "all.nc", run={})) == 8
 
 
 def test_no_damage_of_the_components_goes_unnoticed_and_a_run_that_goes_on_mends_it(tmp_path):
@@ -85,7 +85,7 @@ def test_no_damage_of_the_components_goes_unnoticed_and_a_run_that_goes_on_mends
     whole = path.read_bytes()
     merged = stores.merge_parts(tmp_path, tmp_path / "right.nc", run={}).path.read_bytes()
     cuts = [whole[: int(size)] for size in generator.integers(0, len(whole), 8)]
-    for bit in generator.integers(0, 8 * len(whole), 60):
+    for bit in generator.integers(0, 8 * len(whole), 40):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << (bit % 8)
         cuts.append(bytes(flipped))
@@ -96,7 +96,7 @@ def test_no_damage_of_the_components_goes_unnoticed_and_a_run_that_goes_on_mends
             assert store_parts.read_components(tmp_path, shared.digest).digest == shared.digest
         except BadInputError:
             refused += 1
-    assert refused > 30  # other bits are padding, which nothing reads
+    assert refused > 20  # other bits are padding, which nothing reads
     path.write_bytes(whole[:-900])
     with pytest.raises(BadInputError, match=path.name):
         stores.merge_parts(tmp_path, tmp_path / "a.nc", run={})
@@ -164,6 +164,7 @@ def left_behind(folder, shared):
         store_parts.read_components(folder, shared.digest)
 
 
+@pytest.mark.hard
 def test_a_writer_killed_at_any_step_leaves_whole_files_and_the_next_one_goes_on(tmp_path):
     shared, died = components_of(40), 0
     assert shared.digest
@@ -179,6 +180,7 @@ def test_a_writer_killed_at_any_step_leaves_whole_files_and_the_next_one_goes_on
     assert died > 10
 
 
+@pytest.mark.hard
 def test_the_kills_would_notice_components_that_are_written_in_place(tmp_path, monkeypatch):
     """The broken twin."""
     shared = components_of(40)

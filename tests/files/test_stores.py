@@ -123,6 +123,18 @@ def test_the_same_content_gives_the_same_bytes(stored, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_texts_that_many_rows_have_are_in_memory_once(tmp_path):
+    rows = pd.DataFrame(
+        {"name": [f"{i}.jpg" for i in range(3000)], "status": ["ok", "missing", None] * 1000}, dtype=object
+    )
+    path = tmp_path / "a.nc"
+    pruned = stores.prune(np.full((3000, 40), np.nan))
+    stores.write_store(path, rows=rows, pruned=pruned, components=make_components(), run={})
+    back = stores.open_store(path).rows
+    pd.testing.assert_frame_equal(back, rows)
+    assert len({id(text) for text in back["status"]}) == 3
+
+
 def test_cells_are_stored_like_components(tmp_path):
     components = make_components(kind="cell")
     path = tmp_path / "cells.nc"
