@@ -88,9 +88,43 @@ def test_seeding_is_better_than_chance():
 
 
 def test_more_places_than_seeding_takes(monkeypatch):
-    monkeypatch.setattr(kmeans, "SEEDING_ROWS", 100)
+    monkeypatch.setattr(kmeans, "SEEDING_PLACES", 100)
     directions = towns()
     assert broken_laws(directions, spherical_kmeans(directions, 40)) == set()
+
+
+def test_every_different_place_can_be_a_class_however_many_rows_the_others_have(monkeypatch):
+    monkeypatch.setattr(kmeans, "SEEDING_PLACES", 100)
+    x, y = np.full(2000, 7.0), np.full(2000, 50.0)
+    x[:30] = np.arange(30) + 8.0
+    for seed in range(3):  # a warning would be an error
+        assert sorted(partition_by_kmeans(x, y, 31, seed=seed).counts) == [1] * 30 + [1970]
+    # the twin draws rows and not places
+    kept = np.random.default_rng(0).choice(2000, 100, replace=False)
+    assert len(np.unique(x[kept])) < 31
+
+
+def test_classes_drawn_in_batches_are_as_good_and_repeatable(monkeypatch):
+    directions, seeds = towns(1500), range(4)
+    singly = [spherical_kmeans(directions, 150, seed=seed, max_rounds=10).inertias for seed in seeds]
+    monkeypatch.setattr(kmeans, "DRAWN_SINGLY", 16)
+    batches = [spherical_kmeans(directions, 150, seed=seed, max_rounds=10) for seed in seeds]
+    assert broken_laws(directions, batches[0]) == set()
+    for when in (0, -1):  # of the first mean directions, and in the end
+        inertias = [each.inertias[when] for each in batches]
+        assert np.mean(inertias) == pytest.approx(np.mean([each[when] for each in singly]), rel=0.04)
+    again = spherical_kmeans(directions, 150, seed=0, max_rounds=10)
+    np.testing.assert_array_equal(again.mean_directions, batches[0].mean_directions)
+    # the twin draws batches without regard to distances
+    monkeypatch.setattr(kmeans, "_drawn_together", lambda shares, number, rng: rng.choice(len(shares), number))
+    assert spherical_kmeans(directions, 150).inertias[0] > 1.2 * batches[0].inertias[0]
+
+
+def test_batches_end_where_every_place_is_a_class(monkeypatch):
+    monkeypatch.setattr(kmeans, "DRAWN_SINGLY", 4)
+    directions = np.repeat(towns(60), 2, axis=0)
+    assert spherical_kmeans(directions, 60).inertias[-1] < 1e-20
+    assert len(spherical_kmeans(directions, 70).mean_directions) == 60
 
 
 def test_a_partition_counts_its_places_and_has_no_cells():
