@@ -7,6 +7,7 @@ same columns and are read back as they were written.
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import pandas as pd
 import pyproj
 import shapely
 
-from geo_mvmf import s2_ids
+from geo_mvmf import s2, s2_ids, sphere
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs import table_columns, table_sources
 from geo_mvmf.inputs.coordinate_systems import CRS84, parse_crs, resolve_crs
@@ -40,7 +41,10 @@ _CENTRES = (
     ("center_lon", "center_lat"),
     ("center_lng", "center_lat"),
 )
-_TOKENS = ("cell", "s2_cell", "s2_token", "token", "hex_id", "cell_id")
+_TOKENS = ("s2_cell", "s2_token", "cell", "token", "hex_id", "cell_id")
+_SAY_S2 = ("s2_cell", "s2_token")  # the others may hold numbers of classes, or H3 cells: 1, 3 and many of H3 are tokens
+_LEAST_SHARE = 0.9  # of classes whose place is at their cell; means of longitudes miss theirs at 180 degrees
+_ROUNDED = 1e-6  # radians, 6 m: half of the fourth decimal of a degree
 _POLYGONAL = ("Polygon", "MultiPolygon")
 _WANTED = "classes are wanted: a layer of polygons or points (.gpkg .parquet .geojson), or a table of centres (.csv)"
 _SET_CRS = "ogr2ogr -a_srs EPSG:n new.gpkg FILE (QGIS: Assign projection)"
@@ -83,8 +87,9 @@ def read_classes(
     ----------
     source : path, DataFrame or GeoDataFrame
         A layer of polygons; a layer of points; or a table (.csv, DataFrame) with the columns longitude and latitude
-        (or lon/lat, lng/lat, longitude_mean/latitude_mean and the like). S2 tokens in a column `cell` (or s2_cell,
-        s2_token, token, hex_id, cell_id) go before polygons and points.
+        (or lon/lat, lng/lat, longitude_mean/latitude_mean and the like). S2 tokens in a column s2_cell or s2_token go
+        before polygons and points; so do those in `cell` (or token, hex_id, cell_id) where nine of ten lie at the
+        place, point or polygon of their row, or there is none.
     column : str, optional
         Names the classes: polygons with the same value are one class. By default every row is one.
     layer, crs
@@ -101,6 +106,11 @@ def read_classes(
         If the file cannot be read, has no such column, or says nowhere where its classes are; if two rows of a table
         of centres or cells have the same name.
 
+    Warns
+    -----
+    UserWarning
+        A column `cell` or the like holds what might be S2 tokens, but the classes lie elsewhere.
+
     Examples
     --------
     >>> read_classes(pd.DataFrame({"lon": [7.0], "lat": [51.0], "town": ["Essen"]}), column="town").names
@@ -108,7 +118,7 @@ def read_classes(
     """
     frame, polygons, points, name = _read(source, layer, crs)
     names = _names(frame, column, name)
-    cells = _cells(frame, name)
+    cells = _cells(frame, polygons, points, name)
     if cells is None and polygons is not None:
         return _of_polygons(polygons, frame, names, name)
     if twice := [each for each, count in pd.Series(names, dtype=object).value_counts().items() if count > 1]:
@@ -170,7 +180,9 @@ def _names(frame: pd.DataFrame, column: str | None, name: str) -> list[str]:
     return ["" if text is None else text for text in table_columns.as_text(frame[column])]
 
 
-def _cells(frame: pd.DataFrame, name: str) -> IdArray | None:
+def _cells(
+    frame: pd.DataFrame, polygons: gpd.GeoDataFrame | None, points: FloatArray | None, name: str
+) -> IdArray | None:
     """S2 cells, where a column of the usual names holds tokens in every row."""
     lower = {column.strip().lower(): column for column in frame.columns}
     for known in _TOKENS:
@@ -179,8 +191,18 @@ def _cells(frame: pd.DataFrame, name: str) -> IdArray | None:
         texts = ["" if text is None else text.strip().lower() for text in table_columns.as_text(frame[lower[known]])]
         try:
             ids = s2_ids.from_token(texts)
-        except ValueError:  # numbers of classes, H3 cells ...
+        except ValueError:  # most numbers of classes, most H3 cells ...
             continue
+        if known not in _SAY_S2:
+            away = _away(ids, _evidence(frame, polygons, points, name))
+            if away.sum() > (1.0 - _LEAST_SHARE) * len(ids):
+                row = int(np.argmax(away))
+                warnings.warn(
+                    f"{name}: {lower[known]!r} is not taken for S2 cells: {int(away.sum())} of {len(ids)} classes lie "
+                    f"elsewhere, first row {row + 1}, {texts[row]!r}; rename the column to s2_token if they are",
+                    stacklevel=3,
+                )
+                continue
         ordered = np.sort(ids)
         overlap = np.flatnonzero(s2_ids.range_min(ordered[1:]) <= s2_ids.range_max(ordered[:-1]))
         if overlap.size:
@@ -188,6 +210,27 @@ def _cells(frame: pd.DataFrame, name: str) -> IdArray | None:
             raise BadInputError(f"{name}: the S2 cells {pair} in {lower[known]!r} overlap; leave one out")
         return ids
     return None
+
+
+def _evidence(
+    frame: pd.DataFrame, polygons: gpd.GeoDataFrame | None, points: FloatArray | None, name: str
+) -> FloatArray | None:
+    """A longitude and latitude in each class, whatever says it, (C, 2)."""
+    places = _places(frame, name)
+    if places is None and polygons is not None:
+        inner = shapely.point_on_surface(polygons.geometry.to_numpy())
+        return np.stack([shapely.get_x(inner), shapely.get_y(inner)], axis=-1)  # NaN of an empty polygon
+    return points if places is None else places
+
+
+def _away(ids: IdArray, places: FloatArray | None) -> npt.NDArray[np.bool_]:
+    """Which places are not even in the circle about their cell; none where there are no places."""
+    if places is None:
+        return np.zeros(len(ids), dtype=np.bool_)
+    directions = sphere.to_directions(places[:, 0], places[:, 1])
+    chords = np.linalg.norm(directions - s2.centre(ids), axis=-1)
+    reach = 2.0 * np.sin((s2.bounding_radius(ids) + _ROUNDED) / 2.0)
+    return np.asarray(~(chords <= reach))
 
 
 def _places(frame: pd.DataFrame, name: str) -> FloatArray | None:

@@ -11,6 +11,7 @@ from geo_mvmf import s2, sphere
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs import polygons
 from geo_mvmf.inputs.class_files import read_classes
+from geo_mvmf.maps import outlines
 from geo_mvmf.model.given_classes import centroid_direction, partition_by_file
 
 TOWNS = pd.DataFrame({"town": ["Essen", "Perth", "Suva"], "lon": [7.0, 115.9, 178.4], "lat": [51.5, -32.0, -18.1]})
@@ -114,13 +115,37 @@ def test_tokens_are_cells(column, mean_direction):
     assert found.counts.sum() == 500
     if mean_direction == "centre":
         np.testing.assert_array_equal(found.mean_directions, s2.centre(found.cell_ids))
-        own = partition_by_file(x, y, table.assign(latitude_mean=10.0, longitude_mean=range(24)))
-        np.testing.assert_allclose(sphere.to_longitude_latitude(own.mean_directions)[0], range(23, -1, -1), atol=1e-12)
+        means = s2.centre(cells) + 0.1 * sphere.random_directions(24, np.random.default_rng(1))
+        means[3] *= -1.0  # lies elsewhere, as a mean of longitudes at 180 degrees
+        a, b = sphere.to_longitude_latitude(means)
+        own = partition_by_file(x, y, table.assign(latitude_mean=b, longitude_mean=a))
+        np.testing.assert_allclose(own.mean_directions, sphere.to_directions(a, b)[::-1], atol=1e-12)
 
 
 @pytest.mark.parametrize("column", ["cell", "cell_id"])
 def test_numbers_of_classes_are_no_tokens(column):
     assert read_classes(TOWNS.assign(**{column: ["0", "1", "2"]})).cell_ids.size == 0
+
+
+@pytest.mark.parametrize("column", ["cell", "Token", "hex_id", "cell_id"])
+@pytest.mark.parametrize("values", [["1", "3", "9"], ["8928308280fffff", "891ec902b57ffff", "89283080ddbffff"]])
+def test_numbers_and_h3_cells_that_read_as_tokens_are_taken_by_where_the_classes_lie(column, values):
+    table = TOWNS.assign(**{column: values})
+    shapes = layer([box(x, y, x + 1, y + 1) for x, y in zip(TOWNS.lon, TOWNS.lat, strict=True)], **{column: values})
+    for source in (table, shapes, shapes.set_geometry(shapes.representative_point())):
+        with pytest.warns(UserWarning, match=rf"'{column}' is not taken for S2 cells: \d of 3 classes lie elsewhere"):
+            found = read_classes(source, column=column)
+        assert (found.cell_ids.size, found.names) == (0, values)
+        assert (found.polygons is None) == (source is not shapes)
+    # where a column says S2, or nothing else says where the classes are, they are cells
+    assert read_classes(table.rename(columns={column: "S2_token"})).cell_ids.size == 3
+    assert read_classes(table[[column]]).cell_ids.size == 3
+
+
+def test_polygons_of_cells_and_tokens_are_cells_also_without_columns_of_places():
+    cells = s2.children(s2.face_cells()).ravel()
+    shapes = layer(outlines.cell_polygons(cells), cell=s2.to_token(cells))
+    np.testing.assert_array_equal(read_classes(shapes).cell_ids, cells)
 
 
 @pytest.mark.parametrize(
