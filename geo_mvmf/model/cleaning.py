@@ -17,6 +17,8 @@ BoolArray = npt.NDArray[np.bool_]
 _WIDEST_DEGREES = 540.0  # longitudes of any turn up to this are understood, as in polygon layers
 _PILE_SHARE, _PILE_COUNT = 1e-3, 10  # more rows at exactly (0, 0) than both are a pile of missing positions
 _SWAP_LEVEL, _SWAP_RATIO = 5, 100  # S2 cells of about 280 km
+_PROJECTED = 1000.0  # no angle is written so large, hardly a place of a projection so small
+_SWAPPED_SHARE, _SWAPPED_COUNT = 1e-2, 3  # more rows out of range than a slip or two of the pen
 
 
 class PartitionWarning(UserWarning):
@@ -111,8 +113,7 @@ def clean_places(
     finite = np.isfinite(places).all(axis=-1)
     inside = finite & (np.abs(places) <= (_WIDEST_DEGREES, 90.0)).all(axis=-1)
     if not inside.any():
-        wrong = "" if not finite.any() else f"; row {int(np.argmax(finite))} is {_shown(places[np.argmax(finite)])}"
-        raise BadInputError(f"none of the {len(places)} training locations has finite longitude and latitude{wrong}")
+        raise BadInputError(_nothing_usable(places, finite))
     outside = finite & ~inside
     used = places[inside]
     cleaning = Cleaning(
@@ -133,7 +134,7 @@ def _warn(cleaning: Cleaning, places: FloatArray, outside: BoolArray, stacklevel
         row = int(np.argmax(outside))
         warnings.warn(
             f"{cleaning.out_of_range} of {cleaning.rows} rows are not on the Earth and are left out; the first is row "
-            f"{row}: {_shown(places[row])}",
+            f"{row + 1} (data rows count from 1): {_shown(places[row])}{_in_common(places, outside)}",
             PartitionWarning,
             stacklevel=stacklevel + 1,
         )
@@ -144,6 +145,30 @@ def _warn(cleaning: Cleaning, places: FloatArray, outside: BoolArray, stacklevel
             PartitionWarning,
             stacklevel=stacklevel + 1,
         )
+
+
+def _nothing_usable(places: FloatArray, finite: BoolArray) -> str:
+    if not finite.any():
+        return f"none of the {len(places)} training locations has a longitude and latitude that are finite numbers"
+    row = int(np.argmax(finite))
+    return (
+        f"none of the {len(places)} training locations is on the Earth; row {row + 1} (data rows count from 1) "
+        f"is {_shown(places[row])}{_in_common(places, finite)}"
+    )
+
+
+def _in_common(places: FloatArray, outside: BoolArray) -> str:
+    """Say what made all these rows wrong at once, where they show it."""
+    if np.median(np.abs(places[outside]).max(axis=1)) > _PROJECTED:
+        return (
+            "; they look like metres of a projection: degrees of EPSG:4326 are wanted, or a layer of points that "
+            "states its CRS"
+        )
+    finite = places[np.isfinite(places).all(axis=1)]
+    several = outside.sum() >= max(_SWAPPED_COUNT, _SWAPPED_SHARE * len(finite))
+    if several and (np.abs(finite) <= (90.0, 180.0)).all():
+        return "; probably the whole file has longitude and latitude swapped"
+    return ""
 
 
 def _shown(place: FloatArray) -> str:

@@ -55,8 +55,39 @@ def test_used_rows_keep_their_order_and_values():
 
 
 def test_nothing_usable_is_an_error_that_shows_a_row():
-    with pytest.raises(BadInputError, match=r"none of the 2 .*row 1 is latitude 120\.0, not in -90\.\.90"):
+    with pytest.raises(
+        BadInputError, match=r"none of the 2 .*row 2 \(data rows count from 1\) is latitude 120\.0, not"
+    ):
         clean_places([np.nan, 30.0], [1.0, 120.0])
+    with pytest.raises(BadInputError, match=r"none of the 2 .* are finite numbers$"):
+        clean_places([np.nan, 30.0], [1.0, np.inf])
+
+
+def test_metres_are_called_metres():
+    x, y = crowd(50)
+    with pytest.raises(BadInputError, match=r"none of the 50 .* is on the Earth; row 1 .*metres of a projection"):
+        clean_places(x * 2e5, y * 1e5)
+    with pytest.raises(BadInputError) as caught:  # degrees that are merely wrong
+        clean_places(x, y + 90.0)
+    assert "metres" not in str(caught.value)
+
+
+def remark(x, y):
+    with pytest.warns(PartitionWarning) as caught:
+        clean_places(x, y)
+    return str(caught[0].message)
+
+
+def test_a_swapped_file_is_told_from_swapped_rows():
+    x, y = sphere.to_longitude_latitude(sphere.random_directions(500, np.random.default_rng(1)))
+    assert remark(y, x).endswith("; probably the whole file has longitude and latitude swapped")
+    first = int(np.argmax(np.abs(x) > 90.0))
+    assert f"the first is row {first + 1} (data rows count from 1): latitude {x[first]}" in remark(y, x)
+    few = np.flatnonzero(np.abs(x) > 90.0)[:100]  # the others stand the right way round
+    x[few], y[few] = y[few].copy(), x[few].copy()
+    assert "whole file" not in remark(x, y)
+    x, y = crowd(500)  # nothing says which way round a town is; two rows do not say it of a file
+    assert "whole file" not in remark(np.append(x, [2.0, 3.0]), np.append(y, [99.0, 98.0]))
 
 
 def test_places_all_over_the_sphere_are_not_suspected():

@@ -105,7 +105,7 @@ def test_row_15_dirty_rows_are_dropped_counted_and_warned_about(places):
     assert (cells.cleaning.zero_zero, cells.cleaning.duplicates) == (500, 499)
     with pytest.warns(
         PartitionWarning,
-        match=r"1 of 60001 rows .*row 60000: latitude 100\.0, not in -90\.\.90 \(longitude 10\.0: swapped",
+        match=r"1 of 60001 rows .*row 60001 .*: latitude 100\.0, not in -90\.\.90 \(longitude 10\.0: swapped",
     ):
         cells = partition_sphere(np.append(places[0], 10.0), np.append(places[1], 100.0), 64)
     assert (cells.n_dropped, cells.cleaning.out_of_range, cells.counts.sum()) == (1, 1, 60_000)
