@@ -119,6 +119,13 @@ def test_the_report_counts_what_is_wrong(house, tmp_path):
             "--num-cells 5 is of --method s2 or kmeans, not of 'planet'; leave it out",
         ),
         ("--split-above 5", 2, "--split-above 5 is of --method planet, not of 's2'"),
+        ("--seed 0", 2, "--seed 0 is of --method kmeans, not of 's2'; leave it out"),
+        ("--method file --file land.gpkg --seed 3", 2, "--seed 3 is of --method kmeans, not of 'file'"),
+        (
+            "--method kmeans --mean-direction centre",
+            2,
+            "--mean-direction centre is of --method s2 or planet or file, not of 'kmeans'; leave it out",
+        ),
         ("--method file", 2, "--method 'file': --file is None; --method file needs one, others none"),
         ("--file land.gpkg", 2, "--method 's2': --file is 'land.gpkg'; --method file needs one"),
         ("--method file --file land.gpkg --column lnd", 3, "did you mean 'land'?"),

@@ -18,6 +18,8 @@ _OPTIONS = {
     "drop_below": "--drop-below",
     "partition_file": "--file",
     "partition_column": "--column",
+    "mean_direction": "--mean-direction",
+    "seed": "--seed",
     "partition": "--method",
 }
 
@@ -42,8 +44,12 @@ _OPTIONS = {
 )
 @click.option("--file", type=click.Path(path_type=Path), help="file: layer of polygons, or table of cells or centres.")
 @click.option("--column", help="file: column that names the classes. Default: every row is one.")
-@click.option("--mean-direction", type=click.Choice(["centre", "photos"]), default="centre", show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="kmeans: of its first classes.")
+@click.option(
+    "--mean-direction",
+    type=click.Choice(["centre", "photos"]),
+    help="s2, planet, file: centres of the classes, or means of their images.  [default: centre]",
+)
+@click.option("--seed", type=click.IntRange(0), help="kmeans: of its first classes.  [default: 0]")
 @click.option("--exif", is_flag=True, help="Take positions from EXIF.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Layer to write (.gpkg ...).")
 @click.option("--overwrite", is_flag=True)
@@ -58,8 +64,8 @@ def partition(
     drop_below: int | None,
     file: Path | None,
     column: str | None,
-    mean_direction: str,
-    seed: int,
+    mean_direction: str | None,
+    seed: int | None,
     exif: bool,
     out: Path,
     overwrite: bool,
@@ -70,12 +76,13 @@ def partition(
     """
     from geo_mvmf.files import vector
     from geo_mvmf.inputs.photo_places import read_photo_places
-    from geo_mvmf.model.partition_options import PartitionOptions
+    from geo_mvmf.model.partition_options import PartitionOptions, check_given
     from geo_mvmf.model.partitions import make_partition
     from geo_mvmf.partition_layer import layer_name, partition_layer
 
     vector.check_suffix(out)
     try:
+        check_given(method, {"mean_direction": mean_direction, "seed": seed})
         wanted = PartitionOptions(
             method=method,
             num_components=num_cells,
@@ -83,8 +90,8 @@ def partition(
             drop_below=drop_below,
             partition_file=None if file is None else str(file),
             partition_column=column,
-            mean_direction=mean_direction,
-            seed=seed,
+            mean_direction=mean_direction or "centre",
+            seed=seed or 0,
         )
     except UsageError as error:
         raise UsageError(_in_words_of_the_command(str(error))) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from geo_mvmf.errors import UsageError
 
@@ -17,7 +18,10 @@ _OF_METHODS = {
     "split_above": ("planet",),
     "drop_below": ("planet",),
     "partition_column": ("file",),
+    "mean_direction": ("s2", "planet", "file"),
+    "seed": ("kmeans",),
 }
+_GIVEN_OR_NONE = ("num_components", "split_above", "drop_below", "partition_column")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,14 +72,36 @@ class PartitionOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"partition is {self.method!r}; one of {', '.join(METHODS)} is allowed")
-        for name, methods in _OF_METHODS.items():
-            value = getattr(self, name)
-            if value is not None and self.method not in methods:
-                raise UsageError(
-                    f"{name} {value} is of partition {' or '.join(methods)}, not of {self.method!r}; leave it out"
-                )
+        # a training run has a seed and a mean_direction for any method
+        check_given(self.method, {name: getattr(self, name) for name in _GIVEN_OR_NONE})
         if (self.method == "file") != (self.partition_file is not None):
             raise UsageError(
                 f"partition {self.method!r}: partition_file is {self.partition_file!r}; "
                 "partition file needs one, others none"
             )
+
+
+def check_given(method: str, given: Mapping[str, object]) -> None:
+    """Make sure that the method uses every option that was given.
+
+    Parameters
+    ----------
+    method : {"s2", "planet", "kmeans", "file"}
+    given : mapping of str to object
+        Values by the names of `PartitionOptions`; None where an option was not given.
+
+    Raises
+    ------
+    UsageError
+        It does not.
+
+    Examples
+    --------
+    >>> check_given("s2", {"seed": 3})
+    Traceback (most recent call last):
+    geo_mvmf.errors.UsageError: seed 3 is of partition kmeans, not of 's2'; leave it out
+    """
+    for name, value in given.items():
+        methods = _OF_METHODS[name]
+        if value is not None and method not in methods:
+            raise UsageError(f"{name} {value} is of partition {' or '.join(methods)}, not of {method!r}; leave it out")
