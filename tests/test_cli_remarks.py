@@ -228,7 +228,6 @@ def test_a_missing_bundle_is_said_once(store, tmp_path):
     ("options", "remark"),
     [
         (("--crs", "EPSG:3035", "--bounds", "5,40,15,50"), "these look like degrees"),
-        (("--bounds", "5,40,15,50", "--resolution", "1000"), "one raster cell of 1000 (units of EPSG:4326) is larger"),
         (("--bounds", "-150,-60,-149.9,-59.9"), "hardly any probability lies inside"),
     ],
 )

@@ -73,8 +73,6 @@ def grid(bounds: str | None, resolution: float | None, crs: str | None) -> tuple
     remarks = remarks if resolution is None and size != DEGREES else []
     if not system.is_geographic and max(map(abs, edges)) <= 360.0:
         remarks.append(f"--bounds {bounds!r} are in units of {name}, as --resolution is: these look like degrees")
-    if size > max(abs(edges[2] - edges[0]), abs(edges[3] - edges[1])) > 0.0:
-        remarks.append(f"one raster cell of {size:g} (units of {name}) is larger than --bounds {bounds!r}")
     if crosses:
         remarks.append(f"--bounds {bounds!r}: west is east of east, so the raster crosses longitude 180")
     return _made(lambda: Grid.from_bounds(*edges, size, crs=system), bounds, size), remarks

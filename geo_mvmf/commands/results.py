@@ -58,7 +58,7 @@ def points(
 @click.option(
     "--resolution",
     type=float,
-    help="Raster cell size in units of the CRS. Default: 0.5 degrees, or what suits --bounds.",
+    help="Raster cell size in units of the CRS: degrees without --crs. Default: 0.5, or what suits --bounds.",
 )
 @click.option(
     "--bounds", help="west,south,east,north in units of the CRS. Default: auto for one image, else the globe."
@@ -86,6 +86,7 @@ def density(
 ) -> None:
     """Write the probability density of an image, or the mean of several, as GeoTIFF or NetCDF."""
     from geo_mvmf.image_choice import open_some
+    from geo_mvmf.maps.smoothing import MOST_KM
 
     options.check_suffix(out, _RASTERS)
     level = out.with_name(f"{out.stem}_level{out.suffix}")  # beside a GeoTIFF
@@ -95,6 +96,10 @@ def density(
     if by is not None and one is not None:
         raise UsageError(f"--by {by} makes a mean of each group, and --image-id {one} is one image: choose one")
     options.positive("--bandwidth-km", bandwidth_km)
+    if bandwidth_km is not None and bandwidth_km > MOST_KM:
+        raise UsageError(
+            f"--bandwidth-km {bandwidth_km:g}: at most {MOST_KM:.0f} is wanted, half the Earth's circumference"
+        )
     options.positive("--resolution", resolution)
     where, remarks = _where(grid, bounds, resolution, crs, one=one is not None)
     for remark in remarks:

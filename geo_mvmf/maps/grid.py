@@ -89,15 +89,14 @@ class Grid:
         Raises
         ------
         ValueError
-            The resolution is not in 0..180.
+            The resolution is not in 0..90.
 
         Examples
         --------
         >>> Grid.globe(0.5).shape
         (360, 720)
         """
-        if not 0.0 < resolution <= 180.0:
-            raise ValueError(f"resolution {resolution} is not in 0..180 degrees")
+        raster_parts.check_steps((resolution, resolution), (360.0, 180.0), raster_parts.parse_crs(4326))
         rows = max(1, round(180.0 / resolution))
         return cls(
             (rows, 2 * rows),
@@ -129,7 +128,8 @@ class Grid:
         Raises
         ------
         ValueError
-            The bounds are empty or not finite, or the resolution is not positive.
+            The bounds are empty or not finite; the resolution is not positive, is larger than the bounds, or is more
+            than 90 degrees.
 
         Examples
         --------
@@ -143,8 +143,7 @@ class Grid:
         if not (all(math.isfinite(value) for value in bounds) and east > west and north > south):
             raise ValueError(f"bounds west, south, east, north = {bounds} hold nothing")
         width, height = resolution if isinstance(resolution, tuple) else (resolution, resolution)
-        if not (width > 0.0 and height > 0.0):
-            raise ValueError(f"resolution {resolution} is not positive")
+        raster_parts.check_steps((width, height), (east - west, north - south), parsed)
         columns, rows = max(1, round((east - west) / width)), max(1, round((north - south) / height))
         steps = (east - west) / columns, (south - north) / rows
         return cls((rows, columns), affine.Affine(steps[0], 0.0, west, 0.0, steps[1], north), parsed)

@@ -19,6 +19,7 @@ MAX_CELLS = 1 << 31  # numbers of raster cells fit an int32 below this
 _INSIDE = 1e-9  # of the width of a grid: bounds computed by others may lie a little beyond a map's edge
 _PROBES = 17  # points along a parallel: less than half a turn from one to the next
 _STRAIGHT = 1e-9  # degrees: meridians and parallels are straight lines of the grid within this, 0.1 mm
+_MOST_DEGREES = 90.0  # height and width of a raster cell
 _SAME_DATUM = 1e-4  # degrees: WGS 84, ETRS89, NAD83 agree within this, older datums do not
 
 
@@ -54,6 +55,43 @@ def parse_shape(shape: Any) -> tuple[int, int]:
     if rows * columns >= MAX_CELLS:
         raise ValueError(f"shape {numbers} has {rows * columns} raster cells, more than {MAX_CELLS}; take a window")
     return rows, columns
+
+
+def check_steps(steps: tuple[float, float], sides: tuple[float, float], crs: pyproj.CRS) -> None:
+    """Check the size of raster cells that somebody wrote: metres in place of degrees would make a map of one cell.
+
+    Parameters
+    ----------
+    steps : (float, float)
+        Width and height of a raster cell in units of the CRS.
+    sides : (float, float)
+        Width and height of the bounds.
+    crs : pyproj.CRS
+
+    Raises
+    ------
+    ValueError
+        They are not positive, a cell is larger than the bounds both ways, or it is more than 90 degrees.
+
+    Examples
+    --------
+    >>> check_steps((1.0, 1.0), (20.0, 0.5), pyproj.CRS(4326))
+    """
+    texts = [f"{step:g}" for step in steps]
+    shown = texts[0] if texts[0] == texts[1] else f"({', '.join(texts)})"
+    if not (steps[0] > 0.0 and steps[1] > 0.0):
+        raise ValueError(f"resolution {shown} is not positive")
+    unit = "degrees" if crs.is_geographic else "units"
+    advice = "; for metres, take a CRS in metres (crs=, --crs), and bounds in it" if crs.is_geographic else ""
+    if crs.is_geographic and max(steps) > _MOST_DEGREES:
+        raise ValueError(
+            f"resolution {shown}: degrees of {crs_name(crs)} are wanted, {_MOST_DEGREES:g} at most{advice}"
+        )
+    if all(step > side * (1.0 + _INSIDE) for step, side in zip(steps, sides, strict=True)):
+        raise ValueError(
+            f"resolution {shown} in {unit} of {crs_name(crs)} makes one raster cell larger than the bounds, "
+            f"{sides[0]:g} by {sides[1]:g} {unit}{advice}"
+        )
 
 
 def parse_transform(transform: Any) -> affine.Affine:

@@ -24,6 +24,9 @@ from geo_mvmf.mixture import CellMixture
 
 FloatArray = npt.NDArray[np.float64]
 
+MOST_KM = math.pi * sphere.EARTH_RADIUS_KM
+"""Half the Earth's circumference in kilometres, beyond which a bandwidth is a mistake."""
+
 _SERIES = 0.05  # kappa below which A(kappa) comes from its series: the closed form would cancel
 _STEPS = 6  # Newton's from a start within 5 per cent; each doubles the digits
 
@@ -46,8 +49,8 @@ def smoothed(album: CellMixture | Album, bandwidth_km: float) -> Album:
     Raises
     ------
     BadInputError
-        The bandwidth is not positive and finite, or the density is uniform on S2 cells and not a mixture of
-        components.
+        The bandwidth is not positive, is more than `MOST_KM`, or the density is uniform on S2 cells and not a
+        mixture of components.
 
     Examples
     --------
@@ -58,6 +61,11 @@ def smoothed(album: CellMixture | Album, bandwidth_km: float) -> Album:
     if not (math.isfinite(bandwidth_km) and bandwidth_km > 0.0):
         raise BadInputError(
             f"bandwidth_km is {bandwidth_km!r}; a smoothing kernel needs a positive number of kilometres"
+        )
+    if bandwidth_km > MOST_KM:
+        raise BadInputError(
+            f"bandwidth_km is {bandwidth_km:g}; at most {MOST_KM:.0f} are wanted, half the Earth's circumference: "
+            "is it in metres?"
         )
     if isinstance(album, CellMixture):
         raise BadInputError(

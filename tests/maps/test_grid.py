@@ -26,7 +26,7 @@ def test_globe_covers_the_earth_from_the_north_west():
     assert (x[0], x[-1], y[0], y[-1]) == (-180.0, 180.0, 90.0, -90.0)
 
 
-@pytest.mark.parametrize("resolution", [0.7, 1 / 3, 7.3, 100.0])
+@pytest.mark.parametrize("resolution", [0.7, 1 / 3, 7.3, 90.0])
 def test_globe_takes_the_nearest_resolution_that_fits(resolution):
     grid = Grid.globe(resolution)
     assert grid.bounds == pytest.approx((-180, -90, 180, 90), abs=1e-9)
@@ -34,9 +34,9 @@ def test_globe_takes_the_nearest_resolution_that_fits(resolution):
     assert grid.is_global
 
 
-@pytest.mark.parametrize("resolution", [0.0, -1.0, 181.0, float("nan")])
+@pytest.mark.parametrize("resolution", [0.0, -1.0, 91.0, 181.0, float("nan")])
 def test_globe_refuses_resolutions(resolution):
-    with pytest.raises(ValueError, match=str(resolution)):
+    with pytest.raises(ValueError, match=f"resolution {resolution:g}"):
         Grid.globe(resolution)
 
 
@@ -60,6 +60,28 @@ def test_empty_bounds_are_refused_with_their_values(bounds):
         Grid.from_bounds(0, 0, 1, 1, -0.5)
     with pytest.raises(ValueError, match="hold nothing"):
         Grid.from_bounds(10, 0, 5, 10, 1, crs=3857)  # only longitude can go around
+
+
+@pytest.mark.parametrize(
+    ("bounds", "resolution", "crs", "message"),
+    [
+        ((-10, 35, 30, 60), 25_000, 4326, "resolution 25000: degrees of EPSG:4326 .*for metres.* --crs"),
+        ((-10, 35, 30, 60), 41, 4326, "larger than the bounds, 40 by 25 degrees"),
+        ((170, 0, -170, 10), (21, 11), 4326, "larger than the bounds, 20 by 10 degrees"),
+        ((-180, -90, 180, 90), (1, 91), 4326, "90 at most"),
+        ((0, 0, 5, 5), 1000, 3857, "larger than the bounds, 5 by 5 units$"),
+        ((0, 0, 5, 5), float("inf"), 3857, "larger than the bounds"),
+    ],
+)
+def test_a_cell_is_not_larger_than_the_bounds(bounds, resolution, crs, message):
+    with pytest.raises(ValueError, match=message):
+        Grid.from_bounds(*bounds, resolution, crs=crs)
+
+
+def test_a_cell_may_be_as_large_as_the_bounds_and_higher_than_a_strip():
+    assert Grid.from_bounds(0, 0, 0.1 + 0.2, 0.3, 0.3).shape == (1, 1)
+    assert Grid.from_bounds(170, 0, -170, 1, 2.0).shape == (1, 10)
+    assert Grid.globe(90.0).shape == (2, 4)
 
 
 def test_equal_by_content_and_immutable():

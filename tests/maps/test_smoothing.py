@@ -102,8 +102,8 @@ def test_samples_moved_by_the_kernel_are_samples_of_the_smoothed_density():
     assert found == pytest.approx(expected, abs=4.0 * 0.5 / math.sqrt(100_000) + 5e-4)
 
 
-@pytest.mark.parametrize("bandwidth", [0.0, -3.0, math.nan, math.inf])
-def test_a_bandwidth_is_positive(bandwidth):
+@pytest.mark.parametrize("bandwidth", [0.0, -3.0, math.nan, math.inf, 20_016.0])
+def test_a_bandwidth_is_positive_and_on_the_earth(bandwidth):
     with pytest.raises(BadInputError, match="bandwidth_km is"):
         smoothed(album_of(VmfMixture([[0.0, 0.0, 1.0]], [5.0], [[0.0]])), bandwidth)
 
