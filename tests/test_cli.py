@@ -208,6 +208,8 @@ MISTAKES = [  # command, exit code, what its message says
     ("evaluate album.nc --out y.pdf", 2, "the suffix '.pdf' is not one of .html, .csv"),
     ("info nope", 4, "nope': there is no such file"),
     ("info pickle.safetensors", 4, "this is a pickle"),
+    ("info nothing.csv", 4, "; bundles (.safetensors) and predictions files (.nc) are wanted"),
+    ("predict photos/0.png photos/1.png --bundle m --out x", 2, "one SOURCE is wanted, and 2 are given (photos/0.png"),
     ("info text.nc", 3, "not a NetCDF-4 file"),
     ("table empty", 3, "the folder holds no image"),
     ("table xy.csv --crs mars", 2, "'mars' is not of the form EPSG:n"),

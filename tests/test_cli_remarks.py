@@ -209,6 +209,17 @@ def test_an_extreme_calibration_is_said(temperature, shift, words):
     assert all("check that their places are right" in each for each in found)
 
 
+@pytest.mark.parametrize(
+    ("interval", "is_said"),
+    [([-0.2, 0.1], True), ([0.0, 0.0], True), ([-0.2, -0.1], False), ([0.1, 0.2], False)],
+)
+def test_a_calibration_that_is_not_shown_to_be_better_is_said_last(interval, is_said):
+    about = {"num_images": 9, "num_groups": 3, "grouped_by": "place", "num_failed": 0, "nll_before": 2, "nll_after": 2}
+    for name in ("temperature", "log_concentration_shift", "nll_change"):
+        about |= {name: 0.0, f"{name}_interval": interval}
+    assert learning._calibration_lines(about)[-1].startswith("the interval of the change holds 0") == is_said
+
+
 def test_two_problems_of_a_row_are_two_sentences():
     rows = pd.DataFrame({"path": ["no.jpg"], "longitude": [51.0], "latitude": [107.0], "weight": [-1.0]})
     message = tables.read_image_table(rows, root="/")["message"][0]

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from geo_mvmf.commands import options
+from geo_mvmf.errors import BadBundleError
 from geo_mvmf.terminal import Reporter
 
 RESPONSIBLE_USE_PAGE = "docs/responsible_use.md"
@@ -28,7 +29,12 @@ def info(report: Reporter, *, file: Path) -> None:
         content: dict[str, Any] = {**found.run, "status": options.counts(found.rows["status"])}
         content["responsible_use"] = bundle_format.RESPONSIBLE_USE
     else:
-        content = bundle_format.read_header(file)  # with the statement of whoever made the bundle
+        try:
+            content = bundle_format.read_header(file)  # with the statement of whoever made the bundle
+        except BadBundleError as error:
+            if file.suffix.lower() == ".safetensors" or not file.is_file():
+                raise
+            raise BadBundleError(f"{error}; bundles (.safetensors) and predictions files (.nc) are wanted") from error
     # one JSON document, for programs too
     content["responsible_use_page"] = RESPONSIBLE_USE_PAGE
     report.result(json.dumps(content, indent=2, default=str, ensure_ascii=False), facts=content)

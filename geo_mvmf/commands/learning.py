@@ -161,11 +161,17 @@ def _calibration_lines(about: dict[str, Any]) -> list[str]:
 
     failed = f"; {about['num_failed']} could not be read" if about["num_failed"] else ""
     losses = f"{about['nll_before']:.3f} before, {about['nll_after']:.3f} after"
+    low, high = about["nll_change_interval"]
+    unsure = (
+        "the interval of the change holds 0: these images do not show that the new bundle is better than the old one; "
+        "more groups would tell"
+    )
     return [
         f"{about['num_images']} images in {about['num_groups']} groups ({about['grouped_by']}){failed}",
         f"temperature of the logits: {with_interval('temperature')}",
         f"shift of the log concentrations: {with_interval('log_concentration_shift')}",
         f"negative log-likelihood of left-out groups: {losses}; change {with_interval('nll_change')} nats",
+        *([unsure] if low <= 0.0 <= high else []),
     ]
 
 

@@ -16,7 +16,23 @@ if TYPE_CHECKING:
     from geo_mvmf.predictions import Predictions
 
 
-@click.command()
+class _OneSource(click.Command):
+    """Says what to do where a pattern of the shell became many images."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take arguments apart; more than one SOURCE is an error that names the folder."""
+        ctx.allow_extra_args = True
+        others = super().parse_args(ctx, args)
+        if others and not ctx.resilient_parsing:
+            first = ctx.params["source"]
+            ctx.fail(
+                f"one SOURCE is wanted, and {1 + len(others)} are given ({first}, {others[0]}"
+                f"{', ...' if len(others) > 1 else ''}): give the folder, such as {first.parent}, or a table of images"
+            )
+        return others
+
+
+@click.command(cls=_OneSource)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Trained model (.safetensors).")
 @click.option(
