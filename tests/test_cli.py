@@ -357,6 +357,10 @@ def test_a_folder_receives_everything(house, tmp_path):
     assert points.geometry.isna().tolist() == [False] * 4 + [True]
     assert sorted(set(regions["level"])) == [0.5, 0.9]
     assert "broken.jpg" in (out / "report.html").read_text()
+    lines = result.stdout.splitlines()
+    assert lines[1] == f"1 image has no prediction; why is in the columns status and message of {out}/predictions.gpkg:"
+    assert lines[2].startswith("  broken.jpg")
+    assert f"wrote into {out}: predictions.gpkg, report.html and predictions.nc (for further maps)" in lines
 
 
 @pytest.mark.parametrize("suffix", [".gpkg", ".parquet", ".geojson", ".csv"])
@@ -365,6 +369,7 @@ def test_a_layer_has_its_predictions_file_beside_it(house, tmp_path, suffix):
     result = run("predict", house / "photos", "--bundle", house / "model.safetensors", "--out", out)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([out.name, "album.nc"])
+    assert "1 other file is not taken as an image: 1 .csv" in result.stderr.splitlines()
     assert len(open_predictions(tmp_path / "album.nc")) == 5
 
 

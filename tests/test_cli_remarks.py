@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import warnings
+from pathlib import Path
 
 import affine
 import geopandas
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from geo_mvmf import cli
-from geo_mvmf.commands import grids, learning
+from geo_mvmf.commands import grids, learning, prediction_outputs
 from geo_mvmf.inputs import tables
 from geo_mvmf.model.bundle import save_bundle
 from geo_mvmf.predictions import open_predictions
@@ -315,3 +316,46 @@ def test_a_layer_without_crs_is_given_one(store, tmp_path):
     again = tables.read_image_table(tmp_path / "images.csv", root=store.parent)
     assert again["status"].tolist() == ["ok"]
     assert 7 < again.geometry.iloc[0].x < 8
+
+
+# --- what failed, what was passed over, what was written ---------------------------------------------------------
+
+
+def test_many_failures_are_a_few_lines(tmp_path):
+    n = 20_000
+    rows = pd.DataFrame({"path": [f"{i}.jpg" for i in range(n)], "feature_distance": np.nan})
+    rows = rows.assign(status="missing", message="no such file").astype({"path": object})
+    rows.loc[1, ["path", "message"]] = ["b\x1b[31m.jpg", "b\x1b[31m.jpg: " + "x" * 900]
+    rows.loc[2, "status"] = "ok"
+    outputs = prediction_outputs.outputs_of(tmp_path / "album", None, None, None)
+    lines = prediction_outputs.ending(outputs, tmp_path / "album", rows).splitlines()
+    where = tmp_path / "album" / "predictions.gpkg"
+    assert lines[1].startswith("19999 images have no prediction; why is in the columns status and message of ")
+    assert lines[1].endswith(f"{where}; the first 3:")
+    assert [line[:12] for line in lines[2:5]] == ["  0.jpg: no ", "  b?[31m.jpg", "  3.jpg: no "]
+    assert len(lines[3]) < 210
+    assert "\x1b" not in "".join(lines)
+    assert lines[5:] == [
+        f"wrote into {tmp_path / 'album'}: predictions.gpkg, report.html and predictions.nc (for further maps)"
+    ]
+
+
+def test_a_prediction_without_failures_names_none():
+    rows = pd.DataFrame({"path": ["a"], "status": ["ok"], "message": [""], "feature_distance": [np.nan]})
+    out = Path("a.csv")
+    said = prediction_outputs.ending(prediction_outputs.outputs_of(out, None, None, None), out, rows)
+    assert said == "status: 1 ok\nwrote a.csv and a.nc (for further maps)"
+
+
+def test_files_that_are_no_images_are_counted_by_extension(tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    for name in ("a.JPG", "raw.CR2", "more/raw.cr2", "more/LICENSE", ".hidden/a.cr2", ".b.cr2"):
+        (tmp_path / name).touch()
+    assert prediction_outputs.left_out(tmp_path) == (
+        "3 other files are not taken as images: 2 .cr2, 1 without extension"
+    )
+    for kind in "abcde":
+        (tmp_path / f"1.{kind}").touch()
+    assert prediction_outputs.left_out(tmp_path).endswith(", ...")
+    assert prediction_outputs.left_out(tmp_path / "a.JPG") == ""

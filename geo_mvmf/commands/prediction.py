@@ -100,6 +100,8 @@ def predict(
     model = load_bundle(bundle, device if dask is None else "cpu")  # of a cluster, --device is its workers'
     where = f"device {model.device}" if dask is None else f"device {device} of the workers of {dask}"
     report.say(f"{options.images(len(frame))}, bundle {bundle.name}, {where}")
+    if remark := prediction_outputs.left_out(source):
+        report.say(remark)
     found = None
     if interrupted is not None:
         found = module.finished(model, frame, outputs.store, estimator=estimator, radius_km=radius_km, strict=strict)
@@ -129,12 +131,7 @@ def predict(
             report.wrote("layers", outputs.layers)
         raise CancelledError(len(found) - int(found.run[row_contract.CANCELLED]), len(found))
     _write_others(report, outputs, found, earlier, overwrite=overwrite)
-    written = [out] if outputs.page is not None else [*outputs.after, outputs.store]
-    report.result(
-        f"status: {options.counts(found.rows['status'])}\n{options.unlike_training(found.rows)[1]}"
-        f"wrote {' and '.join(map(str, written))}" + (" (for further maps)" if len(written) > 1 else ""),
-        counts=options.row_counts(found.rows),
-    )
+    report.result(prediction_outputs.ending(outputs, out, found.rows), counts=options.row_counts(found.rows))
 
 
 def _write_others(report: Reporter, outputs: Outputs, found: Predictions, earlier: Earlier, *, overwrite: bool) -> None:

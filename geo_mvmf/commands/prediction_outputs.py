@@ -1,16 +1,22 @@
-"""What predict writes: which files one --out stands for, and what of them an interrupted run left."""
+"""What predict writes and says of it: the files one --out stands for, what of them an interrupted run left."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from geo_mvmf.commands import options
 from geo_mvmf.errors import BadInputError, UsageError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _SUFFIXES = (".nc", ".gpkg", ".parquet", ".geoparquet", ".geojson", ".csv")
 _FOLDER_LEVELS = (0.5, 0.9)
+_SHOWN_FAILURES = 3
+_SHOWN_KINDS = 5
+_SHOWN_LETTERS = 200
 
 
 class Outputs(NamedTuple):
@@ -113,6 +119,94 @@ def _is_same(path: Path, other: Path) -> bool:
     if path.exists() and other.exists():
         return path.samefile(other)
     return path.resolve() == other.resolve()
+
+
+def left_out(source: Path) -> str:
+    """Say which files of a folder are not taken as images.
+
+    Parameters
+    ----------
+    source : path
+
+    Returns
+    -------
+    str
+        One line; empty where it is no folder or every file is taken.
+
+    Examples
+    --------
+    >>> left_out(Path("no/such/folder"))
+    ''
+    """
+    from geo_mvmf.inputs.image_paths import other_files
+
+    found = other_files(source)
+    if not found:
+        return ""
+    kinds = [f"{number} {_plain(suffix) or 'without extension'}" for suffix, number in found.most_common(_SHOWN_KINDS)]
+    more = ", ..." if len(found) > _SHOWN_KINDS else ""
+    total = sum(found.values())
+    files = "file is not taken as an image" if total == 1 else "files are not taken as images"
+    return f"{total} other {files}: {', '.join(kinds)}{more}"
+
+
+def ending(outputs: Outputs, out: Path, rows: pd.DataFrame) -> str:
+    """Say what came of a prediction: how many images of each status, the first that failed, what was written.
+
+    Parameters
+    ----------
+    outputs : Outputs
+    out : path
+        As the user named it.
+    rows : DataFrame
+        Predictions.
+
+    Returns
+    -------
+    str
+        Lines.
+
+    Examples
+    --------
+    >>> import pandas
+    >>> rows = pandas.DataFrame({"path": ["a"], "status": ["missing"], "message": ["no file"], "feature_distance": [0]})
+    >>> print(ending(outputs_of(Path("a.nc"), None, None, None), Path("a.nc"), rows))
+    status: 1 missing
+    1 image has no prediction; why is in the columns status and message of a.nc:
+      a: no file
+    wrote a.nc
+    """
+    where = outputs.store if outputs.layers is None else outputs.layers
+    lines = [f"status: {options.counts(rows['status'])}", *_failures(rows, where)]
+    lines += options.unlike_training(rows)[1].splitlines()
+    if outputs.page is not None:
+        names = ", ".join(dict.fromkeys(path.name for path in outputs.after))
+        lines.append(f"wrote into {out}: {names} and {outputs.store.name} (for further maps)")
+    else:
+        written = [*outputs.after, outputs.store]
+        lines.append(f"wrote {' and '.join(map(str, written))}" + (" (for further maps)" if len(written) > 1 else ""))
+    return "\n".join(lines)
+
+
+def _failures(rows: pd.DataFrame, where: Path) -> list[str]:
+    """Name the first images that failed, however many there are, and where all of them stand."""
+    is_bad = rows["status"] != "ok"
+    number = int(is_bad.sum())
+    if not number:
+        return []
+    have = "image has" if number == 1 else "images have"
+    first = f"; the first {_SHOWN_FAILURES}" if number > _SHOWN_FAILURES else ""
+    lines = [f"{number} {have} no prediction; why is in the columns status and message of {where}{first}:"]
+    for failure in options.failures(rows[is_bad].head(_SHOWN_FAILURES)):
+        is_named = failure.path in failure.message
+        lines.append("  " + _plain(failure.message if is_named else f"{failure.path}: {failure.message}"))
+    return lines
+
+
+def _plain(text: str) -> str:
+    """Text of files and tables of others on one line of a terminal, without what would steer it."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_SHOWN_LETTERS])
+    return shown + ("..." if len(text) > _SHOWN_LETTERS else "")
 
 
 class Earlier(NamedTuple):

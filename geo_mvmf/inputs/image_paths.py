@@ -7,6 +7,7 @@ permitted folders nothing is even looked at.
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 import stat
@@ -210,6 +211,36 @@ def find_images(
             found.append(resolver.resolve(start + name.path))
         else:
             found.append(ResolvedPath(start + name.path, name.status, name.message))
+    return found
+
+
+def other_files(folder: str | os.PathLike[str]) -> collections.Counter[str]:
+    """Count the files of a folder and its folders that `find_images` passes over because of their suffix.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    Counter
+        By suffix in lower case, with its dot; empty text for none. Hidden files and folders, linked folders and
+        folders that cannot be listed are left out.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("a.jpg", "raw.CR2", "notes.txt", ".hidden.txt", "README"):
+    ...     (folder / name).touch()
+    >>> sorted(other_files(folder).items())
+    [('', 1), ('.cr2', 1), ('.txt', 1)]
+    """
+    found: collections.Counter[str] = collections.Counter()
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        lower = [name.lower() for name in names if not name.startswith(".")]
+        found.update(os.path.splitext(name)[1] for name in lower if not name.endswith(IMAGE_SUFFIXES))  # noqa: PTH122
     return found
 
 
