@@ -10,6 +10,7 @@ import numpy as np
 
 from geo_mvmf import s2
 from geo_mvmf.model.bundle import Bundle
+from geo_mvmf.model.cleaning import Cleaning
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.heads import CrossEntropyHead
 from geo_mvmf.model.image_set import ImageSet
@@ -80,12 +81,18 @@ def classes_of_images(config: TrainingConfig, image_set: ImageSet) -> StartingCl
     Returns
     -------
     StartingClasses
-        Where the classes do not tile the sphere, the partition has at least as many cells.
+        Where the classes do not tile the sphere, the partition has at least as many cells, or as many as the places
+        fill at the deepest level.
 
     Raises
     ------
     UsageError
         The head cannot be made of such classes.
+
+    Warns
+    -----
+    PartitionWarning
+        The places fill fewer cells than there are classes, or as the rule that makes the classes.
     """
     rows = image_set.training
     longitude, latitude = image_set.longitude[rows], image_set.latitude[rows]
@@ -96,6 +103,13 @@ def classes_of_images(config: TrainingConfig, image_set: ImageSet) -> StartingCl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PartitionWarning)  # of these places it was all said when the classes were made
         partition = partition_sphere(longitude, latitude, len(classes), max_level=config.max_level)
+    if len(partition) < len(classes):
+        warnings.warn(
+            f"the training area has only {len(partition)} S2 cells, so it is coarser than the {len(classes)} classes: "
+            f"the {len(rows)} locations fill no more down to max_level {config.max_level}",
+            PartitionWarning,
+            stacklevel=2,
+        )
     return StartingClasses(classes, partition)
 
 
@@ -132,4 +146,6 @@ def within_classes(image_set: ImageSet, classes: Partition) -> ImageSet:
 def _recounted(partition: Partition, image_set: ImageSet) -> Partition:
     rows = image_set.training
     found = partition.assign(image_set.longitude[rows], image_set.latitude[rows])
-    return dataclasses.replace(partition, counts=np.bincount(found[found >= 0], minlength=len(partition)))
+    counts = np.bincount(found[found >= 0], minlength=len(partition))
+    # what was said of other images is not true of these
+    return dataclasses.replace(partition, counts=counts, outside=int((found < 0).sum()), cleaning=Cleaning())

@@ -1,5 +1,7 @@
 """Training begins with any partition: what the head, the bundle and the predictions then hold."""
 
+import dataclasses
+import types
 import warnings
 
 import geopandas as gpd
@@ -17,7 +19,10 @@ from geo_mvmf.model.bundle import load_bundle
 from geo_mvmf.model.classes import initial_log_concentrations
 from geo_mvmf.model.cleaning import PartitionWarning
 from geo_mvmf.model.configuration import TrainingConfig
+from geo_mvmf.model.kmeans import partition_by_kmeans
+from geo_mvmf.model.partition import partition_by_thresholds, partition_sphere
 from geo_mvmf.model.partitions import make_partition
+from geo_mvmf.model.starting_classes import StartingClasses, classes_of_images
 from geo_mvmf.model.training import train
 
 CENTRES = pd.DataFrame({"lon": [0.0, 90.0, 179.0, -90.0], "lat": [0.0, 50.0, -20.0, -60.0]})
@@ -118,6 +123,35 @@ def test_what_planet_drops_is_left_out_of_a_classifier_and_said(photos, tmp_path
     assert any("the cells that are left do not tile it" in text for text in texts)
 
 
+def images(longitude, latitude):
+    """What classes are made of in a set of images."""
+    return types.SimpleNamespace(longitude=longitude, latitude=latitude, training=np.arange(len(longitude)))
+
+
+def test_a_training_area_that_is_coarser_than_the_classes_is_said(photos, tmp_path):
+    rng = np.random.default_rng(0)
+    near = images(7.0 + rng.uniform(0, 1e-6, 40), 50.0 + rng.uniform(0, 1e-6, 40))
+    config = config_of(photos, tmp_path, {"partition": "kmeans", "num_components": 40, "max_level": 3})
+    with pytest.warns(PartitionWarning, match=r"only 15 S2 cells, .* the 40 classes: the 40 locations .* max_level 3"):
+        found = classes_of_images(config, near)
+    assert (len(found.classes), len(found.partition)) == (40, 15)
+    found = classes_of_images(dataclasses.replace(config, num_components=14), near)  # a warning would be an error
+    assert len(found.partition) == 15
+
+
+def test_images_counted_anew_leave_nothing_that_was_said_of_the_old_ones():
+    rng = np.random.default_rng(0)
+    old, new = (images(rng.uniform(0, 40, n), rng.uniform(0, 40, n)) for n in (300, 500))
+    planet = quietly(partition_by_thresholds, old.longitude, old.latitude, split_above=20, drop_below=10)
+    found = StartingClasses(planet, partition_sphere(old.longitude, old.latitude, 6)).recounted(new)
+    assert planet.outside != found.classes.outside > 0
+    assert found.classes.outside == (planet.assign(new.longitude, new.latitude) < 0).sum()
+    assert found.classes.counts.sum() + found.classes.outside == 500
+    assert (found.classes.cleaning.used, found.partition.outside, found.partition.counts.sum()) == (0, 0, 500)
+    nearest = partition_by_kmeans(old.longitude, old.latitude, 5)
+    assert StartingClasses(nearest, nearest).recounted(new).classes.outside == 0
+
+
 def test_a_classifier_of_classes_without_cells_is_refused(photos, tmp_path):
     with pytest.raises(UsageError, match="the classes of partition 'kmeans' are none"):
         config_of(photos, tmp_path, METHODS["kmeans"], head="cross_entropy")
@@ -132,7 +166,7 @@ def test_a_classifier_of_classes_without_cells_is_refused(photos, tmp_path):
         ({"partition": "voronoi"}, "partition is 'voronoi'; one of s2, planet, kmeans, file is allowed"),
         ({"partition": "planet", "num_components": 9}, "num_components 9 is of partition s2 or kmeans"),
         ({"drop_below": 9}, "drop_below 9 is of partition planet, not of 's2'"),
-        ({"partition": "file"}, "partition 'file': partition_file is None; partition file needs one"),
+        ({"partition": "file"}, "partition 'file': partition_file is missing; partition file needs one"),
         ({"split_above": 0, "partition": "planet"}, "split_above is 0; 1.."),
         ({"init_bundle": "a.safetensors", "partition": "kmeans"}, "partition kmeans: stage finetune takes the head of"),
     ],
