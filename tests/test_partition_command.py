@@ -107,6 +107,7 @@ def test_the_report_counts_what_is_wrong(house, tmp_path):
     lines = [json.loads(line) for line in result.stderr.splitlines()]
     expected = {"cells": 60, "images": 1502, "outside": 0, "not_finite": 1, "out_of_range": 1, "zero_zero": 1}
     assert lines[-1]["counts"] == expected | {"duplicates": 1, "suspected_swapped": 1}
+    assert "(data rows count from 1): row 1501: LAT is empty" in lines[-1]["message"]
     assert any("latitude 107.0, not in -90..90 (longitude 21.0: swapped?)" in line.get("message", "") for line in lines)
 
 
@@ -126,10 +127,15 @@ def test_the_report_counts_what_is_wrong(house, tmp_path):
             2,
             "--mean-direction centre is of --method s2 or planet or file, not of 'kmeans'; leave it out",
         ),
-        ("--method file", 2, "--method 'file': --file is None; --method file needs one, others none"),
+        ("--method file", 2, "--method 'file': --file is missing; --method file needs one, others none"),
         ("--file land.gpkg", 2, "--method 's2': --file is 'land.gpkg'; --method file needs one"),
         ("--method file --file land.gpkg --column lnd", 3, "did you mean 'land'?"),
         ("--method file --file no.gpkg", 3, "no.gpkg"),
+        (
+            "--method planet --split-above 1 --drop-below 9999",
+            3,
+            "fewer than --drop-below 9999 locations (the fullest ",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_told(house, tmp_path, monkeypatch, options, code, message):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from geo_mvmf.commands import options
-from geo_mvmf.errors import UsageError
+from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.model.partition_options import DEFAULT_CLASSES, DEFAULT_THRESHOLDS, METHODS
 from geo_mvmf.terminal import Reporter
 
@@ -22,6 +23,7 @@ _OPTIONS = {
     "seed": "--seed",
     "partition": "--method",
 }
+_THRESHOLDS = ("split_above", "drop_below")  # the options that a look at the places can find wrong
 
 
 @click.command()
@@ -97,7 +99,10 @@ def partition(
         raise UsageError(_in_words_of_the_command(str(error))) from error
     options.check_new(out, overwrite=overwrite)
     places = read_photo_places(source, exif=exif)
-    found = make_partition(places.longitude, places.latitude, wanted)
+    try:
+        found = make_partition(places.longitude, places.latitude, wanted)
+    except BadInputError as error:
+        raise BadInputError(_in_words_of_the_command(str(error), _THRESHOLDS)) from error
     layers = {layer_name(found): partition_layer(found)}
     vector.write_layers(out, layers, overwrite=overwrite)
     report.wrote("layers", out)
@@ -106,6 +111,8 @@ def partition(
     lines = [str(cleaning)]
     if places.problems:
         lines.append("of the table: " + ", ".join(f"{count} {name}" for name, count in places.problems.items()))
+    if places.first_problem:
+        lines.append(places.first_problem)
     if found.outside:
         lines.append(f"{found.outside} images are in no class")
     if not found.tiles_sphere:
@@ -116,10 +123,10 @@ def partition(
     report.result("\n".join(lines), counts=counts | {"suspected_swapped": cleaning.suspected_swapped})
 
 
-def _in_words_of_the_command(message: str) -> str:
+def _in_words_of_the_command(message: str, names: Iterable[str] = tuple(_OPTIONS)) -> str:
     """Name options as they are written here, not as in a TOML file."""
-    for name, option in _OPTIONS.items():
-        message = re.sub(rf"\b{name}\b", option, message)
+    for name in names:
+        message = re.sub(rf"\b{name}\b", _OPTIONS[name], message)
     return message
 
 

@@ -23,6 +23,7 @@ SWAPPED = "are longitude and latitude swapped?"
 """Part of the message of a row whose values would be in range the other way round."""
 
 _NOTHING = frozenset(["", "nan", "na", "n/a", "null", "none", "<na>"])
+_PROJECTED = 1000.0  # no latitude is written so large
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -190,7 +191,8 @@ def _range_problem(x: float, y: float, crs: pyproj.CRS) -> str:
         return f"({x}, {y}) in {crs.name} has no longitude and latitude"
     swapped = f"; {SWAPPED}" if abs(x) <= 90.0 < abs(y) <= 180.0 else ""
     if not abs(y) <= 90.0:
-        return f"latitude {y} is not in -90..90{swapped}"
+        metres = "; metres? name the columns x and y, and give their CRS" if abs(y) > _PROJECTED else ""
+        return f"latitude {y} is not in -90..90{swapped}{metres}"
     if not abs(x) <= 180.0:
         circle = "; subtract 360" if 180.0 < x <= 360.0 else ""
         return f"longitude {x} is not in -180..180{circle}"

@@ -75,9 +75,9 @@ class PartitionOptions:
         # a training run has a seed and a mean_direction for any method
         check_given(self.method, {name: getattr(self, name) for name in _GIVEN_OR_NONE})
         if (self.method == "file") != (self.partition_file is not None):
+            given = "missing" if self.partition_file is None else repr(self.partition_file)
             raise UsageError(
-                f"partition {self.method!r}: partition_file is {self.partition_file!r}; "
-                "partition file needs one, others none"
+                f"partition {self.method!r}: partition_file is {given}; partition file needs one, others none"
             )
 
 
