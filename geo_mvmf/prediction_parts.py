@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -96,7 +97,7 @@ class Predictor:
     workers: int
     radius_km: float | None = None
     strict: bool = False
-    _is_warm: bool = dataclasses.field(default=False, init=False)
+    _is_warm: threading.Event = dataclasses.field(default_factory=threading.Event, init=False)
     _begun: dict[tuple[int, int], BegunPart] = dataclasses.field(default_factory=dict, init=False)
 
     def of(self, table: geopandas.GeoDataFrame, *, has_truth: bool) -> Predictor:
@@ -284,9 +285,9 @@ class Predictor:
             return []
         shares = np.array_split(good, max(min(self.workers, good.size), -(-good.size // self._images_of_a_share)))
         begun_shares = [threads.submit(finish, shares[0])]
-        if not self._is_warm:
+        if not self._is_warm.is_set():
             wait(begun_shares)  # what all images share is made once
-            self._is_warm = True
+            self._is_warm.set()
         return begun_shares + [threads.submit(finish, chosen) for chosen in shares[1:]]
 
     @functools.cached_property

@@ -8,6 +8,7 @@ functions, everywhere; on CUDA `triton_epilogues` reads and writes every chunk o
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from geo_mvmf.model.output_layer import OutputLayer
 
 LEAST_SHIFT = -1e30  # of rows whose logits so far are all -inf
-_UNDERFLOW = -87.0  # exp of less is denormal or 0, and takes MKL a hundred times as long
+UNDERFLOW = -87.0  # exp of less is denormal or 0, and takes MKL a hundred times as long
+LEAST_SUM = math.exp(UNDERFLOW)  # of a row of a chunk, so that its logarithm is a number
 _SAMPLED = 8  # one row in so many is looked at for that
 
 
@@ -161,7 +163,7 @@ class Eager:
         shares = _exp(logits, chunk.spare if chunk.kept is None or is_rounded else chunk.kept)
         if chunk.kept is not None and is_rounded:
             chunk.kept.copy_(shares)
-        return shares.sum(dim=1).double().log_()
+        return shares.sum(dim=1).double().clamp_(min=LEAST_SUM).log_()
 
     def gradient(
         self, layer: OutputLayer, chunk: Chunk, factor: Tensor, minus: Pulls | Subtract, *, sums: bool
@@ -194,6 +196,6 @@ def _exp(values: Tensor, out: Tensor) -> Tensor:
     Where that is needed is seen from some of the rows: others would cost time alone.
     """
     some = values[::_SAMPLED]
-    if values.device.type == "cpu" and some.numel() and float(some.amin()) < _UNDERFLOW + 5.0:
-        return torch.clamp(values, min=_UNDERFLOW, out=out).exp_()
+    if values.device.type == "cpu" and some.numel() and float(some.amin()) < UNDERFLOW + 5.0:
+        return torch.clamp(values, min=UNDERFLOW, out=out).exp_()
     return torch.exp(values, out=out)

@@ -202,7 +202,9 @@ class _Noted:
         log_weight = (self.logit - self.denominator[self.row]).astype(np.float32)[order]
         counts = np.bincount(self.row, minlength=self.denominator.size)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return Heaviest(self.component[order], log_weight, offsets, np.isfinite(self.denominator))
+        # logits below -1e30, or above 1e16 and so even that rounding loses all of them: no weights either
+        is_finite = np.isfinite(self.denominator) & (counts > 0)
+        return Heaviest(self.component[order], log_weight, offsets, is_finite)
 
 
 def _noted(layer: OutputLayer, thresholds: _Thresholds) -> _Noted | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 LEAST_BYTES = 1 << 22  # smaller arrays come from the heap, whose memory stays; numpy takes huge pages from here on
 MOST_IDLE_BYTES = 1 << 30
-"""So much memory is kept for later; what was idle longest goes first."""
+"""So much memory is kept for later; what was idle longest goes first. A larger array is never kept."""
 
 _WASTE = 2  # an idle array is taken for one that needs at least half of it
 _Bytes = npt.NDArray[np.uint8]
@@ -65,6 +65,18 @@ def idle_bytes() -> int:
     return sum(each.nbytes for each in list(_idle.values()))
 
 
+def release() -> None:
+    """Give all idle memory back to the system: a program that trained, and goes on with something else, may want that.
+
+    Examples
+    --------
+    >>> release()
+    >>> idle_bytes()
+    0
+    """
+    _idle.clear()
+
+
 def _taken(needed: int) -> _Bytes:
     latest_first = list(_idle.values())[::-1]  # of equal ones the last that was in use
     for memory in sorted(latest_first, key=len):
@@ -74,6 +86,8 @@ def _taken(needed: int) -> _Bytes:
 
 
 def _give_back(memory: _Bytes) -> None:
+    if memory.nbytes > MOST_IDLE_BYTES:
+        return
     _idle[id(memory)] = memory
     for longest in list(_idle):
         if idle_bytes() <= MOST_IDLE_BYTES:

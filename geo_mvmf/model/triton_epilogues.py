@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.errors import TritonError
 
-from geo_mvmf.model.epilogues import LEAST_SHIFT, Chunk, Gather, Pulls, Subtract
+from geo_mvmf.model.epilogues import LEAST_SHIFT, LEAST_SUM, Chunk, Gather, Pulls, Subtract
 from geo_mvmf.model.output_layer import OutputLayer
 
 FORWARD_TILE = (8, 512)  # rows, components: a row's sum of a tile is worth its 4 bytes
@@ -140,7 +140,7 @@ class TritonEpilogues:
             rise = _add_up(chunk, bias, out, writes, known=True)[1].sum(dim=1, dtype=torch.float64)
         if chunk.whole:
             gather(chunk.logits, chunk.shift, None)
-        return rise.log_()
+        return rise.clamp_(min=LEAST_SUM).log_()
 
     def gradient(
         self, layer: OutputLayer, chunk: Chunk, factor: Tensor, minus: Pulls | Subtract, *, sums: bool

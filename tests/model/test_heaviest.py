@@ -123,3 +123,13 @@ def test_components_that_are_ruled_out_are_never_there():
 def test_more_images_than_their_numbers_can_tell_are_refused():
     with pytest.raises(ValueError, match="features of 16385 images; at most 16384"):
         streamed.heaviest(torch.zeros(16385, 1), torch.zeros(2, 1), torch.zeros(2), TAIL)
+
+
+@pytest.mark.parametrize("level", [-1e31, -1e29, 1e20, -1e20, 1e7])
+def test_logits_beyond_all_measure_cost_their_own_image(level):
+    """Too small or too large for float32 to tell them apart: an image has entries, or it is said to have no weights."""
+    features = torch.tensor([[0.0], [1.0]])
+    found = streamed.heaviest(features, torch.full((5000, 1), level), torch.zeros(5000), 1e-4)
+    counts = np.diff(found.offsets)
+    assert found.is_finite.tolist() == (counts > 0).tolist()
+    assert counts[0] == 5000  # the other, all of whose weights are equal

@@ -101,6 +101,26 @@ def test_what_is_idle_is_bounded_and_fits(monkeypatch):
     assert small.untyped_storage().nbytes() == LENGTH + 4
 
 
+def test_what_is_too_large_to_wait_sends_nobody_away(monkeypatch):
+    first = large()
+    place = first.data_ptr()
+    del first
+    monkeypatch.setattr(idle_memory, "MOST_IDLE_BYTES", 6 * LENGTH)
+    larger = large(2 * LENGTH)
+    del larger
+    assert idle_memory.idle_bytes() == 4 * LENGTH
+    assert large().data_ptr() == place
+
+
+def test_idle_memory_can_be_released():
+    kept, gone = large(), large()
+    kept.zero_()
+    del gone
+    idle_memory.release()
+    assert idle_memory.idle_bytes() == 0
+    assert not kept.any()
+
+
 def test_small_arrays_and_those_of_other_devices_are_torchs_own():
     small = idle_memory.empty((3, 5), torch.float64, CPU)
     assert (small.shape, small.untyped_storage().resizable()) == ((3, 5), True)
