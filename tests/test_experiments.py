@@ -1,11 +1,13 @@
 """The split of the experiment on real imagery keeps what it promises; the imagery itself is not needed."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shapely
+import torch
 
 from geo_mvmf import sphere
 from geo_mvmf.inputs import places
@@ -93,3 +95,27 @@ def test_fig2_compares_what_is_alike_only_at_the_equator(experiment):
     assert north["total_variation"] > 0.4
     # what is beyond 180 degrees is missing, so no less than that differs
     assert seam["total_variation"] >= seam["gaussian_off_the_map"] == pytest.approx(0.363, abs=0.001)
+
+
+def test_the_truth_of_theory_is_the_same_for_every_number_of_components(experiment):
+    theory = experiment("theory")
+    few, many = theory.Truth(8, 64, seed=1), theory.Truth(8, 1024, seed=1)
+    nearest = torch.cdist(few.mean_directions.double(), many.mean_directions.double()).argmin(dim=1)
+    assert float((few.weight - many.weight[nearest]).abs().max()) < 0.5 * float(few.weight.std())
+    other = theory.Truth(8, 64, seed=2)  # the broken twin: another truth
+    assert float((few.weight - other.weight).abs().max()) > 2.0 * float(few.weight.std())
+    features, component, y = few.draw(20_000)
+    share = torch.softmax(features @ few.weight.T, dim=1).mean(dim=0)
+    drawn = torch.bincount(component, minlength=64) / 20_000
+    assert float((drawn - share).abs().max()) < 0.006  # four standard errors
+    angle = 1.0 - (y * few.mean_directions[component]).sum(dim=1)
+    assert float(angle.mean() * math.exp(theory.LOG_KAPPA)) == pytest.approx(1.0, abs=0.03)
+
+
+def test_theory_finds_the_least_of_a_loss(experiment):
+    theory = experiment("theory")
+    wanted = torch.tensor([[1.0, -2.0]])
+    found = theory.fit(lambda weight, _: (weight - wanted).square().sum(), torch.zeros(1, 2), slice(0, 1), 0.0)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    pulled = theory.fit(lambda weight, _: (weight - wanted).square().sum(), torch.zeros(1, 2), slice(0, 1), 2.0)
+    assert torch.allclose(pulled, wanted / 2.0, atol=1e-5)
