@@ -198,8 +198,9 @@ def _failures(rows: pd.DataFrame, where: Path) -> list[str]:
     first = f"; the first {_SHOWN_FAILURES}" if number > _SHOWN_FAILURES else ""
     lines = [f"{number} {have} no prediction; why is in the columns status and message of {where}{first}:"]
     for failure in options.failures(rows[is_bad].head(_SHOWN_FAILURES)):
-        is_named = failure.path in failure.message
-        lines.append("  " + _plain(failure.message if is_named else f"{failure.path}: {failure.message}"))
+        head, path, reason = failure.message.partition(failure.path)
+        told = failure.message if path else f"{failure.path}: {failure.message}"
+        lines.append("  " + _plain(path + reason if head.endswith("/") else told))  # the folder is known
     return lines
 
 
