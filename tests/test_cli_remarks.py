@@ -347,6 +347,15 @@ def test_a_prediction_without_failures_names_none():
     assert said == "status: 1 ok\nwrote a.csv and a.nc (for further maps)"
 
 
+def test_failed_rows_without_a_path_are_named_by_their_image_id(tmp_path):
+    """A layer of photos has rows without one."""
+    texts = {"path": ["", "", None], "image_id": ["b", "", "c"], "status": ["missing"] * 3, "message": ["no path"] * 3}
+    rows = pd.DataFrame({**texts, "feature_distance": [0.0] * 3})
+    out = tmp_path / "a.nc"
+    said = prediction_outputs.ending(prediction_outputs.outputs_of(out, None, None, None), out, rows).splitlines()
+    assert said[2:5] == ["  b: no path", "  no path", "  c: no path"]
+
+
 def test_files_that_are_no_images_are_counted_by_extension(tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / ".hidden").mkdir()

@@ -325,7 +325,8 @@ def failures(rows: pd.DataFrame) -> list[Failure]:
     [Failure(path='b', status='missing', message='b: no such file')]
     """
     bad = rows[rows["status"] != "ok"]
-    paths = bad["path"].where(bad["path"].notna(), bad.get("image_id", ""))
+    is_known = bad["path"].notna() & (bad["path"] != "")
+    paths = bad["path"].where(is_known, bad.get("image_id", ""))
     return list(map(Failure, paths.astype(str), bad["status"].astype(str), bad["message"].astype(str)))
 
 

@@ -12,6 +12,8 @@ from geo_mvmf.errors import BadInputError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from geo_mvmf.progress import Failure
+
 _SUFFIXES = (".nc", ".gpkg", ".parquet", ".geoparquet", ".geojson", ".csv")
 _FOLDER_LEVELS = (0.5, 0.9)
 _SHOWN_FAILURES = 3
@@ -198,10 +200,18 @@ def _failures(rows: pd.DataFrame, where: Path) -> list[str]:
     first = f"; the first {_SHOWN_FAILURES}" if number > _SHOWN_FAILURES else ""
     lines = [f"{number} {have} no prediction; why is in the columns status and message of {where}{first}:"]
     for failure in options.failures(rows[is_bad].head(_SHOWN_FAILURES)):
-        head, path, reason = failure.message.partition(failure.path)
-        told = failure.message if path else f"{failure.path}: {failure.message}"
-        lines.append("  " + _plain(path + reason if head.endswith("/") else told))  # the folder is known
+        lines.append("  " + _plain(_told(failure)))
     return lines
+
+
+def _told(failure: Failure) -> str:
+    """The message of a failure, beginning with its path within the folder, which is known."""
+    if not failure.path:
+        return failure.message
+    head, path, reason = failure.message.partition(failure.path)
+    if not path:
+        return f"{failure.path}: {failure.message}"
+    return path + reason if head.endswith("/") else failure.message
 
 
 def _plain(text: str) -> str:
