@@ -216,7 +216,7 @@ MISTAKES = [  # command, exit code, what its message says
     ("table photos/truth.csv --out y.xlsx", 2, "'.xlsx' is not written"),
     ("table photos/truth.csv --out taken.gpkg", 5, "taken.gpkg: exists already"),
     ("partition photos/truth.csv --out y.gpkg --num-cells 0", 2, "0 is not in the range"),
-    ("partition photos --out y.gpkg", 3, "none of the 0 training locations"),
+    ("partition photos --out y.gpkg", 3, "photos: 5 images, none with a position; add --exif"),
     ("features photos --cache y --backbone nope", 2, "backbone 'nope'"),
     ("features photos --cache y --backbone resnet18 --weights a.pth", 2, "a pickled file can run any program"),
     ("features empty --cache y --backbone chip_resnet10", 3, "the folder holds no image"),
