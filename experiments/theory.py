@@ -231,8 +231,8 @@ they come to lie within each other's width, the gap opens: with 1,024 components
 with the true component, a label that nobody has, is the better one where images are many and components few (n from
 2,048 on at c = 256): it is told which component made each place. With the label that PlaNet can have it is better than
 MvMF only at the largest n and the smallest d. Slopes of so few sizes say how error grows here, between 256 and 8,192
-images, and not in the limit; the steps in the curves are those of the penalties to choose from, half a decade apart. What
-the proofs bound is the excess of the loss of the best weights of bounded norm, not quite the same.
+images, and not in the limit; the steps in the curves are those of the penalties to choose from, half a decade apart.
+What the proofs bound is the excess of the loss over the best weights of bounded norm, not quite the same.
 """
 
 
