@@ -34,7 +34,7 @@ check: $(STAMP)  ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP)  ## measure; figures go to benchmarks/results (perhaps an hour on 2 idle cores)
+bench: $(STAMP)  ## measure; figures go to benchmarks/results (about two hours on 2 idle cores)
 	@$(BIN)/python benchmarks/kernels.py
 	@$(BIN)/python benchmarks/loss.py
 	@$(BIN)/python benchmarks/huge_head.py

@@ -35,7 +35,7 @@ from geo_mvmf.model.untrained import untrained_bundle
 BACKBONES = ("resnet50", "wide_resnet50_2", "chip_resnet10")
 HEADS = ("512x256x65536", "512x2048x16384", "512x2048x65536")  # images x features x components
 TAIL = 1e-4  # of an image's weight may be left out
-SPREAD = 6.0  # standard deviation of the logits: about one component in a hundred is heavy enough to count
+SPREAD = 6.0  # standard deviation of the logits: about one component in twelve is heavy enough to count
 
 
 def main() -> None:
