@@ -8,21 +8,17 @@ Writes docs/experiments/fig2.{md,csv,png}. No data are needed; it takes seconds.
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import record
-import shapely
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pyproj import Transformer
 from scipy.special import ndtr
 
-import geo_mvmf
-from geo_mvmf import sphere, vmf
+from geo_mvmf import coastlines, sphere, vmf
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -173,18 +169,11 @@ def draw(axes: Axes, centre: tuple[float, float], *, gaussian: bool) -> None:
     levels = [order[np.searchsorted(held, level)] for level in reached]
     axes.contour(x, y, density, levels=levels, colors="white", linewidths=1.2)
     seam = np.stack([np.full(91, 180.0), np.linspace(0.0, 90.0, 91)], axis=1)
-    for line in [*coasts(), *([seam] if gaussian else [])]:
+    for line in [*coastlines.land(), *([seam] if gaussian else [])]:
         east, north = to_map.transform(*line.T)
         east, north = (np.where(np.isfinite(each), each / 1e3, np.nan) for each in (east, north))
         axes.plot(east, north, color="#d0d0d0", linewidth=0.5)
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
-
-
-def coasts() -> list[FloatArray]:
-    """The coastlines that come with the library: rings of longitude and latitude."""
-    path = Path(geo_mvmf.__file__).with_name("coastlines.geojson")
-    shapes = [shapely.geometry.shape(each["geometry"]) for each in json.loads(path.read_text("utf-8"))["features"]]
-    return [np.asarray(part.exterior.coords) for shape in shapes for part in shapely.get_parts(shape)]
 
 
 if __name__ == "__main__":

@@ -6,16 +6,13 @@ package. Colours are those of the QGIS styles, so that a page and a map beside i
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
 import io
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from geo_mvmf import measures
+from geo_mvmf import coastlines, measures
 from geo_mvmf.files import styles
 
 if TYPE_CHECKING:
@@ -240,18 +237,6 @@ def coverage_picture(evaluation: Evaluation, *, title: str = "") -> bytes:
     return _png(figure)
 
 
-@functools.cache
-def _land() -> list[FloatArray]:
-    """Rings of the land, (n, 2) longitude and latitude."""
-    text = importlib.resources.files("geo_mvmf").joinpath("coastlines.geojson").read_text(encoding="utf-8")
-    rings = []
-    for feature in json.loads(text)["features"]:
-        shape = feature["geometry"]
-        polygons = shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]
-        rings += [np.asarray(polygon[0], dtype=np.float64) for polygon in polygons]
-    return rings
-
-
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     # The object interface: no pyplot, no global state, no window.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -273,7 +258,7 @@ def _world_axes(extent: tuple[float, float, float, float]) -> tuple[Figure, Axes
     axes.set_facecolor(_SEA)
     # a map across 180 has places beyond it, where the land of the other side lies
     turns = range(int(np.floor((west + 180.0) / 360.0)), int(np.ceil((east + 180.0) / 360.0)))
-    land = [np.add(ring, [360.0 * turn, 0.0]) for turn in turns for ring in _land()]
+    land = [np.add(ring, [360.0 * turn, 0.0]) for turn in turns for ring in coastlines.land()]
     axes.add_collection(PolyCollection(land, facecolor=_LAND, edgecolor=_COAST, linewidth=0.5, zorder=1))
     axes.set(xlim=(west, east), ylim=(south, north))
     axes.set_aspect(1.0 / max(middle, 0.2))

@@ -5,16 +5,15 @@ Which of the two decides the last bits of a result, so a training run that goes 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator
 
 import torch
 
 from geo_mvmf.errors import UsageError
 from geo_mvmf.model.epilogues import Eager, Epilogues
+from geo_mvmf.model.provider_choice import Choice
 
 PROVIDERS = ("eager", "triton")
 VARIABLE = "GEO_MVMF_EPILOGUES"
@@ -79,51 +78,9 @@ def chosen() -> str:
     return _checked(wanted) if wanted else available()[-1]
 
 
-_forced: list[str] = []
-
-
-@contextlib.contextmanager
-def using(provider: str | None) -> Iterator[str]:
-    """Work with a provider inside the block; None keeps the present one.
-
-    Parameters
-    ----------
-    provider : {"eager", "triton"} or None
-        As `current` named it in an earlier run.
-
-    Yields
-    ------
-    str
-        The provider in use.
-
-    Raises
-    ------
-    UsageError
-        It cannot work here.
-
-    Examples
-    --------
-    >>> with using("eager"):
-    ...     current()
-    'eager'
-    """
-    former = list(_forced)
-    _forced[:] = former if provider is None else [_checked(provider)]
-    try:
-        yield current()
-    finally:
-        _forced[:] = former
-
-
-def current() -> str:
-    """Name the provider in use for float32 on CUDA; everything else is eager.
-
-    Examples
-    --------
-    >>> current() in PROVIDERS
-    True
-    """
-    return _forced[0] if _forced else chosen()
+# `chosen` is looked up when it is asked: tests put another in its place
+_choice = Choice(lambda: chosen(), lambda provider: _checked(provider))  # noqa: PLW0108
+using, current = _choice.using, _choice.current
 
 
 @functools.cache

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from geo_mvmf.model.epilogues import LEAST_SHIFT, UNDERFLOW
 from geo_mvmf.model.output_layer import OutputLayer
 
 IntArray = npt.NDArray[np.int64]
@@ -32,8 +33,6 @@ _FEW = 8  # so many groups must be passed over for each that is not, to gain any
 _SAMPLED = 4096  # components of the sample
 _SAFETY = 0.5  # share of the tail that the sample may tell to be left out
 _MOST_NOTED = 1 << 24  # components of all images together: half a gigabyte until they are sorted
-_LEAST = -1e30  # stands for -inf, which is no number to subtract
-_UNDERFLOW = -87.0  # exp of less is denormal or 0, and takes a CPU many times as long
 
 
 class Heaviest(NamedTuple):
@@ -212,7 +211,7 @@ def _noted(layer: OutputLayer, thresholds: _Thresholds) -> _Noted | None:
     n, components, device = len(layer.features), len(layer.weight), layer.features.device
     size = min(_BLOCK if device.type == "cpu" else _LARGE_BLOCK, components)
     buffer = torch.empty(n * size, dtype=layer.working, device=device)
-    top = torch.full((n,), _LEAST, dtype=layer.working, device=device)
+    top = torch.full((n,), LEAST_SHIFT, dtype=layer.working, device=device)
     total = torch.zeros(n, dtype=torch.float64, device=device)
     row, component, logit = [], [], []
     count = 0
@@ -230,7 +229,7 @@ def _noted(layer: OutputLayer, thresholds: _Thresholds) -> _Noted | None:
         row.append(rows.astype(np.int16))
         component.append((columns + start).astype(np.uint32))
         logit.append(values)
-        rise = logits.sub_(top[:, None]).clamp_(min=_UNDERFLOW).exp_().sum(dim=1)
+        rise = logits.sub_(top[:, None]).clamp_(min=UNDERFLOW).exp_().sum(dim=1)
         total = total * (former.double() - top.double()).exp_() + rise.double()
     denominator = total.log_() + top.double()
     found = _Noted(np.concatenate(row), np.concatenate(component), np.concatenate(logit), denominator.cpu().numpy())

@@ -8,11 +8,10 @@ decides, not a trial: on a busy machine trials end now this way, now that, and w
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from geo_mvmf.errors import UsageError
+from geo_mvmf.model.provider_choice import Choice
 
 PROVIDERS = ("mm", "onednn")
 VARIABLE = "GEO_MVMF_PRODUCTS"
@@ -55,51 +55,9 @@ def chosen() -> str:
     return "onednn" if slow_mkl and "onednn" in available() else "mm"
 
 
-_forced: list[str] = []
-
-
-@contextlib.contextmanager
-def using(provider: str | None) -> Iterator[str]:
-    """Multiply with a provider inside the block; None keeps the present one.
-
-    Parameters
-    ----------
-    provider : {"mm", "onednn"} or None
-        As `current` named it in an earlier run.
-
-    Yields
-    ------
-    str
-        The provider in use.
-
-    Raises
-    ------
-    UsageError
-        There is no such provider here.
-
-    Examples
-    --------
-    >>> with using("mm"):
-    ...     current()
-    'mm'
-    """
-    former = list(_forced)
-    _forced[:] = former if provider is None else [_checked(provider)]
-    try:
-        yield current()
-    finally:
-        _forced[:] = former
-
-
-def current() -> str:
-    """Name the provider in use.
-
-    Examples
-    --------
-    >>> current() in PROVIDERS
-    True
-    """
-    return _forced[0] if _forced else chosen()
+# `chosen` is looked up when it is asked: tests put another in its place
+_choice = Choice(lambda: chosen(), lambda provider: _checked(provider))  # noqa: PLW0108
+using, current = _choice.using, _choice.current
 
 
 def available() -> tuple[str, ...]:

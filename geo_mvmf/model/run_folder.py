@@ -21,6 +21,7 @@ _FREE = (
     "out", "workers", "log_steps", "checkpoint_steps", "checkpoint_seconds", "cache_images_gigabytes", "device",
     "threads", "cache_dir",
 )  # fmt: skip
+_PROVIDED = {"products": products, "epilogues": epilogue_choice}  # both decide the last bits of a result
 
 
 @contextlib.contextmanager
@@ -103,49 +104,31 @@ def begin(
         finished = result.exists()
         newest, damaged = (None, []) if finished else checkpoint.read_newest(folder)
     facts = None if newest is None else newest.facts | {"step": newest.step}
-    wanted = {
-        "products": former_products(newest) or products.current(),
-        "epilogues": former_epilogues(newest) or epilogue_choice.current(),
-    }
+    wanted = {what: former(what, newest) or here.current() for what, here in _PROVIDED.items()}
     begun: dict[str, Any] = ranks.tell({"finished": finished, "facts": facts, **wanted})
-    for what, here in (("products", products), ("epilogues", epilogue_choice)):
+    for what, here in _PROVIDED.items():
         if begun[what] not in here.available():
             begun[what] = None
     return begun, newest, damaged
 
 
-def former_products(newest: checkpoint.Checkpoint | None) -> str | None:
-    """Name what a run multiplied with so far, where that is here.
+def former(what: str, newest: checkpoint.Checkpoint | None) -> str | None:
+    """Name the provider that a run used so far, where it can work here.
 
     Parameters
     ----------
+    what : {"products", "epilogues"}
+        What it provides.
     newest : Checkpoint or None
         Of the run.
 
     Examples
     --------
-    >>> former_products(checkpoint.Checkpoint(1, {}, {"products": "mm"}))
+    >>> former("products", checkpoint.Checkpoint(1, {}, {"products": "mm"}))
     'mm'
     """
-    former = None if newest is None else newest.facts.get("products")
-    return former if former in products.available() else None
-
-
-def former_epilogues(newest: checkpoint.Checkpoint | None) -> str | None:
-    """Name the epilogues that a run used so far, where they can work here.
-
-    Parameters
-    ----------
-    newest : Checkpoint or None
-        Of the run.
-
-    Examples
-    --------
-    >>> former_epilogues(checkpoint.Checkpoint(1, {}, {"epilogues": "eager"}))
-    'eager'
-    """
-    former = None if newest is None else newest.facts.get("epilogues")
-    return former if former in epilogue_choice.available() else None
+    used = None if newest is None else newest.facts.get(what)
+    return used if used in _PROVIDED[what].available() else None
 
 
 class NoLog:

@@ -80,8 +80,8 @@ def test_a_torch_without_the_operator_multiplies_with_mm(monkeypatch):
     ("facts", "provider"), [({"products": "onednn"}, "onednn"), ({"products": "mkl"}, None), ({}, None)]
 )
 def test_a_run_that_goes_on_multiplies_as_it_began(facts, provider):
-    assert run_folder.former_products(checkpoint.Checkpoint(1, {}, facts)) == provider
-    assert run_folder.former_products(None) is None
+    assert run_folder.former("products", checkpoint.Checkpoint(1, {}, facts)) == provider
+    assert run_folder.former("products", None) is None
 
 
 @needs_onednn

@@ -98,8 +98,8 @@ def test_old_devices_and_a_torch_without_triton_are_served_eagerly(anew, capabil
     ("facts", "provider"), [({"epilogues": "eager"}, "eager"), ({"epilogues": "cuda"}, None), ({}, None)]
 )
 def test_a_run_that_goes_on_works_as_it_began(facts, provider):
-    assert run_folder.former_epilogues(checkpoint.Checkpoint(1, {}, facts)) == provider
-    assert run_folder.former_epilogues(None) is None
+    assert run_folder.former("epilogues", checkpoint.Checkpoint(1, {}, facts)) == provider
+    assert run_folder.former("epilogues", None) is None
 
 
 def test_losses_on_a_cpu_do_not_import_triton(anew, monkeypatch):
