@@ -21,7 +21,7 @@ import shapely
 from geo_mvmf import s2, s2_ids, sphere
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs import table_columns, table_sources
-from geo_mvmf.inputs.coordinate_systems import CRS84, parse_crs, resolve_crs
+from geo_mvmf.inputs.coordinate_systems import ASSIGN_CRS, CRS84, parse_crs, resolve_crs
 from geo_mvmf.inputs.layers import read_layer
 from geo_mvmf.inputs.polygons import read_polygons
 from geo_mvmf.suggestions import suggestion
@@ -47,7 +47,6 @@ _LEAST_SHARE = 0.9  # of classes whose place is at their cell; means of longitud
 _ROUNDED = 1e-6  # radians, 6 m: half of the fourth decimal of a degree
 _POLYGONAL = ("Polygon", "MultiPolygon")
 _WANTED = "classes are wanted: a layer of polygons or points (.gpkg .parquet .geojson), or a table of centres (.csv)"
-_SET_CRS = "ogr2ogr -a_srs EPSG:n new.gpkg FILE (QGIS: Assign projection)"
 
 
 class ClassTable(NamedTuple):
@@ -127,7 +126,7 @@ def read_classes(
     if places is None:
         places = points
     if places is None and cells is None:
-        shown = ", ".join(map(repr, frame.columns[:20])) or "none"
+        shown = table_columns.listed(frame.columns)
         raise BadInputError(
             f"{name} has neither polygons nor points nor columns longitude and latitude nor S2 tokens in 'cell'; its "
             f"columns are {shown}"
@@ -158,7 +157,7 @@ def _read(
     if kinds and kinds <= set(_POLYGONAL):
         return frame, read_polygons(source, layer=layer, crs=crs), None, found.name
     if kinds == {"Point"} and found.geometries is not None and None not in found.geometries.tolist():
-        own = resolve_crs(found.crs, crs, found.name, elsewhere=_SET_CRS)
+        own = resolve_crs(found.crs, crs, found.name, elsewhere=ASSIGN_CRS)
         x, y = shapely.get_coordinates(found.geometries).T
         return frame, None, _checked(x, y, own, {}, found.name), found.name
     return frame, None, None, found.name
@@ -174,7 +173,7 @@ def _names(frame: pd.DataFrame, column: str | None, name: str) -> list[str]:
     if column is None:
         return []
     if column not in frame:
-        shown = ", ".join(map(repr, frame.columns[:20])) or "none"
+        shown = table_columns.listed(frame.columns)
         hint = suggestion(column, frame.columns)
         raise BadInputError(f"{name} has no column {column!r}; its columns are {shown}{hint}")
     return ["" if text is None else text for text in table_columns.as_text(frame[column])]

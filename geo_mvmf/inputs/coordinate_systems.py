@@ -29,6 +29,9 @@ FloatArray = npt.NDArray[np.float64]
 CRS84 = "OGC:CRS84"
 """WGS 84 with longitude first: what every layer is brought to."""
 
+ASSIGN_CRS = "ogr2ogr -a_srs EPSG:n new.gpkg FILE (QGIS: Assign projection)"
+"""What gives a layer the CRS that it does not state, where no option of ours does."""
+
 _CODE = re.compile(r"EPSG:\d{4,6}|OGC:CRS84", re.IGNORECASE)
 _URN = re.compile(r"urn:ogc:def:crs:(EPSG|OGC):[\d.]*:(\w+)", re.IGNORECASE)
 _SAME_AS_CRS84 = {("OGC", "CRS84"), ("EPSG", "4326")}

@@ -13,14 +13,12 @@ import shapely
 
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs import table_columns, table_sources, tables
-from geo_mvmf.inputs.coordinate_systems import resolve_crs, to_longitude_latitude
+from geo_mvmf.inputs.coordinate_systems import ASSIGN_CRS, resolve_crs, to_longitude_latitude
 from geo_mvmf.inputs.layers import LAYER_SUFFIXES, read_layer
 
 FloatArray = npt.NDArray[np.float64]
 
 _NAMES = "longitude and latitude (or lon/lat, lng/lat, long/lat)"
-_SWAPPED_SHARE, _SWAPPED_COUNT = 1e-2, 3  # more rows than a slip or two of the pen
-_SET_CRS = "ogr2ogr -a_srs EPSG:n new.gpkg FILE (QGIS: Assign projection)"
 
 
 class PhotoPlaces(NamedTuple):
@@ -90,11 +88,11 @@ def _of_images(source: str | os.PathLike[str], *, exif: bool) -> PhotoPlaces:
     x, y = used["longitude"].to_numpy(np.float64), used["latitude"].to_numpy(np.float64)
     exchanged = problems.get("suspected_swapped", 0)
     if (
-        exchanged >= max(_SWAPPED_COUNT, _SWAPPED_SHARE * len(table))
+        table_columns.are_several(exchanged, len(table))
         and exchanged == problems.get("bad_coordinates")
         and (np.abs(x) <= 90.0).all()
     ):
-        first += "; probably the whole file has longitude and latitude swapped"
+        first += table_columns.ALL_SWAPPED
     return PhotoPlaces(x, y, problems, first)
 
 
@@ -139,7 +137,7 @@ def _without_images(source: Path) -> PhotoPlaces | None:
     kinds = set() if layer.geometries is None else {each.geom_type for each in layer.geometries if each is not None}
     if kinds != {"Point"}:
         return _of_columns(layer.frame, source)
-    crs = resolve_crs(layer.crs, None, layer.name, elsewhere=_SET_CRS)
+    crs = resolve_crs(layer.crs, None, layer.name, elsewhere=ASSIGN_CRS)
     points: Any = layer.geometries
     x, y = to_longitude_latitude(shapely.get_x(points), shapely.get_y(points), crs)
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -164,7 +162,7 @@ def _of_columns(frame: pd.DataFrame, source: Path) -> PhotoPlaces:
             found = zip(cells, (x, y), (wrong_x, wrong_y), strict=True)
             wrong = [_cell(cell, row, problems) for cell, values, problems in found if not np.isfinite(values[row])]
             return _with_first(source, x, y, row, " and ".join(wrong))
-    shown = ", ".join(repr(str(name)) for name in frame.columns[:20]) or "none"
+    shown = table_columns.listed(frame.columns)
     crs = "; x and y do not say their CRS: a layer of points does" if {"x", "y"} <= set(lower) else ""
     raise BadInputError(f"{source} has neither columns {_NAMES} nor 'path' of images; its columns are {shown}{crs}")
 

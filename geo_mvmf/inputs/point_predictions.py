@@ -62,7 +62,7 @@ def read_point_predictions(source: str | os.PathLike[str] | pd.DataFrame, *, nee
         found[lower] = column
     missing = [column for column in wanted if column not in found]
     if missing:
-        shown = ", ".join(map(repr, frame.columns[:20])) or "none"
+        shown = table_columns.listed(frame.columns)
         raise BadInputError(f"{name} has no column {missing[0]!r}; its columns are {shown}")
     frame = frame.rename(columns={found[column]: column for column in (*PREDICTED, *TRUE) if column in found})
     for pair in (PREDICTED, TRUE) if TRUE[0] in frame and TRUE[1] in frame else (PREDICTED,):

@@ -18,10 +18,16 @@ from shapely.geometry.base import BaseGeometry
 
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs.antimeridian import to_longitude_latitude_polygon, wrap
-from geo_mvmf.inputs.coordinate_systems import CRS84, is_crs84, network_off, resolve_crs, to_longitude_latitude
+from geo_mvmf.inputs.coordinate_systems import (
+    ASSIGN_CRS,
+    CRS84,
+    is_crs84,
+    network_off,
+    resolve_crs,
+    to_longitude_latitude,
+)
 from geo_mvmf.inputs.layers import Layer, read_layer
 
-_SET_CRS = "ogr2ogr -a_srs EPSG:n new.gpkg FILE (QGIS: Assign projection)"
 _POLYGONAL = ("Polygon", "MultiPolygon")
 _LONGEST_EDGE_DEGREES = 1.0
 _METRES_PER_DEGREE = 111_195.0  # of a great circle on the sphere of 6371.0088 km
@@ -68,7 +74,7 @@ def read_polygons(
     found = read_layer(source, layer=layer, of_polygons=True)
     if found.geometries is None or not len(found.geometries):
         raise BadInputError(f"{found.name} holds no polygon")
-    own = resolve_crs(found.crs, crs, found.name, elsewhere=_SET_CRS)
+    own = resolve_crs(found.crs, crs, found.name, elsewhere=ASSIGN_CRS)
     _check_polygons(found, own)
     geometries = [
         _to_crs84(geometry, own, f"{found.name}: row {row + 1}") for row, geometry in enumerate(found.geometries)

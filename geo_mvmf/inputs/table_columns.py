@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +23,14 @@ COORDINATE_ALIASES = (("longitude", "latitude"), ("lon", "lat"), ("lng", "lat"),
 SWAPPED = "are longitude and latitude swapped?"
 """Part of the message of a row whose values would be in range the other way round."""
 
+ALL_SWAPPED = "; probably the whole file has longitude and latitude swapped"
+"""Said where `are_several` rows are out of range, and all would be in range the other way round."""
+
+PROJECTED = 1000.0
+"""No latitude is written so large, and hardly a place of a projection so small."""
+
 _NOTHING = frozenset(["", "nan", "na", "n/a", "null", "none", "<na>"])
-_PROJECTED = 1000.0  # no latitude is written so large
+_SLIPS, _SLIPS_COUNT = 1e-2, 3  # share and number of rows
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -89,12 +96,43 @@ def find_columns(names: list[str], where: str, *, image_id_suffices: bool = Fals
     if image_id_suffices and "image_id" in known:
         known.setdefault("path", known["image_id"])
     if "path" not in known:
-        shown = ", ".join(repr(name) for name in names[:20]) or "none"
+        shown = listed(names)
         wanted_names = "'path' or 'image_id'" if image_id_suffices else "'path'"
         raise BadInputError(f"{where} has no column {wanted_names}; its columns are {shown}")
     pair = next((pair for pair in COORDINATE_ALIASES if set(pair) <= set(known)), None)
     first, second = (known[name] for name in pair) if pair else (None, None)
     return Columns(known["path"], known.get("image_id"), known.get("weight"), first, second)
+
+
+def listed(names: Iterable[object]) -> str:
+    """Name the first columns of a table, for a message.
+
+    Parameters
+    ----------
+    names : iterable
+
+    Examples
+    --------
+    >>> listed(["path", "lon"]), listed([])
+    ("'path', 'lon'", 'none')
+    """
+    return ", ".join(repr(str(name)) for name in itertools.islice(names, 20)) or "none"
+
+
+def are_several(number: int, of: int) -> bool:
+    """Tell whether so many rows of a table are more than a slip or two of the pen.
+
+    Parameters
+    ----------
+    number, of : int
+        Rows, and all rows.
+
+    Examples
+    --------
+    >>> are_several(2, 10), are_several(3, 10), are_several(3, 1000)
+    (False, True, False)
+    """
+    return number >= max(_SLIPS_COUNT, _SLIPS * of)
 
 
 def parse_numbers(column: pd.Series[Any]) -> tuple[FloatArray, dict[int, str]]:
@@ -191,7 +229,7 @@ def _range_problem(x: float, y: float, crs: pyproj.CRS) -> str:
         return f"({x}, {y}) in {crs.name} has no longitude and latitude"
     swapped = f"; {SWAPPED}" if abs(x) <= 90.0 < abs(y) <= 180.0 else ""
     if not abs(y) <= 90.0:
-        metres = "; metres? name the columns x and y, and give their CRS" if abs(y) > _PROJECTED else ""
+        metres = "; metres? name the columns x and y, and give their CRS" if abs(y) > PROJECTED else ""
         return f"latitude {y} is not in -90..90{swapped}{metres}"
     if not abs(x) <= 180.0:
         circle = "; subtract 360" if 180.0 < x <= 360.0 else ""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.errors import BadInputError
+from geo_mvmf.inputs import table_columns
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -17,8 +18,6 @@ BoolArray = npt.NDArray[np.bool_]
 _WIDEST_DEGREES = 540.0  # longitudes of any turn up to this are understood, as in polygon layers
 _PILE_SHARE, _PILE_COUNT = 1e-3, 10  # more rows at exactly (0, 0) than both are a pile of missing positions
 _SWAP_LEVEL, _SWAP_RATIO = 5, 100  # S2 cells of about 280 km
-_PROJECTED = 1000.0  # no angle is written so large, hardly a place of a projection so small
-_SWAPPED_SHARE, _SWAPPED_COUNT = 1e-2, 3  # more rows out of range than a slip or two of the pen
 
 
 class PartitionWarning(UserWarning):
@@ -159,15 +158,14 @@ def _nothing_usable(places: FloatArray, finite: BoolArray) -> str:
 
 def _in_common(places: FloatArray, outside: BoolArray) -> str:
     """Say what made all these rows wrong at once, where they show it."""
-    if np.median(np.abs(places[outside]).max(axis=1)) > _PROJECTED:
+    if np.median(np.abs(places[outside]).max(axis=1)) > table_columns.PROJECTED:
         return (
             "; they look like metres of a projection: degrees of EPSG:4326 are wanted, or a layer of points that "
             "states its CRS"
         )
     finite = places[np.isfinite(places).all(axis=1)]
-    several = outside.sum() >= max(_SWAPPED_COUNT, _SWAPPED_SHARE * len(finite))
-    if several and (np.abs(finite) <= (90.0, 180.0)).all():
-        return "; probably the whole file has longitude and latitude swapped"
+    if table_columns.are_several(int(outside.sum()), len(finite)) and (np.abs(finite) <= (90.0, 180.0)).all():
+        return table_columns.ALL_SWAPPED
     return ""
 
 
