@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import record
 import shapely
 from matplotlib import colors
 from matplotlib.figure import Figure
+from record import HERE, RESULTS
 
 from geo_mvmf import durable, evaluation, metrics, predicting, predictions, progress, sphere, terminal
 from geo_mvmf.inputs import chips, images, places, polygons, scenes, tables
@@ -35,8 +37,6 @@ from geo_mvmf.model import training
 from geo_mvmf.model.configuration import config_from_dict
 from geo_mvmf.model.neighbours import NearestNeighbours
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "docs" / "experiments"
 FloatArray = npt.NDArray[np.float64]
 
 TRAINED, UNSEEN = ("01", "04", "07", "10"), ("02", "05", "08", "11")
@@ -308,19 +308,12 @@ def circumstances(options: argparse.Namespace, bundle: Any, clock: Clock) -> dic
     return {
         "command": f"`python experiments/blue_marble.py --data FOLDER --land {options.land.name} --out WORK`"
         f" ({options.places} training places a month, {options.test_places} test places)",
-        "machine": f"{cpu()}, {os.cpu_count()} cores, no GPU; load {os.getloadavg()[2]:.1f} (its own included)",
+        "machine": f"{record.cpu()}, {os.cpu_count()} cores, no GPU; load {os.getloadavg()[2]:.1f} (its own included)",
         "seconds": ", ".join(f"{name} {clock.laps[name]:.0f}" for name in PARTS if name in clock.laps),
         "training": f"{summary['steps']} steps of {summary['batch_size']} images, seed {summary['seed']}",
         "versions": ", ".join([f"Python {platform.python_version()}", *libraries]),
-        "inputs": "; ".join(f"{path.name} {durable.file_sha256(path)[:16]}" for path in files) + " (SHA-256, first 16)",
+        "inputs": record.inputs(*files),
     }
-
-
-def cpu() -> str:
-    """Name the processor."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def page(table: pd.DataFrame, latitudes: pd.DataFrame, facts: dict[str, str]) -> str:
@@ -349,8 +342,6 @@ def page(table: pd.DataFrame, latitudes: pd.DataFrame, facts: dict[str, str]) ->
 
 def picture(judged: pd.DataFrame, land: shapely.Geometry) -> bytes:
     """Draw the errors on a map, unseen months only, with the test blocks and the coasts."""
-    import io
-
     figure = Figure(figsize=(11.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
     for polygon in shapely.get_parts(kept_out()):
@@ -364,9 +355,7 @@ def picture(judged: pd.DataFrame, land: shapely.Geometry) -> bytes:
     figure.colorbar(dots, label="error, km (median of the unseen months)", shrink=0.8)
     axes.set(xlim=(-180, 180), ylim=(-60, 72), aspect="equal", xlabel="longitude", ylabel="latitude")
     axes.set_title("Blue Marble chips: error in months never trained on; shaded: no training chip is centred here")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    return record.png(figure)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The split of the experiment on real imagery keeps what it promises; the imagery itself is not needed."""
 
-import importlib.util
+import importlib
 import math
 from pathlib import Path
 
@@ -14,12 +14,21 @@ from geo_mvmf.inputs import places
 
 
 @pytest.fixture(scope="module")
-def blue_marble():
-    path = Path(__file__).parents[1] / "experiments" / "blue_marble.py"
-    spec = importlib.util.spec_from_file_location("blue_marble", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def experiment():
+    """Load a script of the folder by its name, as running it would."""
+    folder = Path(__file__).parents[1] / "experiments"
+
+    def load(name):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(folder)
+            return importlib.import_module(name)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def blue_marble(experiment):
+    return experiment("blue_marble")
 
 
 def drawn(area, count, seed=0):
@@ -69,19 +78,6 @@ def test_training_places_are_new_places(blue_marble, training):
 
 
 # --- the paper's figures and tables ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def experiment():
-    """Load a script of the folder by its name, as running it would."""
-    folder = Path(__file__).parents[1] / "experiments"
-
-    def load(name):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(folder)
-            return importlib.import_module(name)
-
-    return load
 
 
 def test_fig2_compares_what_is_alike_only_at_the_equator(experiment):
