@@ -229,9 +229,17 @@ def _compare(path: Path, wanted: dict[str, Any]) -> None:
         former = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot be read ({error}); choose another folder, or use overwrite") from error
+    former = _completed(former)
     for name in sorted(wanted.keys() | former.keys()):
         if name not in _FREE and wanted.get(name) != former.get(name):
             raise UsageError(
                 f"{path.parent}: this run was started with {name} = {former.get(name)!r}, now it is "
                 f"{wanted.get(name)!r}; choose another folder, or use overwrite to start again"
             )
+
+
+def _completed(former: dict[str, Any]) -> dict[str, Any]:
+    """Give options that did not exist when a run began the values they have had since: their defaults."""
+    whole = TrainingConfig(stage="head", table="", out="").to_dict()  # these three every run has written
+    plain: dict[str, Any] = json.loads(json.dumps(whole))
+    return plain | former | {"augment": plain["augment"] | former.get("augment", {})}

@@ -185,6 +185,21 @@ def test_other_options_in_the_same_folder_are_refused_unless_overwriting(config)
     assert bundle.metadata["training"]["batch_size"] == 8
 
 
+def test_a_run_begun_before_an_option_existed_goes_on(config, tmp_path):
+    """An option that config.json lacks had its default; any other value is another run."""
+    whole = train(changed(config, out=str(tmp_path / "whole")))
+    stopped(changed(config, checkpoint_steps=2), 3)
+    path = Path(config.out, "config.json")
+    former = json.loads(path.read_text(encoding="utf-8"))
+    del former["gradient_clip"], former["drop_steps"], former["augment"]["rotate"]
+    path.write_text(json.dumps(former), encoding="utf-8")
+    with pytest.raises(UsageError, match="started with gradient_clip = None, now it is 1"):
+        train(changed(config, gradient_clip=1.0))
+    with pytest.raises(UsageError, match=r"started with augment = .*'rotate': 0\.0.*'rotate': 5"):
+        train(changed(config, augment=dataclasses.replace(config.augment, rotate=5.0)))
+    assert train(config).digest == whole.digest
+
+
 def test_changed_data_are_noticed(config, photos, tmp_path):
     table = pd.read_csv(photos / "photos.csv")
     table["path"] = [str(photos / name) for name in table["path"]]
