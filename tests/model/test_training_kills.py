@@ -13,15 +13,18 @@ import signal
 import time
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from shapely.geometry import box
 
 from geo_mvmf import durable, sphere
 from geo_mvmf.model import checkpoint
 from geo_mvmf.model.augmentation import Augmentation
 from geo_mvmf.model.configuration import TrainingConfig
+from geo_mvmf.model.release import released_path
 from geo_mvmf.model.training import train
 
 STEPS = 40
@@ -62,7 +65,7 @@ checkpoint.KEPT = 1
 
 
 def _train(twin, config):
-    source = twin + "\nfrom geo_mvmf.model.training import train\ntrain(config)\n"
+    source = twin + "\nfrom geo_mvmf.model.training import train_job\nfor _ in train_job(config): pass\n"
     process = CONTEXT.Process(target=exec, args=(source, {"config": config}))
     process.start()
     return process
@@ -177,11 +180,11 @@ def any_moment(config, rng):
 
 
 def digests_of_killed(config, kills, moments):
-    """Kill so many times, then let it end. Gives the SHA-256 of every bundle that a run left.
+    """Kill so many times, then let it end. Gives the SHA-256 of every result that a run left.
 
     How far a run gets before its moment depends on the machine: one that came to its end first is begun anew.
     """
-    bundle, digests, attempts = Path(config.out, "bundle.safetensors"), set(), 0
+    result, digests, attempts = released_path(config), set(), 0
     while kills:
         attempts += 1
         assert attempts < 400, f"{kills} kills are still to hit: the runs end before their moments"
@@ -190,10 +193,23 @@ def digests_of_killed(config, kills, moments):
             kills -= 1
         else:
             assert process.exitcode == 0
-            digests.add(durable.file_sha256(bundle))
+            digests.add(durable.file_sha256(result))
             shutil.rmtree(config.out)
     assert run_to_the_end(config) == 0
-    return digests | {durable.file_sha256(bundle)}
+    return digests | {durable.file_sha256(result)}
+
+
+@pytest.fixture(scope="module")
+def countries(config):
+    """Stage backbone on the same photos: which of three countries, or none, each was taken in."""
+    layer = gpd.GeoDataFrame(
+        {"name": ["West", "East", "North"]},
+        geometry=[box(-180, -60, 0, 50), box(0, -60, 180, 50), box(-180, 50, 180, 90)],
+        crs="OGC:CRS84",
+    )
+    path = Path(config.table).parent / "countries.gpkg"
+    layer.to_file(path)
+    return dataclasses.replace(config, stage="backbone", polygons=str(path), label_column="name")
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +261,15 @@ def test_many_kills_of_a_head_with_the_fused_update(config, tmp_path, kind):
 
 @pytest.mark.hard
 @pytest.mark.timeout(1200)
+def test_many_kills_of_stage_backbone(countries, tmp_path):
+    whole, run = (dataclasses.replace(countries, out=str(tmp_path / name)) for name in ("whole", "run"))
+    assert run_to_the_end(whole) == 0
+    digests = digests_of_killed(run, 24, any_moment(run, np.random.default_rng(13)))
+    assert digests == {durable.file_sha256(released_path(whole))}
+
+
+@pytest.mark.hard
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(5))
 def test_many_kills_and_the_bundle_is_the_same(config, undisturbed, tmp_path, seed):
     run = dataclasses.replace(config, out=str(tmp_path / "run"))
@@ -262,18 +287,19 @@ def test_at_most_one_interval_is_lost(config, tmp_path):
 
 
 @pytest.mark.hard
-def test_a_global_generator_is_caught(config, tmp_path):
+@pytest.mark.parametrize("stage", ["config", "countries"])
+def test_a_global_generator_is_caught(request, stage, tmp_path):
     """Broken twin: two runs, one killed, differ."""
     digests = []
     for number in range(2):
-        run = dataclasses.replace(config, out=str(tmp_path / f"run-{number}"))
+        run = dataclasses.replace(request.getfixturevalue(stage), out=str(tmp_path / f"run-{number}"))
         twin = TWINS["order from the running generator"]
         if number:
             process = _train(twin, run)
             # after some steps of the third epoch, so that the generator has run on
             assert kill_when(process, lambda: Path(run.out, "checkpoint-0000000012.safetensors").exists())  # noqa: B023
         assert run_to_the_end(run, twin) == 0
-        digests.append(durable.file_sha256(f"{run.out}/bundle.safetensors"))
+        digests.append(durable.file_sha256(released_path(run)))
     assert digests[0] != digests[1]
 
 
