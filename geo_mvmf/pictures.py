@@ -6,14 +6,14 @@ package. Colours are those of the QGIS styles, so that a page and a map beside i
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from geo_mvmf import coastlines, measures
+from geo_mvmf import measures
 from geo_mvmf.files import styles
+from geo_mvmf.map_axes import CURVE, GREY, MARK, figure_of, png, round_numbers, thousands, world_axes
 
 if TYPE_CHECKING:
     import geopandas
@@ -28,8 +28,6 @@ FloatArray = npt.NDArray[np.float64]
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Credible levels whose regions a density's picture shades."""
 
-_LAND, _SEA, _COAST = "#efece4", "#f7fafc", "#b5ada0"
-_CURVE, _MARK, _GREY = "#7a0177", "#222222", "#777777"
 _OUTSIDE = "#828282"  # of rings, as in QGIS
 _CURVE_STYLES = ("-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
@@ -77,16 +75,16 @@ def density_picture(
     longitude, latitude = (np.asarray(density[name], dtype=np.float64) for name in ("longitude", "latitude"))
     x, y = _edges(longitude, latitude), _edges(latitude, longitude)
     west, east = float(x.min()), float(x.max())
-    figure, axes = _world_axes((west, east, max(-90.0, float(y.min())), min(90.0, float(y.max()))))
+    figure, axes = world_axes((west, east, max(-90.0, float(y.min())), min(90.0, float(y.max()))))
     _draw_levels(axes, np.asarray(density, dtype=np.float64), _mass(density, latitude), x, y)
     if estimate is not None:
         place = _turned(estimate, west, east)
-        axes.plot(*place, "o", color="white", ms=7, mec=_MARK, mew=1.2, label="estimate", zorder=6)
+        axes.plot(*place, "o", color="white", ms=7, mec=MARK, mew=1.2, label="estimate", zorder=6)
     if truth is not None:
-        axes.plot(*_turned(truth, west, east), "x", color=_MARK, ms=9, mew=2, label="true place", zorder=7)
+        axes.plot(*_turned(truth, west, east), "x", color=MARK, ms=9, mew=2, label="true place", zorder=7)
     axes.set_title(title, fontsize=11, loc="left")
     axes.legend(loc="lower left", fontsize=8.5, framealpha=0.95, title="Probability inside", alignment="left")
-    return _png(figure)
+    return png(figure)
 
 
 def points_picture(
@@ -120,17 +118,17 @@ def points_picture(
     # Antarctica takes a sixth of the picture: only where something is there.
     latitude = good.reindex(columns=["latitude", "true_latitude"]).to_numpy(float)
     south, north = (-90.0 if (latitude < -58.0).any() else -60.0), (90.0 if (latitude > 83.0).any() else 85.0)
-    figure, axes = _world_axes((-180.0, 180.0, south, north))
+    figure, axes = world_axes((-180.0, 180.0, south, north))
     if regions is not None and len(regions):
         smallest = regions[regions["level"] == regions["level"].min()]
-        smallest.plot(ax=axes, facecolor=f"{_CURVE}22", edgecolor=_CURVE, linewidth=0.6, aspect=None)
+        smallest.plot(ax=axes, facecolor=f"{CURVE}22", edgecolor=CURVE, linewidth=0.6, aspect=None)
     if "true_longitude" in good and good["true_longitude"].notna().any():
         _draw_errors(axes, good)
     if len(good):
         _draw_points(figure, axes, good)
         axes.legend(loc="lower left", fontsize=8.5, framealpha=0.95)
     axes.set_title(title, fontsize=11, loc="left")
-    return _png(figure)
+    return png(figure)
 
 
 def accuracy_picture(evaluation: Evaluation) -> bytes:
@@ -155,15 +153,15 @@ def accuracy_picture(evaluation: Evaluation) -> bytes:
     """
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
-    figure, axes = _figure(8.0, 4.0)
+    figure, axes = figure_of(8.0, 4.0)
     for (name, errors), style in zip(evaluation.errors_by_estimator.items(), _CURVE_STYLES, strict=False):
         error = np.sort(errors[np.isfinite(errors)])
         ends = np.concatenate([[0.5], np.clip(error, 0.5, 20100.0), [20100.0]])  # steps over the whole axis
         share = np.concatenate([[0], np.arange(1, error.size + 1), [error.size]]) / max(evaluation.n, 1)
         label = f"these predictions: {name}" if evaluation.other_errors_km else "these predictions"
-        axes.step(ends, share, where="post", color=_CURVE, lw=1.8, ls=style, label=label)
+        axes.step(ends, share, where="post", color=CURVE, lw=1.8, ls=style, label=label)
     radius = np.geomspace(0.5, 20100.0, 200)
-    axes.plot(radius, evaluation.chance(radius), "--", color=_GREY, label="chance (uniform on the sphere)")
+    axes.plot(radius, evaluation.chance(radius), "--", color=GREY, label="chance (uniform on the sphere)")
     accuracy = evaluation.accuracy
     spread = np.maximum(np.stack([accuracy.value - accuracy.low, accuracy.high - accuracy.value]), 0.0)
     axes.errorbar(
@@ -171,7 +169,7 @@ def accuracy_picture(evaluation: Evaluation) -> bytes:
         accuracy.value,
         yerr=spread,
         fmt="o",
-        color=_MARK,
+        color=MARK,
         ms=5,
         capsize=3,
         clip_on=False,
@@ -182,12 +180,12 @@ def accuracy_picture(evaluation: Evaluation) -> bytes:
     axes.set_ylabel("images within this distance")
     distances = [*evaluation.thresholds_km, 10000.0]
     axes.xaxis.set_major_locator(FixedLocator(distances))
-    axes.xaxis.set_major_formatter(FixedFormatter([_thousands(distance) for distance in distances]))
+    axes.xaxis.set_major_formatter(FixedFormatter([thousands(distance) for distance in distances]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9, loc="upper left")
-    return _png(figure)
+    return png(figure)
 
 
 def coverage_picture(evaluation: Evaluation, *, title: str = "") -> bytes:
@@ -216,69 +214,25 @@ def coverage_picture(evaluation: Evaluation, *, title: str = "") -> bytes:
     """
     from matplotlib.ticker import PercentFormatter
 
-    figure, axes = _figure(5.6, 5.0)
+    figure, axes = figure_of(5.6, 5.0)
     curve = evaluation.curve(np.linspace(0.0, 1.0, 401))
     axes.fill_between(curve["level"], curve["low"], curve["high"], color="#dddddd", label="calibrated (95 % band)")
     axes.plot([0, 1], [0, 1], color="#aaaaaa", lw=0.8)
-    axes.plot(curve["level"], curve["share"], color=_CURVE, lw=1.8, label="these predictions")
+    axes.plot(curve["level"], curve["share"], color=CURVE, lw=1.8, label="these predictions")
     found = measures.coverage(evaluation)
     levels, value = found["level"], found["value"]
     spread = np.maximum(np.stack([value - found["low"], found["high"] - value]), 0.0)
     label = "50, 80, 90, 95 % (95 % intervals)"
-    axes.errorbar(levels, value, yerr=spread, fmt="o", color=_MARK, ms=4, capsize=3, clip_on=False, label=label)
+    axes.errorbar(levels, value, yerr=spread, fmt="o", color=MARK, ms=4, capsize=3, clip_on=False, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the region", ylabel="truths inside the region")
-    axes.text(0.03, 0.66, "regions too large", color=_GREY, fontsize=9)
-    axes.text(0.97, 0.10, "regions too small", color=_GREY, fontsize=9, ha="right")
+    axes.text(0.03, 0.66, "regions too large", color=GREY, fontsize=9)
+    axes.text(0.97, 0.10, "regions too small", color=GREY, fontsize=9, ha="right")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_aspect("equal")
     axes.set_title(title, fontsize=11, loc="left")
     axes.legend(fontsize=9, loc="upper left")
-    return _png(figure)
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    # The object interface: no pyplot, no global state, no window.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
-def _world_axes(extent: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
-    from matplotlib.collections import PolyCollection
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    west, east, south, north = extent
-    middle = np.cos(np.radians((south + north) / 2.0)) if east - west < 180.0 else 1.0
-    height = float(np.clip(9.0 * (north - south) / (east - west) / max(middle, 0.2), 3.0, 8.0)) + 0.4
-    figure, axes = _figure(9.6, height)
-    axes.set_facecolor(_SEA)
-    # a map across 180 has places beyond it, where the land of the other side lies
-    turns = range(int(np.floor((west + 180.0) / 360.0)), int(np.ceil((east + 180.0) / 360.0)))
-    land = [np.add(ring, [360.0 * turn, 0.0]) for turn in turns for ring in coastlines.land()]
-    axes.add_collection(PolyCollection(land, facecolor=_LAND, edgecolor=_COAST, linewidth=0.5, zorder=1))
-    axes.set(xlim=(west, east), ylim=(south, north))
-    axes.set_aspect(1.0 / max(middle, 0.2))
-    for axis, sides, most in ((axes.xaxis, "EW", 8), (axes.yaxis, "NS", 6)):
-        axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 3, 6, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _, sides=sides: _degrees(value, sides)))
-    axes.tick_params(labelsize=9, color=_COAST)
-    axes.grid(alpha=0.25, lw=0.5)
-    axes.spines[:].set_color(_COAST)
-    return figure, axes
-
-
-def _degrees(value: float, sides: str) -> str:
-    value = (value + 180.0) % 360.0 - 180.0
-    side = "" if value == 0.0 or abs(value) == 180.0 else f" {sides[0] if value > 0.0 else sides[1]}"
-    return f"{abs(value):g}°{side}"
-
-
-def _thousands(value: float) -> str:
-    return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return png(figure)
 
 
 def _edges(centres: FloatArray, others: FloatArray) -> FloatArray:
@@ -347,8 +301,8 @@ def _draw_points(figure: Figure, axes: Axes, points: geopandas.GeoDataFrame) -> 
     if outside.any():
         axes.plot([], [], "o", color="white", ms=6, mec=_OUTSIDE, mew=1.6, label="outside what the model knows")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.7, pad=0.015, label="radius that holds 90 % (km)")
-    bar.ax.yaxis.set_major_locator(FixedLocator(_round_numbers(*map(float, (norm.vmin or 1.0, norm.vmax or 1.0)))))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1 else _thousands(value)))
+    bar.ax.yaxis.set_major_locator(FixedLocator(round_numbers(*map(float, (norm.vmin or 1.0, norm.vmax or 1.0)))))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1 else thousands(value)))
     bar.ax.yaxis.set_minor_locator(NullLocator())
 
 
@@ -359,23 +313,9 @@ def _is_outside(points: geopandas.GeoDataFrame) -> npt.NDArray[np.bool_]:
     return np.asarray(elsewhere | (columns["feature_distance"].astype(float) > styles.UNLIKE_ANY), dtype=np.bool_)
 
 
-def _round_numbers(low: float, high: float) -> list[float]:
-    """Numbers 1, 2 and 5 times a power of ten between two; the two themselves, where there are none."""
-    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    found = [digit * 10.0**power for power in powers for digit in (1.0, 2.0, 5.0)]
-    inside = [value for value in found if low <= value <= high]
-    return inside[:: max(1, len(inside) // 7)] or [low, high]
-
-
 def _draw_errors(axes: Axes, points: geopandas.GeoDataFrame) -> None:
     """A thin line from each estimate to its true place, left out where it would cross +-180."""
     for row in points[["longitude", "latitude", "true_longitude", "true_latitude"]].to_numpy(float):
         if np.isfinite(row).all() and abs(row[0] - row[2]) < 180.0:
             axes.plot(row[[0, 2]], row[[1, 3]], color="#555555", lw=0.7, alpha=0.8, zorder=3)
-    axes.plot(points["true_longitude"], points["true_latitude"], "x", color=_MARK, ms=5, zorder=4, label="true place")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
-    return buffer.getvalue()
+    axes.plot(points["true_longitude"], points["true_latitude"], "x", color=MARK, ms=5, zorder=4, label="true place")

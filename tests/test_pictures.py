@@ -10,7 +10,7 @@ import xarray as xr
 from PIL import Image
 
 import geo_mvmf
-from geo_mvmf import pictures
+from geo_mvmf import map_axes, pictures
 from geo_mvmf.evaluation import Evaluation
 from geo_mvmf.files import styles
 from geo_mvmf.sphere import to_directions
@@ -97,7 +97,7 @@ def test_a_map_across_180_has_land_and_marks_on_both_sides():
     changed = (np.abs(plain - pixels(picture)).max(axis=2) > 60)[: land.shape[0] * 2 // 3].any(axis=0)
     assert changed[width // 4 : width // 2].any()
     assert changed[3 * width // 4 :].any()
-    assert [pictures._degrees(value, "EW") for value in (190.0, -190.0, 180.0, -180.0, 540.0)] == [
+    assert [map_axes.degrees(value, "EW") for value in (190.0, -190.0, 180.0, -180.0, 540.0)] == [
         "170° W", "170° E", "180°", "180°", "180°"
     ]  # fmt: skip
 
@@ -173,8 +173,8 @@ def test_each_estimator_has_its_curve_of_accuracy():
     [(563.0, 9769.0, [1000, 2000, 5000]), (1.0, 1.0, [1]), (3.0, 4.0, [3, 4]), (0.2, 1.0, [0.2, 0.5, 1])],
 )
 def test_the_bar_has_round_numbers(low, high, expected):
-    assert pictures._round_numbers(low, high) == pytest.approx(expected)
+    assert map_axes.round_numbers(low, high) == pytest.approx(expected)
 
 
 def test_degrees_have_sides():
-    assert [pictures._degrees(v, "EW") for v in (-60.0, 0.0, 7.5, 180.0)] == ["60° W", "0°", "7.5° E", "180°"]
+    assert [map_axes.degrees(v, "EW") for v in (-60.0, 0.0, 7.5, 180.0)] == ["60° W", "0°", "7.5° E", "180°"]
