@@ -8,6 +8,7 @@ of workers.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_aspect": (1.0, 4.0),
     "shift": (0.0, 64.0),
     "roam": (0, 2048),
+    "scale": (0.0, 1.0),
     "rotate": (0.0, 180.0),
     "brightness": (0.0, 1.0),
     "contrast": (0.0, 0.99),
     "saturation": (0.0, 1.0),
+    "gamma": (0.0, 4.0),
     "channel_gain": (0.0, 0.99),
     "channel_offset": (0.0, 1.0),
     "noise": (0.0, 1.0),
@@ -51,14 +54,22 @@ class Augmentation:
         Largest number of pixels, both ways, by which the square that is cut out roams over a chip that was cut larger;
         its true place moves along. So one chip stands for all places around its centre. For chips of known ground
         size only.
+    scale : float
+        Zoom about the centre by a factor between 1 / (1 + scale) and 1 + scale, all ratios equally often; where an
+        image has no margin around what is taken of it, its border is mirrored. Chips then show up to so much more or
+        less ground than `ground_km`, and their places stay: the network puts up with chips of a slightly wrong ground
+        size. What prediction cuts out of a raster stays `ground_km`.
     rotate : float
-        Largest rotation in degrees, both ways.
+        Largest rotation in degrees, both ways. Off for chips: they are north up.
     brightness : float
         Largest value added to all channels (of 0..1), both ways.
     contrast : float
         Largest relative change of the contrast about the image's mean.
     saturation : float
         Largest relative change of the distance from grey (three channels only).
+    gamma : float
+        Values of 0..1 are raised to a power between 1 / (1 + gamma) and 1 + gamma, one for each image: how a sensor,
+        or a stretch, bends brightness.
     channel_gain, channel_offset : float
         Largest relative change, and value added, for every channel by itself: seasons, haze, sensors.
     noise : float
@@ -80,10 +91,12 @@ class Augmentation:
     flip: bool = False
     shift: float = 0.0
     roam: int = 0
+    scale: float = 0.0
     rotate: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    gamma: float = 0.0
     channel_gain: float = 0.0
     channel_offset: float = 0.0
     noise: float = 0.0
@@ -106,7 +119,8 @@ class Augmentation:
     @property
     def moves_pixels(self) -> bool:
         """Whether pixels change their places."""
-        return self.flip or self.shift > 0 or self.rotate > 0 or self.min_scale < 1 or self.max_aspect > 1
+        stretched = self.min_scale < 1 or self.max_aspect > 1 or self.scale > 0
+        return stretched or self.flip or self.shift > 0 or self.rotate > 0
 
 
 def uniform(seed: int, step: int, rows: npt.NDArray[np.int64], purpose: int) -> npt.NDArray[np.float64]:
@@ -262,6 +276,9 @@ def _move(pixels: Tensor, options: Augmentation, size: int, draws: _Draws) -> Te
         across, down = across * (size / width), down * (size / height)
     x_shift = draws.symmetric(3, 1.0) * (1 - across) * cropped + draws.symmetric(4, 2 * options.shift / width)
     y_shift = draws.symmetric(5, 1.0) * (1 - down) * cropped + draws.symmetric(6, 2 * options.shift / height)
+    if options.scale:
+        zoom = torch.exp(draws.symmetric(11, math.log1p(options.scale)))
+        across, down = across / zoom, down / zoom
     mirror = torch.where(draws.positive(7) < 0.5, -1.0, 1.0) if options.flip else torch.ones_like(area)
     turn = draws.symmetric(8, float(np.radians(options.rotate)))
     first = torch.stack([mirror * across * turn.cos(), -down * turn.sin(), x_shift], dim=1)
@@ -273,6 +290,8 @@ def _move(pixels: Tensor, options: Augmentation, size: int, draws: _Draws) -> Te
 
 def _colour(pixels: Tensor, options: Augmentation, draws: _Draws) -> Tensor:
     count = pixels.shape[1]
+    if options.gamma:  # first, while values are in 0..1, but for rounding
+        pixels = pixels.clamp(0.0, 1.0) ** torch.exp(draws.channels(19, 1, math.log1p(options.gamma)))
     if options.contrast:
         mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
         pixels = mean + (pixels - mean) * (1 + draws.channels(16, 1, options.contrast))

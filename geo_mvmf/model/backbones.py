@@ -39,6 +39,7 @@ CONVERT_HINT = (
     "'weights.safetensors')\""
 )
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+_LEAST_DEVIATION = 1.0 / 255.0  # one grey level: a plain image has no contrast, and its noise is not made one
 
 
 class Backbone(nn.Module):
@@ -58,7 +59,8 @@ class Backbone(nn.Module):
     config : BackboneConfig
     num_features : int
     mean, std : Tensor, shape (channels,)
-        Subtracted from and dividing pixel values scaled to 0..1; stored with the weights.
+        Subtracted from and dividing pixel values scaled to 0..1; stored with the weights. 0 and 1 where each image is
+        normalised by itself.
 
     Examples
     --------
@@ -111,7 +113,10 @@ class Backbone(nn.Module):
             )
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         shape = (1, -1, 1, 1)
-        pixels = (images.to(self.mean.dtype) / scale - self.mean.view(shape)) / self.std.view(shape)
+        pixels = images.to(self.mean.dtype) / scale
+        if self.config.normalisation == "image":
+            pixels = _normalised(pixels)
+        pixels = (pixels - self.mean.view(shape)) / self.std.view(shape)
         features: Tensor = self.network(pixels.contiguous(memory_format=torch.channels_last))
         return features.flatten(1)
 
@@ -126,6 +131,7 @@ def build_backbone(
     stem_stride: int = 1,
     pool: int = 1,
     embedding: int = 0,
+    normalisation: str = "fixed",
 ) -> Backbone:
     """Make a backbone.
 
@@ -142,6 +148,8 @@ def build_backbone(
     seed : int
         Seed of the random weights; torch's global generator is left as it was.
     width, stem_stride, pool, embedding : int
+        See `BackboneConfig`.
+    normalisation : {"fixed", "image"}
         See `BackboneConfig`.
 
     Returns
@@ -162,7 +170,7 @@ def build_backbone(
     >>> torch.equal(a.network[0].weight, b.network[0].weight)
     True
     """
-    config = BackboneConfig(name, channels, width, stem_stride, pool, embedding)
+    config = BackboneConfig(name, channels, width, stem_stride, pool, embedding, normalisation)
     if weights is not None:
         _check_weights_name(name, weights)
     with torch.random.fork_rng(devices=[]):
@@ -255,7 +263,20 @@ def _load_weights(backbone: Backbone, weights: str) -> None:
     kept = {name: value for name, value in tensors.items() if name not in dropped and not _is_auxiliary(name)}
     if backbone.config.channels != 3:
         _adapt_first_convolution(backbone, kept)
+    _check_normalisation(backbone, kept, where)
     fill(backbone, kept, where=where, error=BadInputError)
+
+
+def _check_normalisation(backbone: Backbone, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that were trained on images normalised in another way; no shape would tell."""
+    if "mean" not in tensors or "std" not in tensors:  # `fill` names what is missing
+        return
+    plain = not bool(tensors["mean"].any()) and bool((tensors["std"] == 1).all())
+    trained, wanted = "image" if plain else "fixed", backbone.config.normalisation
+    if trained != wanted:
+        raise BadInputError(
+            f"{where}: were trained with normalisation {trained!r}, and {wanted!r} is asked for; set it to {trained!r}"
+        )
 
 
 def _read_local(weights: str) -> dict[str, Tensor]:
@@ -303,6 +324,13 @@ def _adapt_first_convolution(backbone: Backbone, tensors: dict[str, Tensor]) -> 
     if given is not None and given.ndim == 4 and given.shape[1] == 3:
         channels = backbone.config.channels
         tensors[name] = given.mean(1, keepdim=True).repeat(1, channels, 1, 1) * (3 / channels)
+
+
+def _normalised(pixels: Tensor) -> Tensor:
+    """Subtract from each channel of each image its mean, and divide by its standard deviation."""
+    centred = pixels - pixels.mean(dim=(2, 3), keepdim=True)
+    deviation = centred.square().mean(dim=(2, 3), keepdim=True).sqrt()
+    return centred / deviation.clamp(min=_LEAST_DEVIATION)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,7 +59,7 @@ def content(bundle: Bundle) -> tuple[dict[str, Any], Arrays]:
         "feature_std": bundle.feature_std.astype(np.float32),
     }
     config = {
-        "backbone": dataclasses.asdict(bundle.backbone.config),
+        "backbone": bundle.backbone.config.to_dict(),
         "num_features": bundle.backbone.num_features,
         "num_components": bundle.num_components,
         "head": head_config,

@@ -35,6 +35,7 @@ _KEYS = {
     "backbone", "num_features", "num_components", "head", "image", "training", "description", "licence",
     "responsible_use",
 }  # fmt: skip
+_BACKBONE_KEYS = {"name", "channels", "width", "stem_stride", "pool", "embedding", "normalisation"}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _FLOATS = ("F32", "F16")
 
@@ -329,9 +330,9 @@ def _check_object(value: object, what: str, path: str) -> Mapping[str, Any]:
 
 def _check_backbone(value: object, path: str) -> None:
     backbone = _check_object(value, "backbone", path)
-    # files from before there were embeddings do not name one
-    backbone = {"embedding": 0, **backbone}
-    _check_keys(backbone, {"name", "channels", "width", "stem_stride", "pool", "embedding"}, "backbone", path)
+    # files from before there were embeddings do not name one; of normalisations only "image" is named
+    backbone = {"embedding": 0, "normalisation": "fixed", **backbone}
+    _check_keys(backbone, _BACKBONE_KEYS, "backbone", path)
     if not isinstance(backbone["name"], str) or not _NAME.fullmatch(backbone["name"]):
         raise BadBundleError(f"{path}: backbone name {backbone['name']!r:.60} is not a name of torchvision's kind")
     _check_integer(backbone, "channels", 1, MAX_CHANNELS, path)
@@ -339,6 +340,8 @@ def _check_backbone(value: object, path: str) -> None:
     _check_integer(backbone, "stem_stride", 1, 2, path)
     _check_integer(backbone, "pool", 1, 8, path)
     _check_integer(backbone, "embedding", 0, 4096, path)
+    if backbone["normalisation"] not in ("fixed", "image"):
+        raise BadBundleError(f"{path}: backbone normalisation {backbone['normalisation']!r:.60} is not fixed or image")
 
 
 def _check_head(value: object, path: str) -> None:

@@ -77,11 +77,35 @@ class FeatureCache:
         BadInputError
             If a row has no features.
         """
+        return np.asarray(self.stored(rows), dtype=np.float32)
+
+    def stored(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.floating]:
+        """Return the features of rows of the table as they are kept: half the bytes, and no time for widening them.
+
+        Parameters
+        ----------
+        rows : array, shape (B,), int64
+
+        Returns
+        -------
+        array, shape (B, D), float16 or float32
+            A copy.
+
+        Raises
+        ------
+        BadInputError
+            If a row has no features.
+
+        Examples
+        --------
+        >>> FeatureCache(np.eye(2, dtype=np.float16), np.array([1]), ["ok"], [""]).stored(np.array([0])).dtype
+        dtype('float16')
+        """
         where = self.index[rows]
         if (where < 0).any():
             row = int(rows[int(np.argmax(where < 0))])
             raise BadInputError(f"row {row} has no features: {self.status[row]}: {self.message[row]}")
-        return np.asarray(self.features[where], dtype=np.float32)
+        return np.asarray(self.features[where])
 
 
 def backbone_digest(backbone: Backbone) -> str:
@@ -103,7 +127,7 @@ def backbone_digest(backbone: Backbone) -> str:
     >>> backbone_digest(a) == backbone_digest(b)
     False
     """
-    hasher = hashlib.sha256(json.dumps(dataclasses.asdict(backbone.config), sort_keys=True).encode())
+    hasher = hashlib.sha256(json.dumps(backbone.config.to_dict(), sort_keys=True).encode())
     for name, tensor in sorted(backbone.state_dict().items()):
         array = tensor.detach().cpu().contiguous().numpy()
         hasher.update(f"{name} {array.dtype.str} {array.shape}".encode())

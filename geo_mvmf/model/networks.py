@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchvision.models
@@ -23,6 +24,7 @@ CHIP_NETWORKS = {"chip_resnet10": (1, 1, 1, 1), "chip_resnet18": (2, 2, 2, 2)}  
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Two old networks rescale inside to (x - 0.5) / 0.5; said here once instead of twice in a row there.
 _HALF_NORMALISED = ("googlenet", "inception_v3")
+NORMALISATIONS = ("fixed", "image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,10 @@ class BackboneConfig:
     embedding : int
         0, or 8..4096: a chip network's last maps are first widened to so many by a 1 x 1 convolution, which gives an
         output layer more features at little cost; 0 for torchvision's networks.
+    normalisation : {"fixed", "image"}
+        What is subtracted from each channel and divides it: the same two numbers for all images, or the mean and
+        the standard deviation of this image. By image a sensor's own gain and offset per band cancel out, and with
+        them how bright and of which colour an image is as a whole, which is a clue.
 
     Raises
     ------
@@ -63,6 +69,7 @@ class BackboneConfig:
     stem_stride: int = 1
     pool: int = 1
     embedding: int = 0
+    normalisation: str = "fixed"
 
     def __post_init__(self) -> None:
         if self.name not in names():
@@ -85,6 +92,22 @@ class BackboneConfig:
             )
         if self.embedding and not 8 <= self.embedding <= 4096:
             raise UsageError(f"backbone {self.name}: embedding {self.embedding} must be 0 or in 8..4096")
+        if self.normalisation not in NORMALISATIONS:
+            raise UsageError(
+                f"backbone {self.name}: normalisation is {self.normalisation!r}; one of {', '.join(NORMALISATIONS)} is "
+                "allowed"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as plain values; a normalisation that is fixed is left out, as before there was another.
+
+        Examples
+        --------
+        >>> "normalisation" in BackboneConfig("resnet18").to_dict()
+        False
+        """
+        values = dataclasses.asdict(self)
+        return values if self.normalisation != "fixed" else {k: v for k, v in values.items() if k != "normalisation"}
 
 
 def names() -> tuple[str, ...]:
@@ -256,7 +279,7 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
 
 
 def normalisation(config: BackboneConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixel values scaled to 0..1.
+    """Mean and standard deviation per channel of pixel values scaled to 0..1; 0 and 1 where each image has its own.
 
     Parameters
     ----------
@@ -267,6 +290,8 @@ def normalisation(config: BackboneConfig) -> tuple[tuple[float, ...], tuple[floa
     >>> normalisation(BackboneConfig("resnet18"))[0]
     (0.485, 0.456, 0.406)
     """
+    if config.normalisation == "image":
+        return (0.0,) * config.channels, (1.0,) * config.channels
     if config.name in _HALF_NORMALISED:
         return (0.5,) * config.channels, (0.5,) * config.channels
     if config.channels == 3:

@@ -1,5 +1,7 @@
 """Augmentation: a pure function of (seed, step, image), and each option does what it says and nothing else."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -12,14 +14,18 @@ EVERYTHING = Augmentation(
     max_aspect=1.3,
     flip=True,
     shift=2.0,
+    scale=0.2,
     rotate=10.0,
     brightness=0.1,
     contrast=0.2,
     saturation=0.2,
+    gamma=0.3,
     channel_gain=0.1,
     channel_offset=0.05,
     noise=0.02,
 )
+
+SIDES = slice(0, 24), slice(25, 49)
 
 
 @pytest.fixture
@@ -103,6 +109,40 @@ def test_a_rotation_keeps_the_centre_and_bounds_the_angle():
     angle = torch.rad2deg(torch.atan2(south, east))
     torch.testing.assert_close(torch.hypot(east, south), torch.full((200,), 12.0), rtol=0, atol=0.4)
     assert 18 < float(angle.abs().max()) < 21
+
+
+def test_a_zoom_keeps_the_centre_and_both_bounds():
+    """Two bright columns: how far they lie from each other is the factor, and their middle stays."""
+    images = torch.zeros((300, 1, 49, 49), dtype=torch.uint8)
+    images[:, :, :, [16, 32]] = 250
+    result = apply(images, Augmentation(scale=0.25), size=49)[:, 0, 24]
+    columns = torch.arange(49.0) - 24
+    left, right = ((result[:, part] * columns[part]).sum(dim=1) / result[:, part].sum(dim=1) for part in SIDES)
+    zoom = (right - left) / 16
+    torch.testing.assert_close(left, -right, rtol=0, atol=1e-3)
+    assert float(zoom.min()) == pytest.approx(1 / 1.25, abs=0.02)
+    assert float(zoom.max()) == pytest.approx(1.25, abs=0.02)
+    assert abs(float(zoom.log().mean())) < 0.03  # enlarged as often as reduced
+    assert torch.equal(apply(images, Augmentation(scale=1e-12), size=49).round(), (images / 255).round())
+
+
+def test_gamma_bends_each_image_by_one_power_within_bounds():
+    values = torch.linspace(1, 255, 16).to(torch.uint8).expand(400, 3, 16, 16)
+    result = apply(values, Augmentation(gamma=0.5))
+    power = result.log()[..., :-1] / (values.float() / 255).log()[..., :-1]  # the last value is 1
+    one = power[:, :1, :1, :1]
+    torch.testing.assert_close(power, one.expand_as(power), rtol=1e-3, atol=1e-4)
+    assert float(one.min()) == pytest.approx(1 / 1.5, rel=0.01)
+    assert float(one.max()) == pytest.approx(1.5, rel=0.01)
+    assert abs(float(one.log().mean())) < 0.03
+    assert torch.equal(result[..., -1], torch.ones_like(result[..., -1]))
+
+
+def test_new_options_draw_their_own_numbers(images):
+    """What was drawn before is drawn still: a zoom or a power of nearly one changes nothing else."""
+    before = dataclasses.replace(EVERYTHING, scale=0.0, gamma=0.0)
+    nearly = dataclasses.replace(EVERYTHING, scale=1e-9, gamma=1e-9)
+    torch.testing.assert_close(apply(images, nearly), apply(images, before), rtol=0, atol=1e-5)
 
 
 def test_a_random_crop_keeps_at_least_the_asked_share():

@@ -14,6 +14,7 @@ import torchvision
 from torchvision.models import _api
 
 from geo_mvmf.errors import BadBundleError, BadInputError, UsageError
+from geo_mvmf.model import backbones
 from geo_mvmf.model.backbones import BackboneConfig, backbone_skeleton, build_backbone, fill, names
 from geo_mvmf.model.networks import CHIP_NETWORKS
 
@@ -100,6 +101,35 @@ def test_pooling_averages_squares_of_the_last_maps(pixels):
     torch.testing.assert_close(quarters[:, :, 0, 1], maps[:, :, :half, half:].mean(dim=(2, 3)))
 
 
+def test_normalised_by_image_a_bands_gain_and_offset_cancel(pixels):
+    """A linear law of each band of each image changes nothing; with fixed numbers, the twin, it does."""
+    gain, offset = torch.tensor([0.5, 0.8, 1.1])[:, None, None], torch.tensor([0.3, 0.1, -0.05])[:, None, None]
+    values = 0.2 + 0.6 * pixels.float() / 255
+    by_image, fixed = (
+        build_backbone("chip_resnet10", width=8, normalisation=each).eval() for each in ("image", "fixed")
+    )
+    with torch.inference_mode():
+        torch.testing.assert_close(by_image(values * gain + offset), by_image(values), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(by_image(values[1:]), by_image(values)[1:])  # of its batch nothing
+        torch.testing.assert_close(by_image(pixels), by_image(pixels.float() / 255), rtol=1e-4, atol=1e-5)
+        assert float((fixed(values * gain + offset) - fixed(values)).abs().max()) > 0.05
+        plain = by_image(torch.full((1, 3, 32, 32), 77, dtype=torch.uint8))
+    assert bool(torch.isfinite(plain).all())
+    seen = backbones._normalised(torch.from_numpy(np.random.default_rng(0).random((2, 3, 9, 9))))
+    torch.testing.assert_close(seen.mean(dim=(2, 3)), torch.zeros(2, 3, dtype=torch.float64))
+    torch.testing.assert_close(seen.std(dim=(2, 3), correction=0), torch.ones(2, 3, dtype=torch.float64))
+
+
+def test_weights_know_which_normalisation_they_were_trained_with(tmp_path):
+    for own, other in (("fixed", "image"), ("image", "fixed")):
+        path = tmp_path / f"{own}.safetensors"
+        state = build_backbone("chip_resnet10", width=8, normalisation=own).state_dict()
+        safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, path)
+        build_backbone("chip_resnet10", width=8, weights=str(path), normalisation=own)
+        with pytest.raises(BadInputError, match=f"trained with normalisation '{own}', and '{other}' is asked for"):
+            build_backbone("chip_resnet10", width=8, weights=str(path), normalisation=other)
+
+
 def test_an_embedding_is_a_last_layer_of_so_many_maps(pixels):
     plain, wide = (build_backbone("chip_resnet10", width=8, pool=2, embedding=number) for number in (0, 96))
     assert wide(pixels).shape == (len(pixels), 96 * 4) == (len(pixels), wide.num_features)
@@ -143,6 +173,7 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone():
         ({"name": "resnet18", "pool": 2}, "can be chosen for"),
         ({"name": "resnet18", "embedding": 64}, "can be chosen for"),
         ({"name": "chip_resnet10", "embedding": 7}, r"8\.\.4096"),
+        ({"name": "resnet18", "normalisation": "batch"}, "'batch'; one of fixed, image"),
         ({"name": "resnet18", "channels": 0}, r"1\.\.64"),
         ({"name": "resnet18", "weights": "IMAGENET1K_V9"}, "IMAGENET1K_V1"),
         ({"name": "chip_resnet10", "weights": "IMAGENET1K_V1"}, "none"),

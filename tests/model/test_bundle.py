@@ -58,6 +58,21 @@ def test_a_loaded_bundle_predicts_the_same_bits(saved, pixels):
     assert (loaded.spec, loaded.metadata, loaded.path) == (original.spec, original.metadata, saved)
 
 
+def test_how_images_are_normalised_is_in_the_bundle_and_only_where_it_is_not_fixed(saved, pixels, tmp_path):
+    """Bundles of before have no such entry, and are read, and written to the same bytes, as ever."""
+    assert "normalisation" not in read_header(saved)["backbone"]
+    plain = untrained_bundle()
+    own = dataclasses.replace(plain, backbone=build_backbone("chip_resnet10", width=8, normalisation="image"))
+    save_bundle(own, tmp_path / "own.safetensors")
+    assert read_header(tmp_path / "own.safetensors")["backbone"]["normalisation"] == "image"
+    loaded = load_bundle(tmp_path / "own.safetensors", device="cpu")
+    paler = (60 + pixels // 2).astype(np.uint8)  # another gain and offset, and rounding
+    features = loaded.predict(pixels)[1]
+    np.testing.assert_array_equal(features, own.predict(pixels)[1])
+    assert np.abs(loaded.predict(paler)[1] - features).max() < 0.05 * np.abs(features).max()
+    assert own.content_sha256() != plain.content_sha256()
+
+
 def test_mixing_weights_are_normalised_and_features_have_the_right_shape(saved, pixels):
     log_mixing_weights, features = load_bundle(saved, device="cpu").predict(torch.from_numpy(pixels))
     assert (log_mixing_weights.shape, log_mixing_weights.dtype) == ((5, 6), np.float32)
@@ -208,6 +223,7 @@ CONFIG_ATTACKS = {
     "network of 10**9 channels": ({"backbone": {**BACKBONE, "channels": 10**9}}, "channels is 1000000000"),
     "embedding of one": ({"backbone": {**BACKBONE, "embedding": 1}}, "embedding 1 must be 0 or"),
     "embedding of 10**9": ({"backbone": {**BACKBONE, "embedding": 10**9}}, "embedding is 1000000000"),
+    "normalisation of another kind": ({"backbone": {**BACKBONE, "normalisation": "z"}}, "'z' is not fixed or image"),
     "other channels": ({"backbone": {**BACKBONE, "channels": 4}}, "do not fit backbone"),
     "option of the network": ({"backbone": {**BACKBONE, "weights": "http://x"}}, "unknown entries weights"),
     "head of another kind": ({"head": {"kind": "pickle"}}, "head kind 'pickle'"),
