@@ -36,7 +36,7 @@ def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
 
     Examples
     --------
-    >>> figure_of(4.0, 3.0)[0].get_figwidth()
+    >>> float(figure_of(4.0, 3.0)[0].get_figwidth())
     4.0
     """
     # The object interface: no pyplot, no global state, no window.

@@ -6,6 +6,7 @@ Every picture is inside the page, and nothing is loaded from elsewhere. File tex
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import os
 import re
@@ -32,7 +33,9 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
 body{color:var(--text);background:var(--page)}
 h1{font-size:1.7rem;line-height:1.25}h2{font-size:1.2rem;font-weight:600;margin:2.2rem 0 .5rem}
-figure{margin:0;overflow-x:auto}img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px}
+h3{font-size:1rem;font-weight:600;margin:1.2rem 0 .3rem}
+figure{margin:.6rem 0;overflow-x:auto}figcaption{color:var(--soft);font-size:.9rem;margin:.3rem 0 1rem}
+img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px}
 .note{background:var(--note);border-left:4px solid var(--mark);padding:.6rem 1rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem}
 th,td{padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
@@ -53,6 +56,31 @@ _MEASURES = {
     "nll_of_training_density_nats": ("The same of the training images' density", ".2f", "nats", ""),
     "gain_over_training_density_nats": ("Gain over the training images' density", ".2f", "nats", "no use: 0 nats"),
 }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Section:
+    """A part of a page about one question.
+
+    Parameters
+    ----------
+    heading : str
+    paragraphs : sequence of str
+        Plain text.
+    pictures : sequence of (caption, PNG bytes)
+    tables : sequence of (caption, DataFrame)
+        An empty caption is left out.
+
+    Examples
+    --------
+    >>> Section("Curves", ["The loss falls."]).tables
+    ()
+    """
+
+    heading: str
+    paragraphs: Sequence[str] = ()
+    pictures: Sequence[tuple[str, bytes]] = ()
+    tables: Sequence[tuple[str, pd.DataFrame]] = ()
 
 
 def figures(evaluation: Evaluation) -> pd.DataFrame:
@@ -98,6 +126,7 @@ def write_page(
     introduction: Sequence[str] = (),
     pictures: Sequence[tuple[str, bytes]] = (),
     tables: Sequence[tuple[str, pd.DataFrame]] = (),
+    sections: Sequence[Section] = (),
     run: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -113,6 +142,8 @@ def write_page(
         Paragraphs of plain text.
     pictures : sequence of (heading, PNG bytes)
     tables : sequence of (heading, DataFrame)
+    sections : sequence of Section
+        Behind these, in their order.
     run : mapping, optional
         Key and value of what made this page.
     overwrite : bool
@@ -136,6 +167,7 @@ def write_page(
     parts.append(f'<p class="note">{_text(_LIMITS)}</p>')
     parts += [_picture_html(heading, picture) for heading, picture in pictures]
     parts += [f"<h2>{_text(heading)}</h2>{_table_html(frame)}" for heading, frame in tables]
+    parts += [_section_html(section) for section in sections]
     if run:
         made = pd.DataFrame({"Option": sorted(run)}).assign(Value=lambda table: [run[key] for key in table["Option"]])
         parts.append(f"<h2>How this was made</h2>{_table_html(made.astype(str))}")
@@ -197,9 +229,22 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else _text(value)
 
 
+def _section_html(section: Section) -> str:
+    parts = [f"<h2>{_text(section.heading)}</h2>", *(f"<p>{_text(text)}</p>" for text in section.paragraphs)]
+    parts += [_figure_html(caption, picture, shown=True) for caption, picture in section.pictures]
+    for caption, frame in section.tables:
+        parts.append((f"<h3>{_text(caption)}</h3>" if caption else "") + _table_html(frame))
+    return f"<section>{''.join(parts)}</section>"
+
+
 def _picture_html(heading: str, picture: bytes) -> str:
+    return f"<h2>{_text(heading)}</h2>{_figure_html(heading, picture, shown=False)}"
+
+
+def _figure_html(caption: str, picture: bytes, *, shown: bool) -> str:
     data = base64.b64encode(picture).decode("ascii")
     kind = "map" if int.from_bytes(picture[16:20], "big") >= _WIDE_PIXELS else "chart"  # the width in a PNG's header
-    text = _text(heading)
+    text = _text(caption)
     image = f'<img class="{kind}" alt="{text}" src="data:image/png;base64,{data}">'
-    return f"<h2>{text}</h2><figure>{image}</figure>"
+    below = f"<figcaption>{text}</figcaption>" if shown else ""
+    return f"<figure>{image}{below}</figure>"

@@ -79,9 +79,52 @@ def median_of_clusters(values: npt.ArrayLike, clusters: npt.ArrayLike, *, seed: 
         return Estimate(math.nan, math.nan, math.nan, 0, n_nan)
     order = np.argsort(given, kind="stable")
     ordered, owner = given[order], place[order]
-    drawn = [_weighted_medians(ordered, weights[:, owner]) for weights in _weights(int(place.max()) + 1, seed)]
+    drawn = [_weighted_quantiles(ordered, weights[:, owner], 0.5) for weights in _weights(int(place.max()) + 1, seed)]
     middle = ordered[[(given.size - 1) // 2, given.size // 2]]
     return _estimate(float(middle.mean()), np.concatenate(drawn), given.size, n_nan)
+
+
+def quantile_of_clusters(values: npt.ArrayLike, clusters: npt.ArrayLike, share: float, *, seed: int = 0) -> Estimate:
+    """Give the value that a share of images do not exceed, with an interval over clusters.
+
+    Parameters
+    ----------
+    values : array_like of float, shape (n,)
+        As `median_of_clusters`.
+    clusters : array_like, shape (n,)
+        As `mean_of_clusters`.
+    share : float
+        0..1, as 0.9 for the distance within which nine of ten images are.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+        The least value that so many images do not exceed, with the percentile interval of 2000 resamples.
+
+    Raises
+    ------
+    ValueError
+        The share is none.
+
+    Examples
+    --------
+    >>> quantile_of_clusters(range(1, 11), range(10), 0.9).value
+    9.0
+    """
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"share {share} must be between 0 and 1")
+    numbers = np.asarray(values, dtype=np.float64).ravel()
+    n_nan = int(np.isnan(numbers).sum())
+    given, place, _ = _usable(np.where(np.isnan(numbers), np.inf, numbers), clusters)
+    if not given.size:
+        return Estimate(math.nan, math.nan, math.nan, 0, n_nan)
+    order = np.argsort(given, kind="stable")
+    ordered, owner = given[order], place[order]
+    drawn = [_weighted_quantiles(ordered, weights[:, owner], share) for weights in _weights(int(place.max()) + 1, seed)]
+    value = float(np.quantile(ordered, share, method="inverted_cdf"))
+    return _estimate(value, np.concatenate(drawn), given.size, n_nan)
 
 
 def _usable(values: npt.ArrayLike, clusters: npt.ArrayLike) -> tuple[FloatArray, IntArray, int]:
@@ -103,10 +146,10 @@ def _weights(clusters: int, seed: int) -> list[FloatArray]:
     ]
 
 
-def _weighted_medians(ordered: FloatArray, weights: FloatArray) -> FloatArray:
-    """Lower median of each resample; `weights` (k, n) in the order of the values."""
+def _weighted_quantiles(ordered: FloatArray, weights: FloatArray, share: float) -> FloatArray:
+    """Lower quantile of each resample; `weights` (k, n) in the order of the values."""
     total = np.cumsum(weights, axis=1)
-    return np.asarray(ordered[np.argmax(total >= total[:, -1:] / 2.0, axis=1)])
+    return np.asarray(ordered[np.argmax(total >= total[:, -1:] * share, axis=1)])
 
 
 def _estimate(value: float, drawn: FloatArray, n: int, n_nan: int) -> Estimate:
