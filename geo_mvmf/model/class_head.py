@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from geo_mvmf import s2
 from geo_mvmf.mixture import CellMixture
+from geo_mvmf.model.label_smoothing import EveryLabel, LabelSmoothing, NearLabels
 from geo_mvmf.model.loss import cross_entropy_loss
 from geo_mvmf.model.output_layer import initial_layer, log_softmax
 from geo_mvmf.model.streaming import WeightUpdate
@@ -29,6 +30,11 @@ class CrossEntropyHead(nn.Module):
         As in `MvmfHead`.
     seed : int
         As in `MvmfHead`.
+    label_smoothing_km : float, optional
+        The loss is then of PIGEON's smoothed labels, which fall by a factor of e on so many kilometres beyond the
+        nearest cell centre (theirs: 75), here divided by their sum: see `label_smoothing`. As it goes to 0 the target
+        becomes the cell with the nearest centre, which near a border may be another one than the cell around the
+        place. None: that cell alone, PlaNet's loss.
 
     Attributes
     ----------
@@ -38,7 +44,7 @@ class CrossEntropyHead(nn.Module):
     Raises
     ------
     ValueError
-        The cells are not ascending or overlap.
+        The cells are not ascending or overlap, or the smoothing's distance is not positive.
 
     Examples
     --------
@@ -51,12 +57,42 @@ class CrossEntropyHead(nn.Module):
     bias: nn.Parameter
 
     def __init__(
-        self, num_features: int, cell_ids: npt.ArrayLike, *, prior_counts: npt.ArrayLike | None = None, seed: int = 0
+        self,
+        num_features: int,
+        cell_ids: npt.ArrayLike,
+        *,
+        prior_counts: npt.ArrayLike | None = None,
+        seed: int = 0,
+        label_smoothing_km: float | None = None,
     ) -> None:
         super().__init__()
         self.weight_update: WeightUpdate | None = None
         self.cell_ids = _disjoint(np.asarray(cell_ids, dtype=np.uint64))
+        self.smooth_labels(label_smoothing_km)
         self.weight, self.bias = initial_layer(self.cell_ids.size, num_features, prior_counts=prior_counts, seed=seed)
+
+    def smooth_labels(self, tau_km: float | None) -> None:
+        """Choose the labels of the loss.
+
+        Parameters
+        ----------
+        tau_km : float, optional
+            `label_smoothing_km` of the class.
+
+        Raises
+        ------
+        ValueError
+            The distance is not positive.
+
+        Examples
+        --------
+        >>> head = CrossEntropyHead(2, s2.face_cells())
+        >>> head.smooth_labels(75.0)
+        >>> head.smoothing.tau_km
+        75.0
+        """
+        centres = s2.centre(self.cell_ids)
+        self.smoothing = None if tau_km is None else LabelSmoothing(centres, tau_km)
 
     def log_mixing_weights(self, features: Tensor) -> Tensor:
         """Give the log probability of each cell.
@@ -86,9 +122,9 @@ class CrossEntropyHead(nn.Module):
         *,
         reduction: str = "mean",
     ) -> Tensor:
-        """Give the cross entropy of the cell that holds the target, in nats.
+        """Give the cross entropy of the cell that holds the target, or with smoothed labels of those near it, in nats.
 
-        It is no negative log density: that is this plus the log of the cell's area.
+        It is no negative log density: see `negative_log_density`.
 
         Parameters
         ----------
@@ -109,7 +145,7 @@ class CrossEntropyHead(nn.Module):
         Raises
         ------
         ValueError
-            A target is in none of the cells.
+            A target is in none of the cells; with smoothed labels that is no matter.
 
         Examples
         --------
@@ -117,16 +153,49 @@ class CrossEntropyHead(nn.Module):
         >>> round(float(head.loss(torch.zeros(1, 2), torch.tensor([[1.0, 0.0, 0.0]])).detach().exp()), 3)
         6.0
         """
-        classes = torch.from_numpy(self.classes(target_directions.detach().double().cpu().numpy()))
         return cross_entropy_loss(
             features,
             self.weight,
             self.bias,
-            classes.to(features.device),
+            self._target(features, target_directions),
             sample_weight=sample_weight,
             reduction=reduction,
             weight_update=self.weight_update,
         )
+
+    def negative_log_density(self, features: Tensor, target_directions: Tensor) -> Tensor:
+        """Give minus the log of the predicted density at the targets, whatever the labels of the loss are.
+
+        Parameters
+        ----------
+        features : Tensor, shape (N, D)
+            Any floating type.
+        target_directions : Tensor, shape (N, 3)
+            Unit vectors, float64.
+
+        Returns
+        -------
+        Tensor of float64, shape (N,)
+            Nats per steradian, as the loss of `MvmfHead`: the cross entropy of the cell that holds the target, plus
+            the log of its area. No gradient.
+
+        Raises
+        ------
+        ValueError
+            A target is in none of the cells.
+
+        Examples
+        --------
+        >>> head = CrossEntropyHead(2, s2.face_cells())
+        >>> round(float(head.negative_log_density(torch.zeros(1, 2), torch.tensor([[1.0, 0.0, 0.0]]))), 3)
+        2.531
+        """
+        classes = self.classes(_numpy(target_directions))
+        target = torch.from_numpy(classes).to(features.device)
+        with torch.inference_mode():
+            losses = cross_entropy_loss(features, self.weight, self.bias, target, reduction="none")
+            area = torch.from_numpy(s2.area_sr(self.cell_ids[classes])).to(losses.device)
+            return losses.double() + area.log()
 
     def classes(self, directions: FloatArray) -> npt.NDArray[np.int64]:
         """Find the cell that holds each direction.
@@ -183,6 +252,13 @@ class CrossEntropyHead(nn.Module):
             probabilities = self.log_mixing_weights(features).double().exp().cpu().numpy()
         return shared_cells(self.cell_ids, probabilities)
 
+    def _target(self, features: Tensor, target_directions: Tensor) -> Tensor | NearLabels | EveryLabel:
+        directions = _numpy(target_directions)
+        if self.smoothing is None:
+            return torch.from_numpy(self.classes(directions)).to(features.device)
+        working = torch.float64 if torch.float64 in (features.dtype, self.weight.dtype) else torch.float32
+        return self.smoothing.labels(directions, working, features.device)
+
 
 def shared_cells(cell_ids: npt.NDArray[np.uint64], probabilities: FloatArray) -> CellMixture:
     """Make the densities of images that share their cells.
@@ -206,6 +282,10 @@ def shared_cells(cell_ids: npt.NDArray[np.uint64], probabilities: FloatArray) ->
     """
     n, c = probabilities.shape
     return CellMixture(np.tile(cell_ids, n), probabilities.ravel(), np.arange(n + 1, dtype=np.int64) * c)
+
+
+def _numpy(directions: Tensor) -> FloatArray:
+    return np.asarray(directions.detach().double().cpu().numpy())
 
 
 def _disjoint(cell_ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -60,6 +60,10 @@ class TrainingConfig:
     train_mean_directions, train_log_concentrations : bool
     floor : float, optional
         Density per steradian below which the likelihood is cut; None is exact.
+    label_smoothing_km : float, optional
+        Of a cross-entropy head: the labels of cells fall by a factor of e on so many kilometres beyond the nearest
+        centre (PIGEON's is 75). None: the cell that holds the place alone (PlaNet). The validation NLL is that of the
+        predicted density in both.
     optimiser : {"adam", "adamw"}
         `weight_decay` is the L2 gradient with adam (the authors' 1e-5), decoupled decay with adamw.
     fused_optimiser : {"none", "float32", "bfloat16"}
@@ -150,6 +154,7 @@ class TrainingConfig:
     train_mean_directions: bool = False
     train_log_concentrations: bool = False
     floor: float | None = None
+    label_smoothing_km: float | None = None
     optimiser: str = "adam"
     fused_optimiser: str = "none"
     learning_rate: float = 1e-4
@@ -317,12 +322,22 @@ def _check_combinations(config: TrainingConfig) -> None:
     if config.fused_optimiser != "none":
         _check_fused(config)
     _check_partition(config)
+    _check_smoothing(config)
     if config.augment.roam and config.stage != "finetune":
         raise UsageError(
             f"augment: roam is {config.augment.roam}: only stage finetune sees pixels and places; leave it out of "
             f"stage {config.stage}"
         )
     _check_start(config)
+
+
+def _check_smoothing(config: TrainingConfig) -> None:
+    if config.label_smoothing_km is not None and (config.stage == "backbone" or config.head != "cross_entropy"):
+        what = "stage backbone" if config.stage == "backbone" else f"head {config.head}"
+        raise UsageError(
+            f"label_smoothing_km is {config.label_smoothing_km:g}, but {what} has no S2 cells as labels; use head "
+            "cross_entropy, or leave it out"
+        )
 
 
 def _check_fused(config: TrainingConfig) -> None:

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from geo_mvmf.model import loss_passes, streaming
 from geo_mvmf.model.components import log_density, log_normaliser
+from geo_mvmf.model.label_smoothing import EveryLabel, NearLabels
 from geo_mvmf.model.output_layer import OutputLayer
+from geo_mvmf.model.pair_sums import TargetLogits
 
 __all__ = ["cross_entropy_loss", "log_density", "log_normaliser", "mvmf_loss", "reduce_losses"]
 
@@ -115,7 +117,7 @@ def cross_entropy_loss(
     features: Tensor,
     weight: Tensor,
     bias: Tensor,
-    target: Tensor,
+    target: Tensor | NearLabels | EveryLabel,
     *,
     sample_weight: Tensor | None = None,
     reduction: str = "mean",
@@ -133,8 +135,9 @@ def cross_entropy_loss(
         Of the output layer.
     bias : Tensor, shape (C,)
         Of the output layer.
-    target : Tensor of int64, shape (N,)
-        The true class of each row, 0..C - 1.
+    target : Tensor of int64, shape (N,); or NearLabels, or EveryLabel
+        The true class of each row, 0..C - 1; or shares of classes in it (`label_smoothing`), whose cross entropy is the
+        labelled mean of what it would be with each class.
     sample_weight, reduction, logit_budget_bytes, kept_type, weight_update
         As in `mvmf_loss`.
 
@@ -155,18 +158,14 @@ def cross_entropy_loss(
     4.0
     """
     _check_layer(features, weight, bias, reduction, kept_type, weight_update)
-    _check_shape("target", target, (features.shape[0],))
-    wrong = (target < 0) | (target >= weight.shape[0])
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0, 0])
-        raise ValueError(f"row {row} has class {int(target[row])}, not in 0..{weight.shape[0] - 1}")
+    labels = _labels(target, features.shape[0], weight.shape[0])
     how = loss_passes.options(features, None, logit_budget_bytes, kept_type, weight_update)
     with torch.autocast(features.device.type, enabled=False):
         losses: Tensor = _CrossEntropyLoss.apply(
             features,
             weight,
             bias,
-            target,
+            labels,
             how,
         )
         return reduce_losses(losses, sample_weight, reduction)
@@ -274,14 +273,27 @@ class _MvmfLoss(torch.autograd.Function):
 class _CrossEntropyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor, how: loss_passes.Options
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, labels: loss_passes.Labels, how: loss_passes.Options
     ) -> Tensor:
-        return loss_passes.class_forward(ctx, OutputLayer(features, weight, bias, how.product_type), target, how)
+        return loss_passes.class_forward(ctx, OutputLayer(features, weight, bias, how.product_type), labels, how)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return *loss_passes.class_backward(ctx, gradients[0], ctx.needs_input_grad[:3]), None, None
+
+
+def _labels(target: Tensor | NearLabels | EveryLabel, n: int, num_classes: int) -> loss_passes.Labels:
+    if not isinstance(target, Tensor):
+        if target.shape != (n, num_classes):
+            raise ValueError(f"labels are of {target.shape} rows and classes, expected {(n, num_classes)}")
+        return target
+    _check_shape("target", target, (n,))
+    wrong = (target < 0) | (target >= num_classes)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        raise ValueError(f"row {row} has class {int(target[row])}, not in 0..{num_classes - 1}")
+    return TargetLogits(target, num_classes)
 
 
 def _check_layer(

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from geo_mvmf.model import streaming
 from geo_mvmf.model.components import Components
+from geo_mvmf.model.label_smoothing import EveryLabel, NearLabels
 from geo_mvmf.model.numerators import EveryComponent, numerator_of
 from geo_mvmf.model.output_layer import OutputLayer
 from geo_mvmf.model.pair_sums import PairShares, TargetLogits
 
 LOGIT_BUDGET_BYTES = 1 << 28
 KEPT_TYPES = {None: None, "bfloat16": torch.bfloat16}
+Labels = TargetLogits | NearLabels | EveryLabel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,23 +164,21 @@ def mvmf_backward(ctx: Any, gradient: Tensor, needs: tuple[bool, ...]) -> tuple[
     return *found, *(each if need else None for each, need in zip(of_components, needs[3:], strict=True))
 
 
-def class_forward(ctx: Any, layer: OutputLayer, target: Tensor, how: Options) -> Tensor:
-    """Give the cross entropies of all rows; parameters as `mvmf_forward`, and the class (N,) of each row."""
-    numerator = TargetLogits(target, len(layer.weight))
-    sums = streaming.forward(layer, numerator, budget_bytes=how.budget_bytes, kept_type=how.kept_type)
+def class_forward(ctx: Any, layer: OutputLayer, labels: Labels, how: Options) -> Tensor:
+    """Give the cross entropies of all rows; parameters as `mvmf_forward`, and the labels of the classes."""
+    sums = streaming.forward(layer, labels, budget_bytes=how.budget_bytes, kept_type=how.kept_type)
     _keep(ctx, how, sums)
-    ctx.save_for_backward(layer.features, layer.weight, layer.bias, target, sums.denominator, sums.shifts)
-    return (sums.denominator - numerator.value()).to(layer.working)
+    ctx.labels = labels
+    ctx.save_for_backward(layer.features, layer.weight, layer.bias, sums.denominator, sums.shifts)
+    return (sums.denominator - labels.value()).to(layer.working)
 
 
 def class_backward(ctx: Any, gradient: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """Give the gradients by features, weight and bias; parameters as `mvmf_backward`, of three needs."""
     _begin_update(ctx)
-    features, weight, bias, target, denominator, shifts = ctx.saved_tensors
+    features, weight, bias, denominator, shifts = ctx.saved_tensors
     layer = OutputLayer(features, weight, bias, ctx.how.product_type)
-    rows = torch.arange(len(target), dtype=torch.int32, device=target.device)
-    shares = torch.ones(len(target), dtype=layer.working, device=target.device)
-    derivative = PairShares(rows, target.int(), shares, len(target), len(weight))
+    derivative = ctx.labels.derivative(layer.working)
     with torch.autocast(features.device.type, enabled=False):  # the caller's may still be on
         return _backward(ctx, layer, derivative, denominator, shifts, gradient.to(layer.working), needs)
 

@@ -42,6 +42,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "drop_below": (0, 1e12),
     "max_level": (1, 30),
     "floor": (0, 1e300),
+    "label_smoothing_km": (1e-3, 2e4),
     "learning_rate": (0, 10),
     "backbone_learning_rate": (0, 10),
     "mean_direction_learning_rate": (0, 1),

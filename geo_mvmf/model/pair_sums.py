@@ -91,6 +91,7 @@ class TargetLogits:
 
     def __init__(self, target: Tensor, num_components: int) -> None:
         rows = torch.arange(len(target), dtype=torch.int32, device=target.device)
+        self._shape = len(target), num_components
         self._pairs = PairLogits(rows, target.int(), len(target), num_components)
         self.gather = self._pairs.gather
 
@@ -102,6 +103,17 @@ class TargetLogits:
         value = torch.empty(len(self._pairs.rows), dtype=torch.float64, device=self._pairs.rows.device)
         value[self._pairs.rows.long()] = self._pairs.logits.double()
         return value
+
+    def derivative(self, working: torch.dtype) -> PairShares:
+        """Give the derivative of the value by the logits.
+
+        Parameters
+        ----------
+        working : torch.dtype
+            Of the logits.
+        """
+        rows, columns = self._pairs.rows, self._pairs.columns
+        return PairShares(rows, columns, torch.ones_like(rows, dtype=working), *self._shape)
 
 
 class PairShares:

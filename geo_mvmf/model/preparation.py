@@ -135,7 +135,7 @@ def prepare(
         targets = torch.from_numpy(labels)
         head = CountryHead(backbone.num_features, len(names), seed=config.seed)
     else:
-        head = old_head or _new_head(config, backbone.num_features, classes, ranks)
+        head = old_head or new_head(config, backbone.num_features, classes, ranks)
     return Prepared(
         config=config,
         image_set=image_set,
@@ -196,6 +196,27 @@ def image_spec(config: TrainingConfig, backbone: Backbone) -> ImageSpec:
         ground_km=config.ground_km,
         channels=config.channels,
     )
+
+
+def first_backbone(config: TrainingConfig) -> tuple[Backbone, ImageSpec]:
+    """Make the backbone that a run begins with, and say how images are prepared for it.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+
+    Returns
+    -------
+    Backbone, ImageSpec
+
+    Examples
+    --------
+    >>> config = TrainingConfig(stage="head", table="a.csv", out="run", backbone="chip_resnet10", backbone_width=8)
+    >>> first_backbone(config)[0].num_features
+    64
+    """
+    backbone, _, _, spec = _start(config, Ranks(alone=True))
+    return backbone, spec
 
 
 def _chips_folder(config: TrainingConfig) -> Path | None:
@@ -262,14 +283,34 @@ def _old_head(config: TrainingConfig, bundle: Bundle, ranks: Ranks) -> MvmfHead 
             "train_mean_directions": config.train_mean_directions,
             "train_log_concentrations": config.train_log_concentrations,
         }
-    return head_from_state(tensors, options, ranks=ranks)
+    head = head_from_state(tensors, options, ranks=ranks)
+    if isinstance(head, CrossEntropyHead):  # a bundle does not hold it: predictions do not depend on it
+        head.smooth_labels(config.label_smoothing_km)
+    return head
 
 
-def _new_head(
-    config: TrainingConfig, num_features: int, classes: Partition, ranks: Ranks
+def new_head(
+    config: TrainingConfig, num_features: int, classes: Partition, ranks: Ranks | None = None
 ) -> MvmfHead | CrossEntropyHead:
+    """Make the head that training begins with.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    num_features : int
+    classes : Partition
+        One for each component.
+    ranks : Ranks, optional
+        Processes that share the components.
+    """
     if config.head == "cross_entropy":
-        return CrossEntropyHead(num_features, classes.cell_ids, prior_counts=classes.counts, seed=config.seed)
+        return CrossEntropyHead(
+            num_features,
+            classes.cell_ids,
+            prior_counts=classes.counts,
+            seed=config.seed,
+            label_smoothing_km=config.label_smoothing_km,
+        )
     return MvmfHead(
         num_features,
         classes.mean_directions,

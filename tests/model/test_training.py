@@ -115,6 +115,7 @@ VARIANTS = {
         "validation": "blocks",
     },
     "baseline": {"head": "cross_entropy", "gradient_clip": 1.0, "balance": "area", "optimiser": "adamw"},
+    "smoothed labels": {"head": "cross_entropy", "stage": "head", "label_smoothing_km": 500.0},
     "dropout": {"backbone": "mobilenet_v3_small", "backbone_width": 64, "steps": 4, "crop": 32, "resize": 32},
     "head": {"stage": "head", "balance": "cell"},
     "fused": {"stage": "head", "fused_optimiser": "bfloat16", "ema_decay": 0.9},
