@@ -21,6 +21,8 @@ from geo_mvmf.inputs import tables
 from geo_mvmf.model.bundle import save_bundle
 from geo_mvmf.predictions import open_predictions
 
+RELIEF = Path(__file__).parents[1] / "sample_data" / "relief.tif"
+
 
 def run(*arguments):
     result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
@@ -133,6 +135,19 @@ def test_areas_have_layers_too(store, tmp_path):
     assert run(*cut).exit_code == 3
     assert run(*cut, "--layer", "seas").exit_code == 0
     assert pd.read_csv(tmp_path / "chips" / "chips.csv")["longitude"].between(0, 60).all()
+
+
+def test_seasons_need_no_other_source_and_parts_have_tables(tmp_path):
+    wishes = ("--ground-km", 1500, "--count", 8, "--size", 8, "--parts", "training=3, test=1", "--block-level", 3)
+    sources = [f"--season={name}={RELIEF}" for name in ("june", "july")]
+    done = run("chips", *sources, *wishes, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    names = ("chips", "training", "test")
+    assert done.stdout.splitlines() == [f"wrote {tmp_path / 'out' / name}.csv" for name in names]
+    tables = {name: pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in names}
+    assert sorted(tables["chips"]["season"]) == ["july"] * 8 + ["june"] * 8
+    assert len(tables["training"]) + len(tables["test"]) == 16
+    assert set(tables["test"]["part"]) == {"test"}
 
 
 def test_zones_without_names_are_said_with_the_columns_that_may_name_them(store, tmp_path):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from geo_mvmf.commands import options
+from geo_mvmf.commands import options, pairs
 from geo_mvmf.terminal import Reporter
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write (chips.csv, chips/).")
 @click.option("--count", default=1000, show_default=True, help="Places to cut.")
 @click.option("--size", default=64, show_default=True, help="Pixels along a side.")
@@ -21,6 +21,8 @@ from geo_mvmf.terminal import Reporter
 @click.option("--area", type=click.Path(path_type=Path), help="Polygon layer: cut only inside it.")
 @click.option("--layer", help="Of an area that is a GeoPackage with several. Default: the only one of polygons.")
 @click.option("--season", "seasons", multiple=True, help="NAME=SOURCE, repeatable: the same places in each season.")
+@click.option("--parts", help="NAME=SHARE,...: divide the places by whole blocks; NAME.csv holds each part.")
+@click.option("--block-level", type=int, help="Of the S2 cells that are blocks. Default: as wide as a chip.")
 @click.option("--min-valid", default=1.0, show_default=True, help="Least share of pixels with data.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--format", "kind", type=click.Choice(["png", "jpeg", "tif"]), default="png", show_default=True)
@@ -39,18 +41,26 @@ def chips(
     area: Path | None,
     layer: str | None,
     seasons: tuple[str, ...],
+    parts: str | None,
+    block_level: int | None,
     min_valid: float,
     seed: int,
     kind: str,
     overwrite: bool,
 ) -> None:
-    """Cut chips with a known place from georeferenced rasters SOURCES (files, or one folder of tiles)."""
+    """Cut chips with a known place from georeferenced rasters SOURCES (files, or one folder of tiles).
+
+    Rasters of the same region at other times are its seasons: name them by --season, SOURCES are not needed then.
+    """
+    named, shares = pairs.seasons(seasons), pairs.parts(parts)
+    if not sources and named is None:
+        raise click.UsageError("Missing argument 'SOURCES...': a raster, or --season NAME=SOURCE")
     from geo_mvmf.inputs import chips as module
     from geo_mvmf.inputs import polygons
 
     options.check_new(out, overwrite=overwrite)
     job = module.cut_chips(
-        list(sources) if len(sources) > 1 else sources[0],
+        list(sources) if len(sources) > 1 else next(iter(sources), None),
         out,
         count=count,
         size=size,
@@ -58,16 +68,20 @@ def chips(
         bands=options.bands(bands),
         stretch=options.stretch(stretch),
         area=area if area is None or layer is None else polygons.read_polygons(area, layer=layer),
-        seasons=options.seasons(seasons),
+        seasons=named,
+        parts=shares,
+        block_level=block_level,
         min_valid=min_valid,
         seed=seed,
         format=kind,
         overwrite=overwrite,
     )
     found = report.run(job)
-    report.wrote("table", found)
+    tables = {"table": found, **{f"table_{name}": found.with_name(f"{name}.csv") for name in shares or ()}}
+    for name, path in tables.items():
+        report.wrote(name, path)
     report.wrote("folder", out)
-    report.result(f"wrote {found}", counts={"chips": report.done})
+    report.result("\n".join(f"wrote {path}" for path in tables.values()), counts={"chips": report.done})
 
 
 @click.command()

@@ -139,37 +139,6 @@ def stretch(text: str | None) -> Any:
     return tuple(zip(values[::2], values[1::2], strict=True))
 
 
-def seasons(pairs: Iterable[str]) -> dict[str, Path] | None:
-    """Read NAME=SOURCE pairs.
-
-    Parameters
-    ----------
-    pairs : iterable of str
-
-    Returns
-    -------
-    dict of str to Path, or None
-        None where there is none.
-
-    Raises
-    ------
-    UsageError
-        If one has no name or no source, or a name comes twice.
-
-    Examples
-    --------
-    >>> sorted(seasons(["june=a.tif", "july=b.tif"]))
-    ['july', 'june']
-    """
-    found: dict[str, Path] = {}
-    for pair in pairs:
-        name, separator, source = pair.partition("=")
-        if not (name and separator and source) or name in found:
-            raise UsageError(f"--season {pair!r}: write NAME=SOURCE, each name once")
-        found[name] = Path(source)
-    return found or None
-
-
 def positive(option: str, value: float | None) -> float | None:
     """Refuse a number that is not above 0.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,11 +18,14 @@ from shapely.geometry.base import BaseGeometry
 from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.inputs import polygons
-from geo_mvmf.inputs.places import draw_places
+from geo_mvmf.inputs.places import DEEPEST_BLOCKS, draw_places
 from geo_mvmf.inputs.scenes import Scene
 
 Area: TypeAlias = "str | os.PathLike[str] | gpd.GeoDataFrame | BaseGeometry"
 """Polygons: a layer, by its path or read already, or a geometry in OGC:CRS84."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
+"""Of seasons and parts: they become file names."""
 
 _LEAST_ACCEPTED = 1e-3  # share of places; below it the wishes contradict the raster
 _FIRST_TRIES = 5_000
@@ -62,7 +67,8 @@ class Wishes:
 
     Attributes
     ----------
-    count, size, ground_km, bands, stretch, area, land, seed, places, min_valid, min_separation_km, overwrite
+    count, size, ground_km, bands, stretch, area, land, seed, places, min_valid, min_separation_km, parts, \
+block_level, overwrite
         As `chips.cut_chips`.
     form : str
         Its `format`.
@@ -84,6 +90,8 @@ class Wishes:
     places: str
     min_valid: float
     min_separation_km: float | None
+    parts: dict[str, float] | None
+    block_level: int | None
     form: str
     overwrite: bool
 
@@ -99,6 +107,24 @@ class Wishes:
             raise UsageError(f"places {self.places!r} is neither 'same' nor 'independent'")
         if isinstance(self.stretch, str) and self.stretch != "auto":
             raise UsageError(f"stretch {self.stretch!r} is neither 'auto' nor pairs of (low, high)")
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        if self.block_level is not None and not 0 <= self.block_level <= DEEPEST_BLOCKS:
+            raise UsageError(f"block_level {self.block_level} is not in 0..{DEEPEST_BLOCKS}")
+        if self.parts is None:
+            if self.block_level is not None:
+                raise UsageError(f"block_level {self.block_level} is given without parts; name them, or leave it out")
+            return
+        if len(self.parts) < 2:
+            raise UsageError(f"parts {self.parts} are fewer than two; name at least two with their shares")
+        for name, share in self.parts.items():
+            if not NAME.fullmatch(name) or name.lower() == "chips":
+                raise UsageError(
+                    f"part {name!r} cannot be the name of a table; use letters, digits, '.', '_', '-', and not 'chips'"
+                )
+            if not (math.isfinite(share) and share > 0.0):
+                raise UsageError(f"part {name!r} has the share {share}; a number above 0 is needed")
 
 
 def place_series(scenes: Mapping[str, Scene], bands: tuple[int, ...], wishes: Wishes) -> list[Iterator[Place]]:

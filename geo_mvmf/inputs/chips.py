@@ -11,7 +11,6 @@ import contextlib
 import csv
 import itertools
 import os
-import re
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,14 @@ import numpy as np
 from geo_mvmf import durable, sphere
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.inputs.chip_files import check_format, write_geotiff, write_picture
-from geo_mvmf.inputs.chip_series import Area, Chip, Place, Wishes, place_series
-from geo_mvmf.inputs.places import block_of, in_test_block
+from geo_mvmf.inputs.chip_series import NAME, Area, Chip, Place, Wishes, place_series
+from geo_mvmf.inputs.places import block_of, divide, in_test_block, level_of_blocks
 from geo_mvmf.inputs.scenes import Scene, Source, open_scene
 from geo_mvmf.inputs.stretches import Stretch, apply_stretch, check_stretch, percentile_stretch
 from geo_mvmf.progress import Progress
 
 __all__ = ["block_of", "cut_chips", "in_test_block"]
 
-_SEASON = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
 _COLUMNS = ("path", "image_id", "longitude", "latitude", "season", "source", "block")
 _STRETCH_PLACES = 64  # of each series, whose values decide an automatic stretch
 
@@ -50,6 +48,8 @@ def cut_chips(
     places: str = "same",
     min_valid: float = 1.0,
     min_separation_km: float | None = None,
+    parts: Mapping[str, float] | None = None,
+    block_level: int | None = None,
     format: str = "png",  # noqa: A002  the word users know
     overwrite: bool = False,
 ) -> Generator[Progress, None, Path]:
@@ -57,7 +57,7 @@ def cut_chips(
 
     The folder appears whole or not at all: ``chips/<image_id>.png``, the table ``chips.csv`` (path, image_id,
     longitude, latitude, season, source, block) and ``chips.json`` (how they were made, with the SHA-256 of every
-    source).
+    source). With `parts` it also holds a table of each part, and the column `part`.
 
     Parameters
     ----------
@@ -88,6 +88,11 @@ def cut_chips(
         Least share of pixels with data, 0..1, in every season.
     min_separation_km : float, optional
         Least distance between two centres.
+    parts : mapping of str to float, optional
+        Divide the places by whole blocks: the name of each part, such as "training" or "test", and its share of the
+        places, relatively. Chips near the edge of a block show ground of the next.
+    block_level : int, optional
+        The blocks are S2 cells of this level; by default the finest whose cells are as wide as a chip.
     format : "png", "jpeg" or "tif"
         PNG and JPEG hold 1 or 3 bands and carry no metadata; GeoTIFF chips lie in their own projection.
     overwrite : bool
@@ -108,7 +113,7 @@ def cut_chips(
     UsageError
         If an option is out of range, or a raster that is not uint8 comes without a stretch.
     BadInputError
-        If a raster or a polygon layer cannot be used, or too few places have data.
+        If a raster or a polygon layer cannot be used, too few places have data, or they lie in too few blocks.
     OutputError
         If the folder exists, or the disk refuses.
 
@@ -137,6 +142,8 @@ def cut_chips(
         places=places,
         min_valid=min_valid,
         min_separation_km=min_separation_km,
+        parts=None if parts is None else dict(parts),
+        block_level=level_of_blocks(ground_km) if parts and block_level is None else block_level,
         form=format,
         overwrite=overwrite,
     )
@@ -158,7 +165,7 @@ def _named_sources(
     if not named:
         raise UsageError("no raster was named to cut chips from")
     for name in named:
-        if name and not _SEASON.fullmatch(name):
+        if name and not NAME.fullmatch(name):
             raise UsageError(f"season {name!r} cannot be part of file names; use letters, digits, '.', '_', '-'")
     return named
 
@@ -176,7 +183,7 @@ def _job(sources: dict[str, Source], out: Path, wishes: Wishes) -> Generator[Pro
         durable.write_json(folder / "chips.json", description)
         (folder / "chips").mkdir()
         total = wishes.count * len(scenes)
-        rows: list[tuple[object, ...]] = []
+        rows: list[list[object]] = []
         for head, tail in zip(first, series, strict=True):
             remaining = itertools.islice(tail, wishes.count - len(head))
             for number, place in enumerate(itertools.chain(head, remaining)):
@@ -186,7 +193,7 @@ def _job(sources: dict[str, Source], out: Path, wishes: Wishes) -> Generator[Pro
                     _write(folder / path, chip, place, stretch, description)
                     rows.append(_row(path.as_posix(), name, place, season, scenes[season]))
                     yield Progress("cut", len(rows), total)
-        _write_table(folder / "chips.csv", rows)
+        _write_tables(folder, rows, wishes)
     return out / "chips.csv"
 
 
@@ -223,12 +230,14 @@ def _describe(
 ) -> dict[str, Any]:
     return {
         "bands": list(bands),
+        "block_level": wishes.block_level,
         "channels": len(bands),
         "count": wishes.count,
         "format": wishes.form,
         "ground_km": wishes.ground_km,
         "min_separation_km": wishes.min_separation_km,
         "min_valid": wishes.min_valid,
+        "parts": wishes.parts,
         "places": wishes.places,
         "projection": f"azimuthal equidistant about each centre, sphere of {sphere.EARTH_RADIUS_KM} km",
         "seed": wishes.seed,
@@ -259,14 +268,26 @@ def _write(path: Path, chip: Chip, place: Place, stretch: Stretch | None, descri
     )
 
 
-def _row(path: str, name: str, place: Place, season: str, scene: Scene) -> tuple[object, ...]:
+def _row(path: str, name: str, place: Place, season: str, scene: Scene) -> list[object]:
     source = scene.paths[0].name if len(scene.paths) == 1 else scene.paths[0].parent.name
     block = int(block_of(place.longitude, place.latitude))
-    return path, name, repr(place.longitude), repr(place.latitude), season, source, block
+    return [path, name, repr(place.longitude), repr(place.latitude), season, source, block]
 
 
-def _write_table(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
+def _write_tables(folder: Path, rows: list[list[object]], wishes: Wishes) -> None:
+    if wishes.parts is None:
+        _write_table(folder / "chips.csv", _COLUMNS, rows)
+        return
+    longitude, latitude = (np.array([row[column] for row in rows], dtype=np.float64) for column in (2, 3))
+    found = divide(longitude, latitude, wishes.parts, level=int(wishes.block_level or 0), seed=wishes.seed)
+    columns, rows = (*_COLUMNS, "part"), [[*row, str(part)] for row, part in zip(rows, found, strict=True)]
+    _write_table(folder / "chips.csv", columns, rows)
+    for name in wishes.parts:
+        _write_table(folder / f"{name}.csv", columns, [row for row in rows if row[-1] == name])
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        writer.writerow(columns)
         writer.writerows(rows)

@@ -1,22 +1,24 @@
 """Where chips are cut: places drawn uniformly over an area of the sphere, and the blocks that split them.
 
 A random split of places of one mosaic measures memory, because neighbouring chips share pixels; a split by blocks of
-longitude and latitude measures what was learnt.
+longitude and latitude, or by whole S2 cells, measures what was learnt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-from geo_mvmf import sphere
+from geo_mvmf import s2, sphere
 from geo_mvmf.errors import BadInputError, UsageError
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+
+DEEPEST_BLOCKS = 20  # 9 m
 
 _DRAWN_AT_ONCE = 4096
 _MOST_DRAWS_PER_PLACE = 2_000_000  # inside its rectangle; an area thinner than that is a mistake
@@ -138,6 +140,81 @@ def in_test_block(
         raise UsageError(f"every {every} is not a positive number of blocks")
     row, column = _row_and_column(longitude, latitude, height, width)
     return np.asarray((row + column) % every == 0)  # NaN is never 0
+
+
+def level_of_blocks(width_km: float) -> int:
+    """Give the finest S2 level whose cells are on average at least so wide.
+
+    Parameters
+    ----------
+    width_km : float
+        Such as the side of a chip.
+
+    Returns
+    -------
+    int
+        0..`DEEPEST_BLOCKS`.
+
+    Examples
+    --------
+    >>> level_of_blocks(1000.0), level_of_blocks(30.0)
+    (3, 8)
+    """
+    edges = s2.edge_length(np.arange(DEEPEST_BLOCKS + 1)) * sphere.EARTH_RADIUS_KM
+    return max(int(np.count_nonzero(edges >= width_km)) - 1, 0)
+
+
+def divide(
+    longitude: npt.ArrayLike, latitude: npt.ArrayLike, shares: Mapping[str, float], *, level: int, seed: int
+) -> npt.NDArray[np.str_]:
+    """Divide places into parts by whole blocks, which are S2 cells of one level.
+
+    The blocks come in random order, and each goes to the part that most of its share is missing from.
+
+    Parameters
+    ----------
+    longitude, latitude : array_like of float, shape (n,)
+        Degrees.
+    shares : mapping of str to float
+        How many of the places each part shall have, relatively; one block more or less.
+    level : int
+        Of the S2 cells.
+    seed : int
+        Decides the order of the blocks.
+
+    Returns
+    -------
+    ndarray of str, shape (n,)
+        The part of each place.
+
+    Raises
+    ------
+    BadInputError
+        If the places lie in so few blocks that a part gets none.
+
+    Examples
+    --------
+    >>> lam, phi = np.meshgrid(np.arange(0.0, 40.0), np.arange(0.0, 40.0))
+    >>> part = divide(lam.ravel(), phi.ravel(), {"training": 3, "test": 1}, level=5, seed=0)
+    >>> float((part == "test").mean())
+    0.248125
+    """
+    blocks, block, number = np.unique(
+        s2.cell_ids(sphere.to_directions(longitude, latitude), level), return_inverse=True, return_counts=True
+    )
+    wanted = np.array(list(shares.values()), dtype=np.float64)
+    missing = wanted / wanted.sum() * block.size
+    chosen = np.empty(len(blocks), dtype=np.int64)
+    for each in np.random.default_rng(seed).permutation(len(blocks)):
+        chosen[each] = np.argmax(missing)
+        missing[chosen[each]] -= number[each]
+    names = list(shares)
+    if empty := [name for part, name in enumerate(names) if part not in chosen]:
+        raise BadInputError(
+            f"part {empty[0]!r} gets none of the {len(blocks)} blocks, S2 cells of level {level}, that the "
+            f"{block.size} places lie in; choose smaller blocks (a larger level), a larger area, or fewer parts"
+        )
+    return np.array(names)[chosen][block]
 
 
 def _row_and_column(

@@ -19,7 +19,7 @@ import shapely
 from PIL import Image
 from rasterio.transform import Affine
 
-from geo_mvmf import durable, progress, sphere
+from geo_mvmf import durable, progress, s2, sphere
 from geo_mvmf.errors import BadInputError, OutputError, UsageError
 from geo_mvmf.inputs import chip_files, chip_series, chips, places, raster_files, scenes, stretches, tables
 
@@ -472,3 +472,79 @@ def test_chip_tags_of_strangers_are_not_believed():
     assert chip_files.read_description({"GEO_MVMF_CHIP": "{" * 50_000}) is None
     assert chip_files.read_description({"GEO_MVMF_CHIP": "[" * 70_000}) is None
     assert chip_files.read_description({"GEO_MVMF_CHIP": "no json"}) is None
+
+
+# -------------------------------------------------------------------------------------------------------- parts
+
+
+def blocks_in_two_parts(longitude, latitude, part, level):
+    """S2 cells of the level that hold places of several parts."""
+    cells = s2.cell_ids(sphere.to_directions(longitude, latitude), level)
+    pairs = set(zip(cells.tolist(), np.asarray(part).tolist(), strict=True))
+    return len(pairs) - len(set(cells.tolist()))
+
+
+def test_parts_are_whole_blocks_of_the_wanted_shares():
+    longitude, latitude = sphere.to_longitude_latitude(sphere.random_directions(4000, np.random.default_rng(1)))
+    shares = {"training": 7, "calibration": 1.5, "test": 1.5}
+    part = places.divide(longitude, latitude, shares, level=4, seed=0)
+    assert blocks_in_two_parts(longitude, latitude, part, 4) == 0
+    for name, share in shares.items():
+        assert (part == name).mean() == pytest.approx(share / 10, abs=0.01)  # a block of level 4 holds 0.1 % or less
+    other = places.divide(longitude, latitude, shares, level=4, seed=1)
+    assert 0.4 < (part == other).mean() < 0.65  # 0.7^2 + 2 * 0.15^2, were they independent
+    order = np.random.default_rng(2).permutation(4000)
+    again = places.divide(longitude[order], latitude[order], shares, level=4, seed=0)
+    assert np.array_equal(again, part[order])
+    # the broken twin: places divided one by one tear blocks apart
+    assert blocks_in_two_parts(longitude, latitude, np.random.default_rng(0).permutation(part), 4) > 100
+
+
+def test_blocks_are_as_wide_as_a_chip():
+    for level in range(1, 15):
+        edge = float(s2.edge_length(level)) * sphere.EARTH_RADIUS_KM
+        assert places.level_of_blocks(edge * 0.999) == level
+        assert places.level_of_blocks(edge * 1.001) == level - 1
+    assert places.level_of_blocks(1e5) == 0
+    assert places.level_of_blocks(1e-9) == places.DEEPEST_BLOCKS
+
+
+def test_each_part_has_a_table_and_keeps_the_seasons_of_a_place(photo_world, tmp_path):
+    sources = {"june": photo_world, "july": photo_world}
+    table = cut(sources, tmp_path / "out", count=60, parts={"training": 2, "test": 1}, block_level=2)
+    rows = rows_of(table)
+    parts = {name: rows_of(tmp_path / "out" / f"{name}.csv") for name in ("training", "test")}
+    assert [row for row in rows if row["part"] == "test"] == parts["test"]
+    assert sorted(row["image_id"] for part in parts.values() for row in part) == sorted(row["image_id"] for row in rows)
+    assert len({(row["longitude"], row["part"]) for row in rows}) == 60  # both seasons of a place in one part
+    found = json.loads((tmp_path / "out" / "chips.json").read_text())
+    assert (found["parts"], found["block_level"]) == ({"training": 2, "test": 1}, 2)
+    assert len(tables.read_image_table(tmp_path / "out" / "test.csv")) == len(parts["test"])
+    plain = rows_of(cut(sources, tmp_path / "plain", count=60))
+    assert [{key: row[key] for key in plain[0]} for row in rows] == plain  # the same chips, whatever they are for
+    assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == ["chips", "chips.csv", "chips.json"]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"parts": {"all": 1}}, "fewer than two"),
+        ({"parts": {"a": 1, "chips": 1}}, "'chips'"),
+        ({"parts": {"a": 1, "../b": 1}}, "'../b'"),
+        ({"parts": {"a": 1, "b": 0}}, "share 0"),
+        ({"parts": {"a": 1, "b": float("nan")}}, "share nan"),
+        ({"block_level": 3}, "block_level 3 is given without parts"),
+        ({"parts": {"a": 1, "b": 1}, "block_level": 31}, "block_level 31"),
+    ],
+)
+def test_parts_that_make_no_sense_are_refused(photo_world, tmp_path, wishes, message):
+    with pytest.raises(UsageError, match=message):
+        cut(photo_world, tmp_path / "out", **wishes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_without_a_block_is_told_with_what_to_do(photo_world, tmp_path):
+    area = shapely.box(10, 10, 12, 12)
+    with pytest.raises(BadInputError, match=r"part 'test' gets none of the 1 blocks.* smaller blocks"):
+        cut(photo_world, tmp_path / "out", area=area, ground_km=300.0, parts={"a": 1, "test": 1}, block_level=0)
+    assert list(tmp_path.iterdir()) == []
