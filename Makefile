@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built-from-pyproject
 
-.PHONY: help demo test test-hard check bench sample plugin qgis-newest qgis-screenshots clean
+.PHONY: help demo test test-hard check bench experiments sample plugin qgis-newest qgis-screenshots clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,19 @@ bench: $(STAMP)  ## measure; figures go to benchmarks/results (about two hours o
 	@$(BIN)/python benchmarks/predict_cost.py
 	@$(BIN)/python benchmarks/predict_scale.py
 	@$(BIN)/python benchmarks/throughput.py
+
+# DATA is the folder that docs/experiments/README.md describes; what OUT holds already is used again.
+SCALE ?= small
+OUT ?= experiments_output
+experiments: $(STAMP)  ## run the paper's experiments: make experiments DATA=folder [SCALE=small|full] [OUT=folder]
+	@test -n "$(DATA)" || { echo "give the imagery: make experiments DATA=folder; see docs/experiments/README.md"; exit 2; }
+	@$(BIN)/python experiments/fig2.py
+	@$(BIN)/python experiments/theory.py --scale $(SCALE)
+	@$(BIN)/python experiments/fig3.py --data $(DATA) --out $(OUT) --scale $(SCALE)
+	@$(BIN)/python experiments/fig4.py --data $(DATA) --out $(OUT) --scale $(SCALE)
+	@$(BIN)/python experiments/fig5.py --data $(DATA) --out $(OUT) --scale $(SCALE)
+	@$(BIN)/python experiments/fig6.py --data $(DATA) --out $(OUT) --scale $(SCALE)
+	@$(BIN)/python experiments/table1.py --data $(DATA) --out $(OUT) --scale $(SCALE)
 
 sample: $(STAMP)  ## regenerate sample_data/ from Natural Earth
 	@$(BIN)/python sample_data/make_sample_data.py

@@ -25,12 +25,13 @@ import numpy.typing as npt
 import pandas as pd
 import record
 import shapely
+from imagery import BLOCK, BUFFERED, NEW, ROAM, SIZE, Bar, cut_split, georeference, group_of, kept_out, land_area
 from matplotlib import colors
 from matplotlib.figure import Figure
 from record import HERE, RESULTS
 
-from geo_mvmf import durable, evaluation, metrics, predicting, predictions, progress, sphere, terminal
-from geo_mvmf.inputs import chips, images, places, polygons, scenes, tables
+from geo_mvmf import durable, evaluation, metrics, predicting, predictions, progress, sphere
+from geo_mvmf.inputs import images, tables
 from geo_mvmf.inputs.images import ImageSpec
 from geo_mvmf.maps import estimates
 from geo_mvmf.model import training
@@ -40,11 +41,6 @@ from geo_mvmf.model.neighbours import NearestNeighbours
 FloatArray = npt.NDArray[np.float64]
 
 TRAINED, UNSEEN = ("01", "04", "07", "10"), ("02", "05", "08", "11")
-GROUND_KM, SIZE, ROAM = 475.0, 64, 2  # of a chip; ROAM as in blue_marble.toml
-PIXEL_KM = GROUND_KM / SIZE
-BUFFER_KM = 475.0
-NEW, BLOCK, BUFFERED, BESIDE = "new places", "test blocks", "test blocks + 475 km buffer", "in a buffer"
-KM_PER_DEGREE = np.pi / 180.0 * sphere.EARTH_RADIUS_KM
 THRESHOLDS_KM = (25.0, 200.0, 750.0, 2500.0)
 RESAMPLES = 1000
 PARTS = ("cut chips", "train", "predict", "evaluate")
@@ -56,15 +52,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     clock = Clock(options.out / "seconds.json")
     months = georeference(options.data, options.out / "months")
-    land = shapely.intersection(
-        polygons.union_area(polygons.read_polygons(options.land)), shapely.box(-180.0, -60.0, 180.0, 70.0)
-    )
-    side = SIZE + 2 * ROAM
-    trained = {month: months[month] for month in TRAINED}
-    # other places in every month: four times as many as if each were cut in all, and a month is no copy of another
-    wanted = {"count": options.places, "places": "independent", "size": side, "ground_km": PIXEL_KM * side, "seed": 1}
-    cut(trained, options.out / "training", area=shapely.difference(land, kept_out()), **wanted)
-    cut(months, options.out / "test", area=land, count=options.test_places, size=SIZE, ground_km=GROUND_KM, seed=2)
+    land = land_area(options.land)
+    cut_split(months, TRAINED, options.out, land=land, places=options.places, test_places=options.test_places)
     clock.lap("cut chips")
     bundle = train(options)
     clock.lap("train")
@@ -108,67 +97,6 @@ class Clock:
         print(f"{name}: {now - self.last:.0f} s", flush=True)
         self.laps[name], self.last = max(now - self.last, self.laps.get(name, 0.0)), now
         durable.write_json(self.kept, self.laps, overwrite=True)
-
-
-class Bar(terminal.Reporter):
-    """A bar on a terminal, nothing elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__("bar" if sys.stderr.isatty() else "none")
-
-
-def georeference(data: Path, folder: Path) -> dict[str, Path]:
-    """Give the eight pictures of the whole Earth their place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for month in sorted((*TRAINED, *UNSEEN)):
-        found[month] = folder / f"{month}.tif"
-        if not found[month].exists():
-            picture = data / f"world.2004{month}.3x5400x2700.jpg"
-            scenes.georeference(picture, found[month], bounds=(-180.0, -90.0, 180.0, 90.0))
-    return found
-
-
-def cut(seasons: dict[str, Path], folder: Path, **wishes: Any) -> None:
-    """Cut chips, unless they are there."""
-    if not folder.exists():
-        progress.run(chips.cut_chips(seasons, folder, **wishes), Bar())
-
-
-def kept_out() -> shapely.Geometry:
-    """Where no training chip may be centred, wherever its crop roams: test blocks, some of them with a buffer."""
-    found = []
-    for row in range(-9, 9):
-        for column in range(-12, 12):
-            west, south = 15.0 * column, 10.0 * row
-            if places.in_test_block(west + 7.5, south + 5.0):
-                pad = ROAM * PIXEL_KM + (BUFFER_KM if is_buffered(west + 7.5) else 0.0)
-                found.append(padded(west, south, west + 15.0, south + 10.0, pad))
-    return shapely.union_all(found)
-
-
-def is_buffered(longitude: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Whether training keeps away from a test block by `BUFFER_KM`: every fifth column of blocks."""
-    column = np.floor(((np.asarray(longitude) + 180.0) % 360.0) / 15.0)
-    return np.asarray(column % 5 == 2)
-
-
-def padded(west: float, south: float, east: float, north: float, pad_km: float) -> shapely.Geometry:
-    """Give a block grown by some kilometres on every side, also over 180 degrees."""
-    down = pad_km / KM_PER_DEGREE
-    furthest = min(max(abs(south), abs(north)) + down, 85.0)
-    across = down / np.cos(np.radians(furthest))
-    boxes = [
-        shapely.box(west - across + turn, south - down, east + across + turn, north + down) for turn in (-360, 0, 360)
-    ]
-    return shapely.intersection(shapely.union_all(boxes), shapely.box(-180.0, -90.0, 180.0, 90.0))
-
-
-def group_of(longitude: FloatArray, latitude: FloatArray) -> npt.NDArray[np.str_]:
-    """Which row of the table a test place belongs to."""
-    tested = places.in_test_block(longitude, latitude)
-    near = shapely.contains_xy(kept_out(), longitude, latitude)
-    return np.select([tested & is_buffered(longitude), tested, near], [BUFFERED, BLOCK, BESIDE], NEW)
 
 
 def train(options: argparse.Namespace) -> training.Bundle:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import shapely
 import torch
+from scipy import spatial
 
 from geo_mvmf import sphere
 from geo_mvmf.inputs import places
@@ -27,8 +28,8 @@ def experiment():
 
 
 @pytest.fixture(scope="module")
-def blue_marble(experiment):
-    return experiment("blue_marble")
+def imagery(experiment):
+    return experiment("imagery")
 
 
 def drawn(area, count, seed=0):
@@ -37,15 +38,15 @@ def drawn(area, count, seed=0):
 
 
 @pytest.fixture(scope="module")
-def training(blue_marble):
+def training(imagery):
     """Places where training chips may be centred, many of them just outside what is kept out."""
     world = shapely.box(-180.0, -60.0, 180.0, 70.0)
-    edge = shapely.difference(shapely.intersection(blue_marble.kept_out().buffer(0.3), world), blue_marble.kept_out())
-    return np.concatenate([drawn(edge, 2000), drawn(shapely.difference(world, blue_marble.kept_out()), 2000)], axis=1)
+    edge = shapely.difference(shapely.intersection(imagery.kept_out().buffer(0.3), world), imagery.kept_out())
+    return np.concatenate([drawn(edge, 2000), drawn(shapely.difference(world, imagery.kept_out()), 2000)], axis=1)
 
 
-def test_no_crop_roams_into_a_test_block(blue_marble, training):
-    reach_km = blue_marble.ROAM * blue_marble.PIXEL_KM * 0.999
+def test_no_crop_roams_into_a_test_block(imagery, training):
+    reach_km = imagery.ROAM * imagery.PIXEL_KM * 0.999
     for bearing in range(0, 360, 15):  # along the border of the square over which the crop's middle roams
         side = max(abs(np.cos(np.radians(bearing))), abs(np.sin(np.radians(bearing))))
         assert not places.in_test_block(*sphere.destination(*training, bearing, reach_km / side)).any()
@@ -53,28 +54,28 @@ def test_no_crop_roams_into_a_test_block(blue_marble, training):
     assert places.in_test_block(*sphere.destination(*training, 0.0, 2.0 * reach_km)).any()
 
 
-def test_buffered_blocks_share_no_pixel_with_training(blue_marble, training):
+def test_buffered_blocks_share_no_pixel_with_training(imagery, training):
     tested = drawn(shapely.box(-180.0, -60.0, 180.0, 70.0), 20_000, seed=1)
-    tested = tested[:, blue_marble.group_of(*tested) == blue_marble.BUFFERED]
+    tested = tested[:, imagery.group_of(*tested) == imagery.BUFFERED]
     assert tested.shape[1] > 200
     far = sphere.great_circle_distance_km(tested[0][:, None], tested[1][:, None], *training[:, None, :])
-    assert far.min() > blue_marble.GROUND_KM
+    assert far.min() > imagery.GROUND_KM
     # the broken twin: the same blocks without their buffer
-    plain = drawn(blue_marble.padded(-150.0 + 0.01, 10.0, -135.0, 20.0, 30.0), 50)
-    assert sphere.great_circle_distance_km(*plain[:, :, None], *training[:, None, :]).min() < blue_marble.GROUND_KM
+    plain = drawn(imagery.padded(-150.0 + 0.01, 10.0, -135.0, 20.0, 30.0), 50)
+    assert sphere.great_circle_distance_km(*plain[:, :, None], *training[:, None, :]).min() < imagery.GROUND_KM
 
 
-def test_groups_cover_all_places_once(blue_marble):
+def test_groups_cover_all_places_once(imagery):
     found = drawn(shapely.box(-180.0, -60.0, 180.0, 70.0), 5000, seed=2)
-    group = blue_marble.group_of(*found)
+    group = imagery.group_of(*found)
     tested = places.in_test_block(*found)
-    assert np.isin(group[tested], [blue_marble.BLOCK, blue_marble.BUFFERED]).all()
-    assert np.isin(group[~tested], [blue_marble.NEW, blue_marble.BESIDE]).all()
-    assert set(group) == {blue_marble.NEW, blue_marble.BLOCK, blue_marble.BUFFERED, blue_marble.BESIDE}
+    assert np.isin(group[tested], [imagery.BLOCK, imagery.BUFFERED]).all()
+    assert np.isin(group[~tested], [imagery.NEW, imagery.BESIDE]).all()
+    assert set(group) == {imagery.NEW, imagery.BLOCK, imagery.BUFFERED, imagery.BESIDE}
 
 
-def test_training_places_are_new_places(blue_marble, training):
-    assert (blue_marble.group_of(*training) == blue_marble.NEW).all()
+def test_training_places_are_new_places(imagery, training):
+    assert (imagery.group_of(*training) == imagery.NEW).all()
 
 
 # --- the paper's figures and tables ------------------------------------------------------------------------------
@@ -115,3 +116,34 @@ def test_theory_finds_the_least_of_a_loss(experiment):
     assert torch.allclose(found, wanted, atol=1e-5)
     pulled = theory.fit(lambda weight, _: (weight - wanted).square().sum(), torch.zeros(1, 2), slice(0, 1), 2.0)
     assert torch.allclose(pulled, wanted / 2.0, atol=1e-5)
+
+
+def test_voronoi_cells_of_fig3_are_those_of_the_sphere(experiment):
+    """Against scipy's spherical Voronoi diagram where that works, and by nearness where points are metres apart."""
+    fig3 = experiment("fig3")
+    centre = sphere.to_directions(-0.13, 51.5)
+    points = sphere.to_directions(*sphere.destination(-0.13, 51.5, *_drawn_around(200, 3000.0)))
+    ours = fig3.voronoi(points, centre, 4000.0)
+    # the ones at the rim reach round the Earth, where the two diagrams have other neighbours
+    ours = [corners for corners in ours if (corners @ centre).min() > np.cos(3000.0 / sphere.EARTH_RADIUS_KM)]
+    diagram = spatial.SphericalVoronoi(np.concatenate([points, -centre[None]]))
+    areas = np.sort(diagram.calculate_areas()[:200])
+    found = np.sort([_area(corners) for corners in ours])
+    assert len(found) > 140
+    assert np.abs(areas[np.searchsorted(areas, found * (1 - 1e-9))] / found - 1.0).max() < 1e-9
+    close = sphere.to_directions(*sphere.destination(-0.13, 51.5, *_drawn_around(150, 0.2)))
+    for corners in fig3.voronoi(close, centre):
+        distance = np.sort(np.linalg.norm(corners[:, None] - close[None], axis=2), axis=1)
+        assert (np.ptp(distance[:, :3], axis=1) < 1.6e-10).all()  # three are equally near, to a millimetre
+
+
+def _drawn_around(count, reach_km):
+    generator = np.random.default_rng(5)
+    return generator.uniform(0, 360, count), reach_km * np.sqrt(generator.random(count))
+
+
+def _area(corners):
+    """Of a spherical polygon: the sum of its triangles (van Oosterom and Strackee 1983)."""
+    a, b, c = corners[0], corners[1:-1], corners[2:]
+    triple = (a * np.cross(b, c)).sum(axis=1)
+    return np.abs(2.0 * np.arctan2(triple, 1.0 + b @ a + c @ a + (b * c).sum(axis=1)).sum())

@@ -1,0 +1,96 @@
+"""Figures of merit over test chips, with intervals over places: the months of one place are no new evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import imagery
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from geo_mvmf import resampling
+from geo_mvmf.metrics import Estimate
+
+THRESHOLDS_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)
+BELOW_PIXELS_KM = 22.0  # three pixels: an accuracy within less says more of the pixels than of the method
+GROUPS = ((imagery.NEW, "month unseen"), (imagery.NEW, "season unseen"), (imagery.BLOCK, "month unseen"))
+Columns = dict[str, tuple[npt.NDArray[np.float64], bool]]  # values, and whether their median is meant
+
+
+def of(
+    judged: pd.DataFrame,
+    frozen: imagery.Frozen,
+    groups: Sequence[tuple[str, str]] = GROUPS,
+    *,
+    has_interval: bool = True,
+) -> pd.DataFrame:
+    """One row per kind of place and month, and measure: value, low, high (95 %), images.
+
+    Parameters
+    ----------
+    judged : DataFrame
+        A row for every test chip: error_km, nll, and perhaps searched_probability and searched_area_km2.
+    frozen : Frozen
+    groups : sequence of (group, kind)
+    has_interval : bool
+        Whether low and high are wanted; NaN otherwise.
+    """
+    lines = []
+    for group, kind in groups:
+        rows = frozen.chosen(group, kind)
+        place = places_of(frozen, rows)
+        for measure, (values, is_median) in columns_of(judged.iloc[rows]).items():
+            if has_interval:
+                found = (resampling.median_of_clusters if is_median else resampling.mean_of_clusters)(values, place)
+                numbers = (found.value, found.low, found.high)
+            else:
+                numbers = (float((np.median if is_median else np.mean)(values)), np.nan, np.nan)
+            lines.append((group, kind, measure, *numbers, len(rows)))
+    return pd.DataFrame(lines, columns=["places", "months", "measure", "value", "low", "high", "images"])
+
+
+def columns_of(judged: pd.DataFrame) -> Columns:
+    """Every measure, a number for each image."""
+    error = judged["error_km"].to_numpy()
+    columns: Columns = {"median_km": (error, True)}
+    for km in THRESHOLDS_KM:
+        columns[f"at_{km:.0f}_km"] = (error <= km).astype(float), False
+    if "nll" in judged:
+        columns["nll"] = judged["nll"].to_numpy(), False
+    if "searched_probability" in judged:
+        columns["covered_90"] = (judged["searched_probability"] <= 0.9).to_numpy(float), False
+        columns["searched_area_km2"] = judged["searched_area_km2"].to_numpy(), True
+    return columns
+
+
+def difference(
+    judged: pd.DataFrame, other: pd.DataFrame, frozen: imagery.Frozen, group: str, kind: str
+) -> dict[str, Estimate]:
+    """How much a method is better in accuracy, worse in NLL, than another one on the same chips: paired intervals."""
+    rows = frozen.chosen(group, kind)
+    own, others = columns_of(judged.iloc[rows]), columns_of(other.iloc[rows])
+    place = places_of(frozen, rows)
+    return {
+        measure: resampling.mean_of_clusters(own[measure][0] - others[measure][0], place)
+        for measure, (_, is_median) in own.items()
+        if measure in others and not is_median
+    }
+
+
+def places_of(frozen: imagery.Frozen, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which chips are of the same place."""
+    test = frozen.test.iloc[rows]
+    return np.unique(test[["longitude", "latitude"]].to_numpy(), axis=0, return_inverse=True)[1].ravel()
+
+
+def chosen(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
+    """Rows of a table whose columns have these values."""
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    return table
+
+
+def shown(line: pd.Series, form: str = ".2f") -> str:
+    """A value with its interval."""
+    return f"{line['value']:{form}} ({line['low']:{form}} to {line['high']:{form}})"
