@@ -87,7 +87,7 @@ def cells_of(level: int) -> npt.NDArray[np.uint64]:
 
 
 def moved(made: dict[tuple[str, int], Head], name: str, power: int, features: npt.NDArray[np.float32]) -> float:
-    """How much probability moves between S2 cells of `HIGHLIGHTED_LEVEL` when c has doubled to this: mean over chips."""
+    """Probability that moves between cells of `HIGHLIGHTED_LEVEL` when c has doubled to this: mean over chips."""
     if power == POWERS[0]:
         return float("nan")
     before, after = (masses(made[name, each], features) for each in (power - 1, power))
