@@ -100,13 +100,10 @@ def masses(head: Head, features: npt.NDArray[np.float32]) -> FloatArray:
         weights = head.log_mixing_weights(torch.from_numpy(features)).double().exp().numpy()
     cells = cells_of(HIGHLIGHTED_LEVEL)
     if isinstance(head, MvmfHead):
-        whole = VmfMixture(
-            head.mean_directions.numpy(), head.log_concentrations.numpy(), np.zeros((1, len(weights[0])))
-        )
-        alone = np.where(np.eye(len(weights[0]), dtype=bool), 0.0, -np.inf)
-        parts = [whole.with_mixing_weights(row[None]) for row in alone]
+        directions, concentrations = head.mean_directions.numpy(), head.log_concentrations.numpy()
+        parts = [VmfMixture(directions[i : i + 1], concentrations[i : i + 1], [[0.0]]) for i in range(len(directions))]
     else:
-        parts = [CellMixture(cell[None], np.ones(1), [0, 1]) for cell in head.cell_ids]
+        parts = [CellMixture(head.cell_ids[i : i + 1], [1.0], [0, 1]) for i in range(len(head.cell_ids))]
     return np.asarray(weights @ np.array([mass_of(part, cells) for part in parts]))
 
 
@@ -124,7 +121,7 @@ def highlighted(mixtures: Mixtures) -> np.uint64:
 
 def mass_of(mixture: VmfMixture | CellMixture, cells: npt.NDArray[np.uint64]) -> FloatArray:
     """Probability of S2 cells, (n,)."""
-    own, mass = mixture.to_cells(1e-4).of(0)
+    own, mass = mixture.to_cells().of(0)
     # a cell of the density lies within one of these, or holds several
     inside = s2.contains(cells[:, None], own[None, :]) @ mass
     share = s2.area_sr(cells)[:, None] / s2.area_sr(own)[None, :]

@@ -147,3 +147,72 @@ def _area(corners):
     a, b, c = corners[0], corners[1:-1], corners[2:]
     triple = (a * np.cross(b, c)).sum(axis=1)
     return np.abs(2.0 * np.arctan2(triple, 1.0 + b @ a + c @ a + (b * c).sum(axis=1)).sum())
+
+
+def test_the_authors_floor_is_the_one_their_code_amounts_to(experiment):
+    """1e-9 of their unit, in which a component lacks kappa / (2 pi) and has e^2 too much; known for three of them."""
+    heads = experiment("heads")
+    found = [heads.authors_floor(value) for value in (16.0, 14.0, 10.0)]
+    assert found == pytest.approx([1.9e-4, 2.6e-5, 4.7e-7], rel=0.03)
+
+
+@pytest.fixture
+def clusters_of_chips(experiment):
+    """Features that tell six places on Earth apart, 40 chips each; every third chip is a test chip."""
+    heads = experiment("heads")
+    generator = np.random.default_rng(0)
+    which = np.repeat(np.arange(6), 40)
+    places = sphere.to_directions(np.arange(6) * 60.0, np.array([50.0, -30.0, 20.0, 60.0, 0.0, -50.0]))
+    features = (5.0 * np.eye(8)[which] + generator.normal(size=(240, 8))).astype(np.float32)
+    directions = places[which] + 0.01 * generator.normal(size=(240, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    is_test = np.arange(240) % 3 == 0
+    return heads.Data(features[~is_test], directions[~is_test], features[is_test], directions[is_test])
+
+
+@pytest.mark.parametrize("method", ["mvmf", "cross_entropy"])
+def test_heads_learn_and_are_judged_by_their_densities(experiment, clusters_of_chips, method):
+    heads = experiment("heads")
+    job = heads.Job(method, 5, 250, 32, is_judged=True)
+    head = heads.trained(job, clusters_of_chips)
+    again = heads.trained(job, clusters_of_chips)
+    assert torch.equal(head.weight, again.weight)  # a pure function of the job
+    by_density = heads.judged(head, clusters_of_chips, is_judged=True)
+    by_loss = heads.judged(head, clusters_of_chips, is_judged=False)
+    assert by_density["error_km"].median() < 3500.0  # chance: some 10,000; these cells are thousands of km wide
+    np.testing.assert_allclose(by_density["nll"], by_loss["nll"], atol=1e-4)
+    assert by_density["nll"].mean() < math.log(4.0 * math.pi)
+    if method == "mvmf":  # the judgement has no floor, whatever the training had
+        head.floor = 1.0
+        np.testing.assert_array_equal(heads.judged(head, clusters_of_chips, is_judged=False)["nll"], by_loss["nll"])
+
+
+def test_probability_of_cells_sums_to_one_and_follows_the_components(experiment, clusters_of_chips):
+    fig6, heads = experiment("fig6"), experiment("heads")
+    for method in ("mvmf", "cross_entropy"):
+        head = heads.trained(heads.Job(method, 4, 20, 32), clusters_of_chips)
+        features = clusters_of_chips.test_features[:3]
+        found = fig6.masses(head, features)
+        np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
+        whole = head.mixture(torch.from_numpy(features))
+        cells = fig6.cells_of(fig6.HIGHLIGHTED_LEVEL)
+        direct = np.array([fig6.mass_of(whole[[row]], cells) for row in range(3)])
+        np.testing.assert_allclose(found, direct, atol=2e-3)
+
+
+def test_paired_differences_are_of_the_same_chips(experiment):
+    scores, imagery, pd = experiment("scores"), experiment("imagery"), pytest.importorskip("pandas")
+    test = pd.DataFrame(
+        {"longitude": np.repeat(np.arange(30.0), 2), "latitude": 10.0, "group": imagery.NEW, "kind": "k"}
+    )
+    frozen = imagery.Frozen(test, test, np.zeros((0, 1)), np.zeros((60, 1)), Path("-"), {})
+    error = np.random.default_rng(0).uniform(0.0, 400.0, 60)
+    own, other = pd.DataFrame({"error_km": error}), pd.DataFrame({"error_km": error + 60.0})
+    found = scores.difference(own, other, frozen, imagery.NEW, "k")["at_200_km"]
+    assert found.value == pytest.approx(np.mean((error <= 200.0).astype(float) - (error + 60.0 <= 200.0)))
+    assert found.low > 0.0  # where unpaired intervals overlap
+    alone = [
+        scores.of(each, frozen, [(imagery.NEW, "k")]).set_index("measure").loc["at_200_km"] for each in (own, other)
+    ]
+    assert alone[0]["low"] < alone[1]["high"]
+    assert len(np.unique(scores.places_of(frozen, np.arange(60)))) == 30
