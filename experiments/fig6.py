@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image
+from torch import Tensor
 
 from geo_mvmf import coastlines, s2, sphere
 from geo_mvmf.maps import outlines, ranks, summaries
@@ -29,6 +30,7 @@ from geo_mvmf.maps.density import density_raster
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.mixture import CellMixture, VmfMixture
 from geo_mvmf.model.class_head import CrossEntropyHead
+from geo_mvmf.model.components import log_density
 from geo_mvmf.model.heads import MvmfHead
 
 FloatArray = npt.NDArray[np.float64]
@@ -44,6 +46,7 @@ REACH_KM = 1000.0
 CANDIDATES = 200
 WEAK = 0.8  # quantile of the 90 % regions' areas, among the candidates, at which the chip is taken
 HIGHLIGHTED_LEVEL = 2  # of the S2 cell that is highlighted
+NODE_LEVEL = 7
 
 
 def main() -> None:
@@ -100,11 +103,24 @@ def masses(head: Head, features: npt.NDArray[np.float32]) -> FloatArray:
         weights = head.log_mixing_weights(torch.from_numpy(features)).double().exp().numpy()
     cells = cells_of(HIGHLIGHTED_LEVEL)
     if isinstance(head, MvmfHead):
-        directions, concentrations = head.mean_directions.numpy(), head.log_concentrations.numpy()
-        parts = [VmfMixture(directions[i : i + 1], concentrations[i : i + 1], [[0.0]]) for i in range(len(directions))]
-    else:
-        parts = [CellMixture(head.cell_ids[i : i + 1], [1.0], [0, 1]) for i in range(len(head.cell_ids))]
+        return weights @ component_masses(head.mean_directions, head.log_concentrations, cells)
+    parts = [CellMixture(head.cell_ids[i : i + 1], [1.0], [0, 1]) for i in range(len(head.cell_ids))]
     return np.asarray(weights @ np.array([mass_of(part, cells) for part in parts]))
+
+
+def component_masses(directions: Tensor, log_concentrations: Tensor, cells: npt.NDArray[np.uint64]) -> FloatArray:
+    """Share of every component in every S2 cell of one level: sums over the cells of `NODE_LEVEL`, each at its centre.
+
+    Their edges are 75 km, half of what the narrowest components here are wide.
+    """
+    nodes = cells_of(NODE_LEVEL)
+    where, area = torch.from_numpy(s2.centre(nodes)), torch.from_numpy(s2.area_sr(nodes))
+    found = []
+    for part in range(0, len(directions), 64):
+        block = slice(part, part + 64)
+        mass = log_density(where, directions[block], log_concentrations[block]).exp() * area[:, None]
+        found.append((mass / mass.sum(dim=0)).T.reshape(-1, len(cells), len(nodes) // len(cells)).sum(dim=2))
+    return torch.cat(found).numpy()
 
 
 def highlighted(mixtures: Mixtures) -> np.uint64:
