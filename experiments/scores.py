@@ -40,13 +40,16 @@ def of(
     for group, kind in groups:
         rows = frozen.chosen(group, kind)
         place = places_of(frozen, rows)
-        for measure, (values, is_median) in columns_of(judged.iloc[rows]).items():
+        for measure, (every, is_median) in columns_of(judged.iloc[rows]).items():
+            known = np.isfinite(every)  # densities are judged for some chips only
+            values = every[known]
             if has_interval:
-                found = (resampling.median_of_clusters if is_median else resampling.mean_of_clusters)(values, place)
+                make = resampling.median_of_clusters if is_median else resampling.mean_of_clusters
+                found = make(values, place[known])
                 numbers = (found.value, found.low, found.high)
             else:
                 numbers = (float((np.median if is_median else np.mean)(values)), np.nan, np.nan)
-            lines.append((group, kind, measure, *numbers, len(rows)))
+            lines.append((group, kind, measure, *numbers, len(values)))
     return pd.DataFrame(lines, columns=["places", "months", "measure", "value", "low", "high", "images"])
 
 
@@ -59,7 +62,8 @@ def columns_of(judged: pd.DataFrame) -> Columns:
     if "nll" in judged:
         columns["nll"] = judged["nll"].to_numpy(), False
     if "searched_probability" in judged:
-        columns["covered_90"] = (judged["searched_probability"] <= 0.9).to_numpy(float), False
+        searched = judged["searched_probability"].to_numpy()
+        columns["covered_90"] = np.where(np.isnan(searched), np.nan, searched <= 0.9), False
         columns["searched_area_km2"] = judged["searched_area_km2"].to_numpy(), True
     return columns
 
