@@ -30,9 +30,7 @@ FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
 
 _CENTRES = (
-    ("longitude", "latitude"),
-    ("lon", "lat"),
-    ("lng", "lat"),
+    *table_columns.DEGREE_ALIASES,
     ("longitude_mean", "latitude_mean"),
     ("mean_longitude", "mean_latitude"),
     ("lon_mean", "lat_mean"),
@@ -86,9 +84,9 @@ def read_classes(
     ----------
     source : path, DataFrame or GeoDataFrame
         A layer of polygons; a layer of points; or a table (.csv, DataFrame) with the columns longitude and latitude
-        (or lon/lat, lng/lat, longitude_mean/latitude_mean and the like). S2 tokens in a column s2_cell or s2_token go
-        before polygons and points; so do those in `cell` (or token, hex_id, cell_id) where nine of ten lie at the
-        place, point or polygon of their row, or there is none.
+        (or lon/lat, lng/lat, long/lat, longitude_mean/latitude_mean and the like). S2 tokens in a column s2_cell or
+        s2_token go before polygons and points; so do those in `cell` (or token, hex_id, cell_id) where nine of ten lie
+        at the place, point or polygon of their row, or there is none.
     column : str, optional
         Names the classes: polygons with the same value are one class. By default every row is one.
     layer, crs

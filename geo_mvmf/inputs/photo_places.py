@@ -151,7 +151,7 @@ def _names_images(frame: pd.DataFrame) -> bool:
 
 def _of_columns(frame: pd.DataFrame, source: Path) -> PhotoPlaces:
     lower = {str(name).strip().lower(): name for name in frame.columns}
-    for pair in table_columns.COORDINATE_ALIASES[:-1]:  # x and y say nothing about their CRS
+    for pair in table_columns.DEGREE_ALIASES:  # x and y say nothing about their CRS
         if set(pair) <= set(lower):
             _check_rows(len(frame), source)
             cells = [frame[lower[name]] for name in pair]

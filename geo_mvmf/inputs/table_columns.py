@@ -17,8 +17,11 @@ from geo_mvmf.inputs.coordinate_systems import is_crs84, to_longitude_latitude
 
 FloatArray = npt.NDArray[np.float64]
 
-COORDINATE_ALIASES = (("longitude", "latitude"), ("lon", "lat"), ("lng", "lat"), ("long", "lat"), ("x", "y"))
-"""Names of coordinate columns that are understood, in this order, whatever their case; x and y only with a CRS."""
+DEGREE_ALIASES = (("longitude", "latitude"), ("lon", "lat"), ("lng", "lat"), ("long", "lat"))
+"""Names of columns of longitude and latitude that are understood, in this order, whatever their case."""
+
+COORDINATE_ALIASES = (*DEGREE_ALIASES, ("x", "y"))
+"""Names of coordinate columns of images: x and y only with a CRS."""
 
 SWAPPED = "are longitude and latitude swapped?"
 """Part of the message of a row whose values would be in range the other way round."""

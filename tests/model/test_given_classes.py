@@ -9,8 +9,9 @@ from shapely.geometry import box
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.errors import BadInputError
-from geo_mvmf.inputs import polygons
+from geo_mvmf.inputs import polygons, table_columns
 from geo_mvmf.inputs.class_files import read_classes
+from geo_mvmf.inputs.photo_places import read_photo_places
 from geo_mvmf.maps import outlines
 from geo_mvmf.model.given_classes import centroid_direction, partition_by_file
 
@@ -93,6 +94,17 @@ def test_centres_take_the_places_nearest_to_them(tmp_path):
     assert (found.names, found.counts.tolist()) == (("Essen", "Perth", "Suva"), [2, 1, 1])
     assert (found.has_cells, found.outside) == (False, 0)
     np.testing.assert_allclose(found.mean_directions, sphere.to_directions(TOWNS.lon, TOWNS.lat), atol=1e-15)
+
+
+@pytest.mark.parametrize("names", table_columns.DEGREE_ALIASES, ids="/".join)
+def test_places_of_images_and_of_classes_go_by_the_same_names(tmp_path, names):
+    longitude, latitude = names
+    table = TOWNS.rename(columns={"lon": longitude.upper(), "lat": latitude.title()})
+    classes = read_classes(table).places
+    table.to_csv(tmp_path / "places.csv", index=False)
+    images = read_photo_places(tmp_path / "places.csv")
+    np.testing.assert_array_equal(classes, np.stack([images.longitude, images.latitude], axis=-1))
+    np.testing.assert_array_equal(classes, TOWNS[["lon", "lat"]])
 
 
 def test_points_of_a_layer_are_centres_in_any_crs(tmp_path):
