@@ -68,7 +68,7 @@ def features(
 @click.pass_obj
 def train(report: Reporter, *, config: Path, overwrite: bool) -> None:
     """Train as a TOML file says; after a crash the same command goes on from the last checkpoint."""
-    from geo_mvmf.model import ranks, release, training
+    from geo_mvmf.model import ranks, release, run_folder, training
     from geo_mvmf.model.configuration import read_config
 
     if not ranks.is_first():  # of the processes of torchrun: one of them speaks
@@ -80,7 +80,14 @@ def train(report: Reporter, *, config: Path, overwrite: bool) -> None:
     if before is not None and _made_at(found) == before:  # the run was finished, and no file came in its place
         report.result(f"{found}: finished before, nothing was trained; add --overwrite to begin anew")
         return
-    report.result(f"wrote {found}")
+    end = run_folder.end_record(found.parent)
+    early = ""
+    if "stopped_early" in end:
+        early = (
+            f"; stopped early after {end['stopped_early']} steps: no lower validation NLL in {settings.patience} "
+            f"validations since step {end.get('step')}"
+        )
+    report.result(f"wrote {found}{early}")
 
 
 def _made_at(path: Path) -> tuple[int, int] | None:

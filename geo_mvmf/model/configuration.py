@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from geo_mvmf.errors import UsageError
+from geo_mvmf.inputs import mistaken
 from geo_mvmf.model.augmentation import Augmentation
+from geo_mvmf.model.option_combinations import check_combinations
 from geo_mvmf.model.option_values import STAGES, check_values
-from geo_mvmf.model.partition_options import PartitionOptions
+from geo_mvmf.model.partition_options import PartitionOptions, check_given
 
 __all__ = ["STAGES", "TrainingConfig", "config_from_dict", "read_config"]
 
+_MOST_BYTES = 1 << 20  # of a TOML file: a longer one is something else, and enough of it to say what
 _PATHS = ("table", "root", "out", "init_bundle", "validation_table", "polygons", "cache_dir", "partition_file")
 
 
@@ -35,7 +38,7 @@ class TrainingConfig:
         after stage backbone).
     root, layer, crs, exif
         Given to `read_image_table`.
-    backbone, backbone_width, stem_stride, pool, embedding, weights
+    backbone, backbone_width, stem_stride, pool, embedding, normalisation, weights
         Given to `build_backbone`. Not together with `init_bundle`.
     init_bundle : str, optional
         Bundle to start from: its backbone (stage head), or backbone and head (stage finetune).
@@ -69,7 +72,7 @@ class TrainingConfig:
     fused_optimiser : {"none", "float32", "bfloat16"}
         Update the output layer's weight chunk by chunk within the backward pass, by the same formula to the last bit,
         with moments of this type: 12 or 8 bytes for each of its parameters instead of 16. For huge numbers of
-        components; not with `gradient_clip`, which needs all gradients at once.
+        components; not with `gradient_clip`, which needs all gradients at once, nor with `accumulate`.
     learning_rate, backbone_learning_rate, mean_direction_learning_rate, concentration_learning_rate : float
         The second defaults to the first, the fourth too. The third is in radians per step.
     schedule : {"drops", "cosine", "constant"}
@@ -81,6 +84,10 @@ class TrainingConfig:
         Decay of the running mean of the weights that is validated and released; 0 switches it off.
     batch_size, steps, epochs, seed
         Steps or epochs, not both; 20 epochs by default (the paper's).
+    accumulate : int
+        Parts that each batch is worked through in, one after another, before the one update of its step: images of
+        which `batch_size` do not fit into memory. The result is that of the whole batch, to rounding, unless the
+        backbone has batch normalisation, which sees a part at a time, or draws at random.
     balance : {"none", "cell", "area"}
         Images drawn as they are; every populated S2 cell of the partition equally often; proportionally to
         the cell's area. Times the table's `weight` in any case.
@@ -89,8 +96,12 @@ class TrainingConfig:
         `validation_column` is true; the rows of `validation_table`.
     validate_steps : int, optional
         Once per epoch by default. The state with the lowest validation NLL is released.
+    patience : int, optional
+        End the run after so many validations in a row without a new lowest NLL; by default it goes on to its end.
     checkpoint_steps, checkpoint_seconds, log_steps
         A checkpoint is written when either has passed; 0 seconds writes one at every step.
+    tensorboard : bool
+        Whether the numbers of the log go to TensorBoard, too: event files in the folder tensorboard of the run.
     device, precision, threads, workers
         Precision auto: bfloat16 for the backbone on CUDA where the device has it, float32 elsewhere; bfloat16 also on
         CPUs, twice as fast or more on those that have instructions for it, slower on others.
@@ -133,6 +144,7 @@ class TrainingConfig:
     stem_stride: int = 1
     pool: int = 1
     embedding: int = 0
+    normalisation: str = "fixed"
     weights: str | None = None
     init_bundle: str | None = None
     resize: int | None = None
@@ -169,6 +181,7 @@ class TrainingConfig:
     gradient_clip: float | None = None
     ema_decay: float = 0.0
     batch_size: int = 64
+    accumulate: int = 1
     steps: int | None = None
     epochs: float | None = None
     seed: int = 0
@@ -179,9 +192,11 @@ class TrainingConfig:
     validation_table: str | None = None
     block_level: int = 4
     validate_steps: int | None = None
+    patience: int | None = None
     checkpoint_steps: int = 1000
     checkpoint_seconds: float = 600.0
     log_steps: int = 50
+    tensorboard: bool = False
     device: str = "auto"
     precision: str = "auto"
     threads: int | None = None
@@ -198,7 +213,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        _check_combinations(self)
+        check_combinations(self)
 
     @property
     def num_epochs(self) -> float:
@@ -247,8 +262,15 @@ def read_config(path: str | os.PathLike[str]) -> TrainingConfig:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            values = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            content = file.read(_MOST_BYTES)
+        values = tomllib.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        kind = mistaken.words_of(content)
+        what = "it is no text in UTF-8" if kind in ("", "text") else f"it is {kind}"
+        raise UsageError(
+            f"{path}: cannot be read as TOML: {what}; give a text file with stage, table, out and what else is wanted"
+        ) from error
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as TOML: {error}") from error
     return config_from_dict(values, where=str(path), base=path.parent)
 
@@ -292,6 +314,8 @@ def config_from_dict(
     if str(options.get("weights", "")).endswith((".safetensors", ".pth", ".pt")):
         options["weights"] = os.path.normpath(Path(base).absolute() / options["weights"])
     try:
+        if options.get("partition") == "kmeans":  # where it is not named, it is the default and means nothing
+            check_given("kmeans", {"mean_direction": options.get("mean_direction")})
         return TrainingConfig(**options, augment=Augmentation(**augment))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
@@ -303,69 +327,3 @@ def _check_names(values: Mapping[str, Any], kind: type, where: str) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise UsageError(f"{where}: unknown option {name!r}; did you mean {near[0]}?")
-
-
-def _check_combinations(config: TrainingConfig) -> None:
-    if config.steps is not None and config.epochs is not None:
-        raise UsageError(f"steps {config.steps} and epochs {config.epochs} exclude each other; give one")
-    if isinstance(config.initial_log_concentration, str) and config.initial_log_concentration != "auto":
-        raise UsageError(f"initial_log_concentration is {config.initial_log_concentration!r}; auto or a number")
-    if any(type(step) is not int for step in config.drop_steps):
-        raise UsageError(f"drop_steps is {config.drop_steps}; a list of integers is needed")
-    for kind, option in (("column", "validation_column"), ("table", "validation_table")):
-        if (config.validation == kind) != (getattr(config, option) is not None):
-            raise UsageError(
-                f"validation {config.validation!r}: {option} is {getattr(config, option)!r}; give both or none"
-            )
-    if config.stage == "backbone" and config.polygons is None:
-        raise UsageError("stage backbone classifies countries: polygons is missing, the layer of countries")
-    if config.fused_optimiser != "none":
-        _check_fused(config)
-    _check_partition(config)
-    _check_smoothing(config)
-    if config.augment.roam and config.stage != "finetune":
-        raise UsageError(
-            f"augment: roam is {config.augment.roam}: only stage finetune sees pixels and places; leave it out of "
-            f"stage {config.stage}"
-        )
-    _check_start(config)
-
-
-def _check_smoothing(config: TrainingConfig) -> None:
-    if config.label_smoothing_km is not None and (config.stage == "backbone" or config.head != "cross_entropy"):
-        what = "stage backbone" if config.stage == "backbone" else f"head {config.head}"
-        raise UsageError(
-            f"label_smoothing_km is {config.label_smoothing_km:g}, but {what} has no S2 cells as labels; use head "
-            "cross_entropy, or leave it out"
-        )
-
-
-def _check_fused(config: TrainingConfig) -> None:
-    what = f"fused_optimiser is {config.fused_optimiser!r}, which"
-    if config.stage == "backbone":
-        raise UsageError(f"{what} is for the heads of stages head and finetune; leave it out of stage backbone")
-    if config.gradient_clip is not None:
-        raise UsageError(
-            f"{what} applies gradients before their norm is known: gradient_clip {config.gradient_clip:g} is "
-            "impossible; leave one out"
-        )
-
-
-def _check_partition(config: TrainingConfig) -> None:
-    _ = config.partition_options  # which checks itself
-    if config.head == "cross_entropy" and config.partition == "kmeans":
-        raise UsageError(
-            "head cross_entropy: its density is uniform on S2 cells, and the classes of partition 'kmeans' are none; "
-            "use head mvmf, or partition s2 or planet"
-        )
-
-
-def _check_start(config: TrainingConfig) -> None:
-    if config.init_bundle is None:
-        return
-    if config.weights is not None:
-        raise UsageError(f"weights {config.weights} and init_bundle {config.init_bundle} exclude each other; give one")
-    for name, default in (("num_components", None), ("partition", "s2")):
-        value = getattr(config, name)
-        if config.stage == "finetune" and value != default:
-            raise UsageError(f"{name} {value}: stage finetune takes the head of init_bundle; leave one out")

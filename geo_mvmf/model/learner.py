@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from geo_mvmf import s2, sphere
+from geo_mvmf import sphere
 from geo_mvmf.errors import TrainingError
 from geo_mvmf.model import checkpoint, devices, optimisation, replicas, shared_state
 from geo_mvmf.model.augmentation import Augmentation, augment, roamed
@@ -21,11 +21,10 @@ from geo_mvmf.model.backbones import Backbone
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.country_head import CountryHead
 from geo_mvmf.model.fused_optimiser import FusedAdam
-from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead
+from geo_mvmf.model.heads import MvmfHead
+from geo_mvmf.model.measurement import AnyHead, errors_of, losses_of, summary
 from geo_mvmf.model.ranks import Ranks
 from geo_mvmf.model.sources import Batch
-
-AnyHead = MvmfHead | CrossEntropyHead | CountryHead
 
 
 @dataclasses.dataclass(eq=False)
@@ -103,15 +102,18 @@ class Learner:
         self._set_training(training=True)
         # Three words into one seed; dropout and stochastic depth are all that draw from it.
         seed = self.config.seed * 0x9E3779B97F4A7C15 + self.ranks.rank * 0xD1B54A32D192ED03 + step
+        self.optimiser.zero_grad(set_to_none=True)
+        value = 0.0
         with devices.seeded(seed % 2**63, self.device):
-            loss = self._loss(step, batch)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(f"step {step}: the loss is {value} for rows {batch.rows.tolist()}; {_HINT}")
-            self.optimiser.zero_grad(set_to_none=True)
-            if self.fused is not None:
-                self.fused.open_step(self.config.learning_rate * self._rate_factor(step))
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation is missing
+            for part, share in self._parts(step, batch):
+                loss = self._loss(step, part)
+                loss = loss if share == 1.0 else loss * share
+                value += float(loss.detach())
+                if not math.isfinite(value):
+                    raise TrainingError(f"step {step}: the loss is {value} for rows {part.rows.tolist()}; {_HINT}")
+                if self.fused is not None:
+                    self.fused.open_step(self.config.learning_rate * self._rate_factor(step))
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation is missing
         self._update(step)
         return value
 
@@ -134,17 +136,12 @@ class Learner:
         with self.released():
             for batch in batches:
                 features = self.features(batch)
-                found = self._losses(features, batch), self._judge(features, batch)
+                targets = self._targets(batch)
+                found = [measure(self.head, features, targets) for measure in (losses_of, errors_of)]
                 found_all = self._of_all(*found, np.where(batch.readable, weight[batch.rows], 0.0))
                 for column, values in zip(columns, found_all, strict=True):
                     column.append(values)
-        losses, results_all, total = (np.concatenate(column) for column in columns)
-        if total.sum() == 0:
-            raise TrainingError(f"none of {len(total)} validation images can be read or weighs anything")
-        nll = float(np.average(losses, weights=total))
-        if isinstance(self.head, CountryHead):
-            return {"nll": nll, "accuracy": float(np.average(results_all, weights=total))}
-        return {"nll": nll, "median_km": float(np.median(results_all[total > 0]))}
+        return summary(self.head, *(np.concatenate(column) for column in columns))
 
     def features(self, batch: Batch) -> Tensor:
         """Features of a batch without augmentation; call it inside `released`.
@@ -159,7 +156,7 @@ class Learner:
         """
         with torch.inference_mode():
             if self.backbone is None:
-                return batch.inputs
+                return batch.inputs.float()
             if len(batch.rows) == 0:  # another rank has all of them
                 return torch.zeros(0, self.backbone.num_features, device=self.device)
             nothing = Augmentation()
@@ -268,6 +265,23 @@ class Learner:
         targets = self._roamed_targets(step, batch)
         return self.head.loss(features.float(), targets, self._sample_weight(step, batch))
 
+    def _parts(self, step: int, batch: Batch) -> Iterator[tuple[Batch, float]]:
+        """Give the parts that a batch is worked through in, each with its share of the images that can be read.
+
+        The loss of a batch is a mean; so means of parts, times these shares, add up to it, and so do their gradients.
+        """
+        if self.config.accumulate == 1:
+            yield batch, 1.0
+            return
+        parts = batch.parts(self.config.accumulate)
+        readable = self.ranks.integers([int(part.readable.sum()) for part in parts], self.device)
+        counts = np.sum(readable, axis=0)
+        if not counts.any():
+            raise TrainingError(f"step {step}: none of the images of rows {batch.rows.tolist()} can be read")
+        for part, count in zip(parts, counts.tolist(), strict=True):
+            if count:
+                yield part, count / int(counts.sum())
+
     def _sample_weight(self, step: int, batch: Batch) -> Tensor | None:
         if self.backbone is None:  # all features are there
             return None
@@ -288,29 +302,6 @@ class Learner:
 
     def _is_part(self) -> shared_state.IsPart:
         return shared_state.part_rule(self.head, self.optimiser)
-
-    def _losses(self, features: Tensor, batch: Batch) -> npt.NDArray[np.float64]:
-        with torch.inference_mode():
-            losses = self.head.loss(features, self._targets(batch), reduction="none").double().cpu().numpy()
-        if isinstance(self.head, CrossEntropyHead):
-            # The density of PlaNet is uniform on the cell, so that its NLL can be compared with the mixture's.
-            cells = self.head.cell_ids[_containing(self.head.cell_ids, self._targets(batch).cpu().numpy())]
-            losses = losses + np.log(s2.area_sr(cells))
-        return np.asarray(losses, dtype=np.float64)
-
-    def _judge(self, features: Tensor, batch: Batch) -> npt.NDArray[np.float64]:
-        """Distance in km of the heaviest component, or whether the country is right."""
-        truth = self._targets(batch).cpu().numpy()
-        with torch.inference_mode():
-            if isinstance(self.head, MvmfHead):
-                places = self.head.heaviest_directions(features).cpu().numpy()
-            else:
-                heaviest = self.head.log_mixing_weights(features).argmax(dim=1).cpu().numpy()
-        if isinstance(self.head, CountryHead):
-            return np.asarray(heaviest == truth, dtype=np.float64)
-        if isinstance(self.head, CrossEntropyHead):
-            places = s2.centre(self.head.cell_ids[heaviest])
-        return np.asarray(sphere.angle(places, truth) * sphere.EARTH_RADIUS_KM, dtype=np.float64)
 
     def _targets(self, batch: Batch) -> Tensor:
         return self.targets[torch.from_numpy(batch.rows).to(self.device)]
@@ -380,10 +371,6 @@ class Learner:
 
 
 _HINT = "lower learning_rate, set gradient_clip, or look at these rows"
-
-
-def _containing(cell_ids: npt.NDArray[np.uint64], directions: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    return np.searchsorted(s2.range_max(cell_ids), s2.leaf_ids(directions)).astype(np.int64)
 
 
 def _clone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

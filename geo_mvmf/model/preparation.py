@@ -23,7 +23,8 @@ from geo_mvmf.model.features import cache_features
 from geo_mvmf.model.head_state import head_from_state, head_state
 from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead
 from geo_mvmf.model.image_set import ImageSet, country_labels, sampling_weights
-from geo_mvmf.model.learner import AnyHead, Learner
+from geo_mvmf.model.learner import Learner
+from geo_mvmf.model.measurement import AnyHead
 from geo_mvmf.model.partition import Partition, initial_log_concentrations
 from geo_mvmf.model.ranks import Ranks
 from geo_mvmf.model.shared_features import features_of_rank_0
@@ -251,6 +252,7 @@ def _start(
             stem_stride=config.stem_stride,
             pool=config.pool,
             embedding=config.embedding,
+            normalisation=config.normalisation,
         )
         return backbone, None, None, image_spec(config, backbone)
     bundle = load_bundle(config.init_bundle, device="cpu")
@@ -267,6 +269,12 @@ def _check_start(config: TrainingConfig, bundle: Bundle) -> None:
         value = getattr(config, name)
         if value is not None and value != spec[name]:
             raise UsageError(f"{name} is {value}, but {config.init_bundle} was trained with {spec[name]}; leave it out")
+    normalised = bundle.backbone.config.normalisation
+    if config.normalisation not in ("fixed", normalised):  # fixed is the default
+        raise UsageError(
+            f"normalisation is {config.normalisation!r}, but that of {config.init_bundle} is {normalised!r}; leave it "
+            "out"
+        )
     kind = "mvmf" if isinstance(bundle.head, MvmfHead) else "cross_entropy"
     if config.stage == "finetune" and config.head != kind:
         raise UsageError(

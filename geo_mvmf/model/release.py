@@ -17,7 +17,7 @@ from geo_mvmf.model.bundle import Bundle, save_bundle
 from geo_mvmf.model.bundle_content import TrainingArea
 from geo_mvmf.model.bundle_format import RESPONSIBLE_USE
 from geo_mvmf.model.configuration import TrainingConfig
-from geo_mvmf.model.country_head import CountryHead
+from geo_mvmf.model.country_head import CountryHead, save_country_head
 from geo_mvmf.model.head_state import whole_head
 from geo_mvmf.model.heads import MvmfHead
 from geo_mvmf.model.learner import Learner
@@ -41,7 +41,7 @@ def released_path(config: TrainingConfig) -> Path:
     return Path(config.out) / ("backbone.safetensors" if config.stage == "backbone" else "bundle.safetensors")
 
 
-def write_release(config: TrainingConfig, prepared: Prepared, learner: Learner) -> None:
+def write_release(config: TrainingConfig, prepared: Prepared, learner: Learner, *, stopped: int | None = None) -> None:
     """Write the best model of a finished run; of several ranks rank 0 does it, with the components of all.
 
     Parameters
@@ -49,6 +49,8 @@ def write_release(config: TrainingConfig, prepared: Prepared, learner: Learner) 
     config : TrainingConfig
     prepared : Prepared
     learner : Learner
+    stopped : int, optional
+        After which step the run was ended early.
 
     Raises
     ------
@@ -58,6 +60,7 @@ def write_release(config: TrainingConfig, prepared: Prepared, learner: Learner) 
     learner.finish()
     path = released_path(config)
     if isinstance(learner.head, CountryHead):
+        save_country_head(learner.head, path.parent)  # first, because what is written next says that all is there
         state = prepared.backbone.state_dict()
         arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in state.items()}
         sealed.write_sealed(path, arrays, {"format": "geo_mvmf backbone", "backbone": prepared.backbone.name})
@@ -74,7 +77,7 @@ def write_release(config: TrainingConfig, prepared: Prepared, learner: Learner) 
         feature_mean=mean,
         feature_std=std,
         metadata={
-            "training": _summary(config, prepared, learner),
+            "training": _summary(config, prepared, learner, stopped),
             "description": config.description,
             "licence": config.licence,
             "responsible_use": RESPONSIBLE_USE,
@@ -109,7 +112,7 @@ def _feature_statistics(
     return features.mean(axis=0).astype(np.float32), features.std(axis=0).astype(np.float32)
 
 
-def _summary(config: TrainingConfig, prepared: Prepared, learner: Learner) -> dict[str, Any]:
+def _summary(config: TrainingConfig, prepared: Prepared, learner: Learner, stopped: int | None) -> dict[str, Any]:
     """Tell about the making of a bundle; no time, so that the same run gives the same bytes."""
     rows = prepared.image_set.training
     return {
@@ -119,6 +122,7 @@ def _summary(config: TrainingConfig, prepared: Prepared, learner: Learner) -> di
         "validation": config.validation,
         "best": dict(learner.best),
         "steps": learner.steps,
+        **({} if stopped is None else {"stopped_early": stopped}),
         "batch_size": config.batch_size,
         "seed": config.seed,
         "balance": config.balance,

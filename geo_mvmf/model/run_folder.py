@@ -14,12 +14,13 @@ from geo_mvmf import append_log, durable, folder_lock
 from geo_mvmf.errors import OutputError, UsageError
 from geo_mvmf.model import checkpoint, devices, epilogue_choice, products
 from geo_mvmf.model.configuration import TrainingConfig
+from geo_mvmf.model.country_head import HEAD_FILE
 from geo_mvmf.model.ranks import Ranks
 
 # What may differ when a run goes on: it changes nothing in the result.
 _FREE = (
     "out", "workers", "log_steps", "checkpoint_steps", "checkpoint_seconds", "cache_images_gigabytes", "device",
-    "threads", "cache_dir",
+    "threads", "cache_dir", "tensorboard",
 )  # fmt: skip
 _PROVIDED = {"products": products, "epilogues": epilogue_choice}  # both decide the last bits of a result
 
@@ -162,6 +163,37 @@ def open_log(folder: Path, ranks: Ranks) -> contextlib.AbstractContextManager[ap
     return contextlib.nullcontext(NoLog()) if ranks.rank else append_log.AppendLog(folder / "log.jsonl")
 
 
+def end_record(folder: Path) -> dict[str, Any]:
+    """Read what a finished run's log says of its end.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+
+    Returns
+    -------
+    dict
+        The record of event "end": the best validation, and "stopped_early" (after which step) where patience ended the
+        run; empty where there is none.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with open_log(folder, Ranks()) as log:
+    ...     log.write({"event": "end", "step": 40, "stopped_early": 70})
+    >>> end_record(folder)["stopped_early"], end_record(folder / "none")
+    (70, {})
+    """
+    try:
+        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        found = json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and found.get("event") == "end" else {}
+
+
 def start_record(
     config: TrainingConfig,
     device: torch.device,
@@ -210,8 +242,10 @@ def start_record(
 def _open_folder(config: TrainingConfig, folder: Path, *, overwrite: bool) -> None:
     path = folder / "config.json"
     if overwrite:
-        for name in ("config.json", "log.jsonl", "bundle.safetensors", "backbone.safetensors"):
+        for name in ("config.json", "log.jsonl", "bundle.safetensors", "backbone.safetensors", HEAD_FILE):
             (folder / name).unlink(missing_ok=True)
+        for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
+            old.unlink()
         for old in checkpoint.checkpoint_paths(folder):
             old.unlink()
     wanted = json.loads(json.dumps(config.to_dict()))

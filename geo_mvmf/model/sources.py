@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from itertools import chain, tee
+from itertools import chain, pairwise, tee
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +22,7 @@ from geo_mvmf.model.features import FeatureCache
 from geo_mvmf.progress import Progress
 
 Rows = npt.NDArray[np.int64]
+_AHEAD = 4  # batches of features read while a step is done: reading is hidden as long as a step takes longer than it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +34,7 @@ class Batch:
     rows : array, shape (B,), int64
         Rows of the examples.
     inputs : Tensor
-        Pixels (B, channels, H, W) uint8, or features (B, D) float32; on the device.
+        Pixels (B, channels, H, W) uint8, or features (B, D) float32 or float16, as they are cached; on the device.
     readable : array, shape (B,), bool
         False where the image could not be read; its inputs are zeros.
     """
@@ -39,6 +42,24 @@ class Batch:
     rows: Rows
     inputs: Tensor
     readable: npt.NDArray[np.bool_]
+
+    def parts(self, count: int) -> list[Batch]:
+        """Divide the batch into parts of the same size, or of one row less.
+
+        Parameters
+        ----------
+        count : int
+            Of the parts; no more than there are rows, or some are empty.
+
+        Examples
+        --------
+        >>> batch = Batch(np.arange(3), torch.zeros(3, 2), np.ones(3, dtype=np.bool_))
+        >>> [part.rows.tolist() for part in batch.parts(2)]
+        [[0, 1], [2]]
+        """
+        bounds = [-(-len(self.rows) * place // count) for place in range(count + 1)]
+        slices = [slice(*pair) for pair in pairwise(bounds)]
+        return [Batch(self.rows[part], self.inputs[part], self.readable[part]) for part in slices]
 
 
 class Source(Protocol):
@@ -56,7 +77,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureSource:
-    """Cached features.
+    """Cached features, read ahead of time by a thread; that changes nothing.
 
     Parameters
     ----------
@@ -69,10 +90,19 @@ class FeatureSource:
     device: torch.device
 
     def batches(self, batches: Iterable[Rows]) -> Iterator[Batch]:
-        """Yield features, shape (B, D)."""
-        for rows in batches:
-            features = torch.from_numpy(self.cache.rows(rows)).to(self.device)
-            yield Batch(rows, features, np.ones(len(rows), dtype=np.bool_))
+        """Yield features, shape (B, D), as they are cached."""
+        with concurrent.futures.ThreadPoolExecutor(1) as reader:
+            coming: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
+            for rows in batches:
+                coming.append(reader.submit(self._read, rows))
+                if len(coming) > _AHEAD:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+
+    def _read(self, rows: Rows) -> Batch:
+        features = torch.from_numpy(self.cache.stored(rows)).to(self.device)
+        return Batch(rows, features, np.ones(len(rows), dtype=np.bool_))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

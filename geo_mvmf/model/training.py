@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from geo_mvmf import append_log, progress
+from geo_mvmf import progress
 from geo_mvmf.errors import TrainingError, UsageError
-from geo_mvmf.model import checkpoint, devices, epilogue_choice, products, run_folder
+from geo_mvmf.model import checkpoint, devices, epilogue_choice, products, run_folder, scalar_log
 from geo_mvmf.model.bundle import Bundle, load_bundle
 from geo_mvmf.model.configuration import TrainingConfig, read_config
 from geo_mvmf.model.image_set import ImageSet, epoch_order, load_image_set
@@ -114,6 +114,7 @@ def train_job(
     >>> job.close()
     """
     config = _as_config(config)
+    scalar_log.check_installed(config)
     folder, result = Path(config.out), released_path(config)
     with joined() as ranks, run_folder.holding(folder, ranks):
         _check_ranks(config, ranks)
@@ -122,8 +123,10 @@ def train_job(
             yield Progress("train", 1, 1, f"finished before: {result}")
             return result
         facts = begun["facts"]
+        before = 0 if facts is None else int(facts["step"])
         with (
-            run_folder.open_log(folder, ranks) as log,
+            run_folder.open_log(folder, ranks) as records,
+            scalar_log.with_scalars(config, records, folder, before, writes=ranks.rank == 0) as log,
             devices.threads(config.threads if facts is None else int(facts["threads"])) as threads,
             products.using(begun["products"]),
             epilogue_choice.using(begun["epilogues"]),
@@ -137,8 +140,9 @@ def train_job(
             del newest  # memory of the size of the whole model
             yield from run.steps()
             yield Progress("write", 0, 1, str(result))
-            write_release(config, prepared, run.learner)
-            log.write({"event": "end", "result": result.name, **run.learner.best})
+            write_release(config, prepared, run.learner, stopped=run.stopped)
+            early = {} if run.stopped is None else {"stopped_early": run.stopped}
+            log.write({"event": "end", "result": result.name, **run.learner.best, **early})
         ranks.tell("written")  # nobody leaves before that
     yield Progress("write", 1, 1, str(result))
     return result
@@ -179,7 +183,7 @@ class _Run:
         config: TrainingConfig,
         prepared: Prepared,
         folder: Path,
-        log: append_log.AppendLog | run_folder.NoLog,
+        log: scalar_log.Log,
         threads: int,
     ) -> None:
         self.config, self.prepared, self.folder, self.log, self.threads = config, prepared, folder, log, threads
@@ -190,7 +194,9 @@ class _Run:
         self.total = config.steps or max(1, round(config.num_epochs * self.steps_per_epoch))
         self.learner: Learner = prepared.learner(self.total)
         self.first = 0
-        _check_batch(self.batch_size // self.ranks.size, self.learner)
+        self.waited = 0  # validations since the best one
+        self.stopped: int | None = None  # after which step patience was at its end
+        _check_batch(self.batch_size, self.ranks.size, self.learner)
         self._check_images()
         self.losses: list[float] = []
 
@@ -212,7 +218,7 @@ class _Run:
                 "overwrite to start again"
             )
         self.learner.restore({} if newest is None else newest.tensors, facts["best"])
-        self.first = int(facts["step"])
+        self.first, self.waited = int(facts["step"]), int(facts.get("waited", 0))
         if newest is None:
             return
         for path in checkpoint.checkpoint_paths(self.folder):
@@ -232,6 +238,9 @@ class _Run:
                 self._log_step(done, speed)
             if done % (self.config.validate_steps or self.steps_per_epoch) == 0 or done == self.total:
                 self._validate(done)
+                if self._is_out_of_patience(done):
+                    yield Progress("train", done, self.total, f"stopped early: {self.waited} validations, no new best")
+                    return
             late = self.ranks.tell(time.monotonic() - saved >= self.config.checkpoint_seconds)  # by one clock
             if (done % self.config.checkpoint_steps == 0 or late) and done < self.total:
                 self._save(done)
@@ -258,7 +267,14 @@ class _Run:
         parts = [self._own(rows[begin : begin + self.batch_size]) for begin in range(0, len(rows), self.batch_size)]
         measured = self.learner.evaluate(self.prepared.evaluation_source.batches(parts), self.image_set.weight)
         best = self.learner.keep_if_best(done, measured)
+        self.waited = 0 if best else self.waited + 1
         self.log.write({"event": "validation", "step": done, **measured, "best": best})
+
+    def _is_out_of_patience(self, done: int) -> bool:
+        if self.config.patience is None or self.waited < self.config.patience or done == self.total:
+            return False
+        self.stopped = done
+        return True
 
     def _save(self, done: int) -> None:
         facts = {
@@ -269,6 +285,7 @@ class _Run:
             "epilogues": epilogue_choice.current(),
             "ranks": self.ranks.size,
             "best": self.learner.best,
+            "waited": self.waited,
         }
         tensors = self.learner.tensors()
         if self.ranks.rank == 0:
@@ -306,12 +323,21 @@ class _Speed:
         return f"loss {loss:.3f}, {self.rows_per_second:.0f} images/s, {_duration(left)} left"
 
 
-def _check_batch(batch_size: int, learner: Learner) -> None:
-    modules = () if learner.backbone is None else learner.backbone.modules()
-    if batch_size == 1 and any(isinstance(module, torch.nn.BatchNorm2d) for module in modules):
+def _check_batch(batch_size: int, ranks: int, learner: Learner) -> None:
+    accumulate = learner.config.accumulate
+    least = batch_size // ranks // accumulate  # images that a pass sees
+    shared = f" over {ranks} processes" if ranks > 1 else ""
+    if least == 0:
         raise TrainingError(
-            "batches of 1 image: the batch normalisation of this backbone needs 2 or more; raise batch_size, use more "
-            "images, or use stage head"
+            f"accumulate is {accumulate}: the batches have {batch_size} images{shared}; lower it, raise batch_size, or "
+            "use more images"
+        )
+    modules = () if learner.backbone is None else learner.backbone.modules()
+    if least == 1 and any(isinstance(module, torch.nn.BatchNorm2d) for module in modules):
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
+        raise TrainingError(
+            f"batches of {batch_size} image{'s' * (batch_size > 1)}{shared}{parts}: the batch normalisation of this "
+            "backbone needs 2 or more at a time; raise batch_size, use more images, or use stage head"
         )
 
 

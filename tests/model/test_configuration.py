@@ -59,6 +59,17 @@ def test_names_of_torchvisions_weights_are_no_paths():
         ({"augment": {"flip": 1}}, "true or false"),
         ({"augment": {"noise": "a"}}, "noise is 'a'"),
         ({"seed": -1}, "seed is -1"),
+        ({"accumulate": 65}, "accumulate is 65: a batch of 64 images has no so many parts"),
+        ({"accumulate": 2, "fused_optimiser": "float32"}, "one backward pass of a step: accumulate 2 needs as many"),
+        ({"patience": 0}, r"patience is 0; 1\.\."),
+        ({"patience": 3, "validation": "none"}, "patience is 3, but nothing is validated"),
+        ({"patience": 3, "validation_fraction": 0.0}, "patience is 3, but nothing is validated"),
+        ({"normalisation": "batch"}, "normalisation is 'batch'; one of fixed, image is allowed"),
+        ({"tensorboard": 1}, "tensorboard is 1; bool is needed"),
+        ({"augment": {"gamma": -0.1}}, r"gamma is -0.1; 0\.\.4 is allowed"),
+        ({"augment": {"scale": 1.5}}, r"scale is 1.5; 0\.\.1 is allowed"),
+        ({"partition": "kmeans", "mean_direction": "photos"}, "mean_direction photos is of partition s2 or planet or"),
+        ({"partition": "kmeans", "mean_direction": "centre"}, "mean_direction centre is of partition s2 or planet or"),
     ],
 )
 def test_each_wrong_option_is_named(options, message):
@@ -81,6 +92,27 @@ def test_what_is_no_toml_is_named(tmp_path, content):
         read_config(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_config(tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"\x89PNG\r\n\x1a\n\xff", "it is a picture"),
+        (b"II*\x00\xff\xff", "it is a TIFF"),
+        (b"# R\xe9sum\xe9\nstage = 'head'\n", "it is no text in UTF-8"),
+    ],
+)
+def test_another_file_given_for_the_configuration_is_told_by_its_kind(tmp_path, content, kind):
+    path = tmp_path / "train.toml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=f"cannot be read as TOML: {kind}; give a text file with stage"):
+        read_config(path)
+
+
+def test_a_method_without_a_choice_of_mean_directions_takes_none_from_a_library_either():
+    with pytest.raises(UsageError, match="mean_direction photos is of partition"):
+        TrainingConfig(stage="head", table="a.csv", out="run", partition="kmeans", mean_direction="photos")
+    assert TrainingConfig(stage="head", table="a.csv", out="run", partition="kmeans").mean_direction == "centre"
 
 
 def test_every_option_is_documented():

@@ -120,6 +120,7 @@ VARIANTS = {
     "head": {"stage": "head", "balance": "cell"},
     "fused": {"stage": "head", "fused_optimiser": "bfloat16", "ema_decay": 0.9},
     "from files": {"cache_images_gigabytes": 0.0, "validation": "none"},
+    "in parts": {"accumulate": 3, "ema_decay": 0.9, "normalisation": "image"},
 }
 
 
