@@ -27,6 +27,7 @@ _HOMES = {
     "best_modes": "geo_mvmf.maps.peaks",
     "calibrate": "geo_mvmf.model.calibration",
     "cell_area_km2": "geo_mvmf.maps.density",
+    "compare": "geo_mvmf.comparison",
     "credible_regions": "geo_mvmf.maps.regions",
     "density_raster": "geo_mvmf.maps.density",
     "estimate": "geo_mvmf.maps.estimates",

@@ -35,6 +35,7 @@ COMMANDS = {
     "zones": "zones",
     "fuse": "evidence",
     "evaluate": "evaluation",
+    "compare": "comparison",
     "info": "about",
     "env": "about",
 }

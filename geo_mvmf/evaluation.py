@@ -64,6 +64,8 @@ class Evaluation:
         Which images belong together: then intervals count clusters.
     n_without_truth : int
         Images that are not compared.
+    truth : ndarray of float64, (N, 2), optional
+        True longitude and latitude, degrees.
 
     Examples
     --------
@@ -88,6 +90,7 @@ class Evaluation:
     n_without_truth: int = 0
     has_density: bool = True
     """Whether there are densities to judge, and not points alone."""
+    truth: FloatArray | None = None
 
     @property
     def n(self) -> int:
@@ -236,6 +239,7 @@ def evaluate(
         "groups": _named(rows, by)[known] if by is not None else np.full(known.size, "", dtype=object),
         "clusters": _clusters(rows.iloc[known], cluster_by, block_level),
         "n_without_truth": len(rows) - known.size,
+        "truth": rows[list(point_predictions.TRUE)].to_numpy(float)[known],
     }
     if judged is None:
         nothing = np.full(known.size, np.nan)

@@ -7,6 +7,8 @@ within the product's error bound, the whole row is measured in float64.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,6 +23,13 @@ _QUERIES = 512  # rows at once; with `_ROWS` training rows a block of scores is 
 _ROWS = 16384
 _SPARE = 8  # candidates beyond k
 _MEASURED_VALUES = 1 << 22  # float64 features held at once while candidates are measured: 32 MB
+
+
+class Index(Protocol):
+    """What finds candidates among the training images without looking at all of them."""
+
+    def candidates(self, queries: npt.NDArray[np.float32], count: int) -> tuple[IntArray, FloatArray]:
+        """Give candidates (N, count), and how near (squared, (N,)) one that was left out is taken to be at least."""
 
 
 class NearestNeighbours:
@@ -39,6 +48,8 @@ class NearestNeighbours:
         distance 0 leaves no weight to the others.
     device : str or torch.device
         Where the products are computed.
+    index : ApproximateIndex, optional
+        Of the same features: finds most of the neighbours in less time. None: all of them, exactly.
 
     Raises
     ------
@@ -60,7 +71,9 @@ class NearestNeighbours:
         k: int = 1,
         weighting: str = "distance",
         device: str | torch.device = "cpu",
+        index: Index | None = None,
     ) -> None:
+        self.index = index
         self.features = np.asanyarray(features)
         self.longitude = np.asarray(longitude, dtype=np.float64)
         self.latitude = np.asarray(latitude, dtype=np.float64)
@@ -105,7 +118,7 @@ class NearestNeighbours:
         if self.k == 1:
             return np.stack([self.longitude[index[:, 0]], self.latitude[index[:, 0]]], axis=1)
         places = sphere.to_directions(self.longitude[index], self.latitude[index])  # (N, k, 3)
-        total = (_shares(distance, self.weighting)[..., None] * places).sum(axis=1)
+        total = (shares(distance, self.weighting)[..., None] * places).sum(axis=1)
         opposite = np.linalg.norm(total, axis=1, keepdims=True) < 1e-9  # places that cancel have no mean
         return np.stack(sphere.to_longitude_latitude(np.where(opposite, places[:, 0], total)), axis=1)
 
@@ -144,8 +157,32 @@ class NearestNeighbours:
         index = np.concatenate([np.empty((0, self.k), dtype=np.int64), *(index for index, _ in found)])
         return index, np.concatenate([np.empty((0, self.k)), *(distance for _, distance in found)])
 
+    def with_k(self, k: int) -> NearestNeighbours:
+        """Give the same search for another number of neighbours.
+
+        Parameters
+        ----------
+        k : int
+            As in the class.
+
+        Returns
+        -------
+        NearestNeighbours
+            Shares the features.
+
+        Examples
+        --------
+        >>> NearestNeighbours([[0.0], [1.0]], [10.0, 20.0], [50.0, 60.0]).with_k(2).k
+        2
+        """
+        options = {"weighting": self.weighting, "device": self.device, "index": self.index}
+        return NearestNeighbours(self.features, self.longitude, self.latitude, k=k, **options)  # type: ignore[arg-type]  # options of several kinds
+
     def _block(self, queries: npt.NDArray[np.float32]) -> tuple[IntArray, FloatArray]:
-        candidates, hidden = self._candidates(queries)
+        if self.index is None:
+            candidates, hidden = self._candidates(queries)
+        else:
+            candidates, hidden = self.index.candidates(queries, min(self.k + _SPARE, len(self.features)))
         index, squared = self._measured(queries, candidates)
         for row in np.flatnonzero(squared[:, -1] >= hidden):  # a row left out could be as near as the last one
             index[row], squared[row] = self._whole_row(queries[row])
@@ -197,8 +234,26 @@ class NearestNeighbours:
         return np.array(self.features[rows], dtype=np.float32)
 
 
-def _shares(distance: FloatArray, weighting: str) -> FloatArray:
-    """Weights of neighbours, (N, k); relative to the nearest, so that no distance overflows."""
+def shares(distance: FloatArray, weighting: str) -> FloatArray:
+    """Give the weights of neighbours, relative to the nearest's, so that no distance overflows.
+
+    Parameters
+    ----------
+    distance : ndarray of float64, shape (N, k)
+        Of features, ascending.
+    weighting : {"distance", "equal"}
+        As in `NearestNeighbours`.
+
+    Returns
+    -------
+    ndarray of float64, shape (N, k)
+        The first of each row is 1; they do not sum to 1.
+
+    Examples
+    --------
+    >>> shares(np.array([[1.0, 2.0]]), "distance").tolist()
+    [[1.0, 0.25]]
+    """
     if weighting == "equal":
         return np.ones_like(distance)
     nearest = distance[:, :1]

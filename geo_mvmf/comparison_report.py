@@ -1,0 +1,271 @@
+"""The page of a comparison: methods side by side, their differences with intervals, their curves in one picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from geo_mvmf import report
+from geo_mvmf.comparison import Comparison
+from geo_mvmf.map_axes import GREY, figure_of, png, thousands
+
+_COLOURS = ("#7a0177", "#1b7837", "#d95f02", "#2c7fb8", "#8c6d31", "#222222", "#e7298a", "#66a61e")
+_HOW_TO_READ = (
+    "Two methods are told apart by the interval of their difference, in which the same images are drawn for both, and "
+    "not by whether their own intervals overlap. Of twenty such differences between methods that are equally good, one "
+    "is expected to leave out 0 by chance."
+)
+_STYLES = ("-", "--", ":", "-.")  # a second set of eight differs by these, and all of them differ without colours
+
+
+def write_comparison_report(
+    path: str | os.PathLike[str], comparison: Comparison, *, clusters: str = "", overwrite: bool = False
+) -> None:
+    """Write one self-contained page about methods on the same images.
+
+    Parameters
+    ----------
+    path : path
+        Ends in .html.
+    comparison : Comparison
+    clusters : str
+        What intervals count where images belong together, in words; empty: images.
+    overwrite : bool
+        Whether an existing page may be replaced.
+
+    Raises
+    ------
+    OutputError
+        If the page exists or cannot be written.
+
+    Examples
+    --------
+    >>> from geo_mvmf.comparison import compare
+    >>> write_comparison_report("report.html", compare({"mvmf": ours, "planet": planet}))  # doctest: +SKIP
+    """
+    first, *others = comparison.names
+    images = f"{comparison.n} images have a known place, and all {len(comparison.names)} methods are judged on them."
+    counted = clusters or "images, as if each were independent of the others"
+    pictures = [("How far the estimates are from the truth", accuracy_curves(comparison))]
+    if any(evaluation.has_density for evaluation in comparison.evaluations.values()):
+        pictures.append(("Is the probability true? On the diagonal it is", coverage_curves(comparison)))
+    report.write_page(
+        path,
+        title=f"{', '.join(others)} against {first}",
+        introduction=[images, f"Intervals hold 95 % and count {counted}. {_HOW_TO_READ}"],
+        pictures=pictures,
+        tables=[
+            ("Figures", side_by_side(comparison)),
+            (f"Differences to {first}", differences(comparison)),
+        ],
+        overwrite=overwrite,
+    )
+
+
+def side_by_side(comparison: Comparison) -> pd.DataFrame:
+    """Put the figures of all methods beside each other, in words.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    DataFrame
+        Text: Measure, a column of each method with the value and its 95 % interval, To compare.
+
+    Examples
+    --------
+    >>> from geo_mvmf.comparison import compare
+    >>> points = pd.DataFrame({"image_id": ["a", "b"], "longitude": 0.0, "latitude": 0.0,
+    ...                        "true_longitude": 0.0, "true_latitude": 1.0})
+    >>> side_by_side(compare({"one": points, "two": points})).columns.tolist()
+    ['Measure', 'one', 'two', 'To compare']
+    """
+    columns = {}
+    for name, evaluation in comparison.evaluations.items():
+        figures = report.figures(evaluation)
+        figures = figures[figures["Group"] == "all"] if "Group" in figures else figures
+        figures = figures.set_index("Measure")
+        interval = figures["95 % interval"].map(lambda text: f" ({text})" if text else "")
+        columns[name] = figures["Value"] + interval
+        columns["To compare"] = figures["To compare"].combine_first(columns.get("To compare", figures["To compare"]))
+    order = list(dict.fromkeys(measure for column in columns.values() for measure in column.index))
+    table = pd.DataFrame({name: column.reindex(order) for name, column in columns.items()}).fillna("")
+    table = table[[*comparison.names, "To compare"]]
+    return table.rename_axis("Measure").reset_index()
+
+
+def differences(comparison: Comparison) -> pd.DataFrame:
+    """Put the differences to the first method into words.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    DataFrame
+        Text: Method, Measure, Difference, 95 % interval, Verdict; of the figures that have a better side.
+
+    Examples
+    --------
+    >>> from geo_mvmf.comparison import compare
+    >>> points = pd.DataFrame({"image_id": ["a", "b"], "longitude": 0.0, "latitude": 0.0,
+    ...                        "true_longitude": 0.0, "true_latitude": 1.0})
+    >>> differences(compare({"one": points, "two": points}))["Verdict"].unique().tolist()
+    ['not told apart']
+    """
+    table = comparison.table()
+    rows = [
+        (
+            row["method"],
+            words(row["measure"]),
+            *_amounts(row["measure"], *(row[column] for column in _DIFFERENCE)),
+            row["verdict"],
+        )
+        for row in table[table["verdict"] != ""].to_dict("records")
+    ]
+    return pd.DataFrame(rows, columns=["Method", "Measure", "Difference", "95 % interval", "Verdict"])
+
+
+_DIFFERENCE = ("difference", "difference_low", "difference_high")
+
+
+def words(measure: str) -> str:
+    """Say a measure's name in words.
+
+    Parameters
+    ----------
+    measure : str
+        As in `Comparison.table`.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> words("accuracy_at_25_km"), words("nll_nats")
+    ('within 25 km', 'negative log-likelihood')
+    """
+    if measure.startswith("accuracy_at_"):
+        return f"within {measure.removeprefix('accuracy_at_').removesuffix('_km')} km"
+    return {"nll_nats": "negative log-likelihood", "geo_score": "GeoScore"}.get(
+        measure, measure.removesuffix("_nats").removesuffix("_km2").removesuffix("_km").replace("_", " ")
+    )
+
+
+def _amounts(measure: str, value: float, low: float, high: float) -> tuple[str, str]:
+    """A difference and its interval with their unit."""
+    factor, unit = 1.0, ""
+    if measure.startswith("accuracy_at_"):
+        factor, unit = 100.0, "points"
+    elif measure.endswith("_km2"):
+        unit = "km²"
+    else:
+        unit = {"km": "km", "nats": "nats"}.get(measure.rpartition("_")[2], "")
+    shown = [_signed(factor * each) for each in (value, low, high)]
+    return f"{shown[0]}\N{NO-BREAK SPACE}{unit}".rstrip(), f"{shown[1]} to {shown[2]}"
+
+
+def _signed(value: float) -> str:
+    digits = 0 if abs(value) >= 100.0 else 1 if abs(value) >= 10.0 else 2
+    return f"{value:+,.{digits}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def accuracy_curves(comparison: Comparison) -> bytes:
+    """Draw the share of images within each distance, a curve for each method.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    bytes
+        A PNG file.
+
+    Examples
+    --------
+    >>> from geo_mvmf.comparison import compare
+    >>> points = pd.DataFrame({"image_id": ["a", "b"], "longitude": 0.0, "latitude": 0.0,
+    ...                        "true_longitude": 0.0, "true_latitude": 1.0})
+    >>> accuracy_curves(compare({"one": points, "two": points}))[1:4]
+    b'PNG'
+    """
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
+
+    figure, axes = figure_of(8.0, 4.4)
+    evaluations = list(comparison.evaluations.values())
+    for (name, colour, style), evaluation in zip(_curves(comparison.names), evaluations, strict=True):
+        error = np.sort(evaluation.error_km[np.isfinite(evaluation.error_km)])
+        ends = np.concatenate([[0.5], np.clip(error, 0.5, 20100.0), [20100.0]])  # steps over the whole axis
+        share = np.concatenate([[0], np.arange(1, error.size + 1), [error.size]]) / max(evaluation.n, 1)
+        axes.step(ends, share, where="post", color=colour, lw=1.8, ls=style, label=name)
+    radius = np.geomspace(0.5, 20100.0, 200)
+    axes.plot(radius, evaluations[0].chance(radius), color=GREY, lw=1.0, ls="--", label="chance")
+    distances = [*evaluations[0].thresholds_km, 10000.0]
+    axes.set(xscale="log", xlim=(0.8, 20100), ylim=(0, 1), xlabel="great-circle distance to the truth (km)")
+    axes.set_ylabel("images within this distance")
+    axes.xaxis.set_major_locator(FixedLocator(distances))
+    axes.xaxis.set_major_formatter(FixedFormatter([thousands(distance) for distance in distances]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9, loc="upper left")
+    return png(figure)
+
+
+def coverage_curves(comparison: Comparison) -> bytes:
+    """Draw how often the truth lies inside the p-region against p, a curve for each method that has densities.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    bytes
+        A PNG file.
+
+    Examples
+    --------
+    >>> from geo_mvmf.evaluation import Evaluation
+    >>> names, error_km = np.array(["a", "b"], object), np.array([12.0, 340.0])
+    >>> evaluation = Evaluation(names, error_km, np.zeros(2), np.array([0.2, 0.7]), error_km, np.full(2, "", object))
+    >>> coverage_curves(Comparison({"one": evaluation, "two": evaluation}))[1:4]
+    b'PNG'
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = figure_of(5.6, 5.0)
+    levels, drawn = np.linspace(0.0, 1.0, 401), False
+    for (name, colour, style), evaluation in zip(
+        _curves(comparison.names), comparison.evaluations.values(), strict=True
+    ):
+        if not evaluation.has_density:
+            continue
+        curve = evaluation.curve(levels)
+        if not drawn:
+            band = "calibrated (95 % band)"
+            axes.fill_between(curve["level"], curve["low"], curve["high"], color="#dddddd", label=band)
+            drawn = True
+        axes.plot(curve["level"], curve["share"], color=colour, lw=1.8, ls=style, label=name)
+    axes.plot([0, 1], [0, 1], color="#aaaaaa", lw=0.8)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the region", ylabel="truths inside the region")
+    axes.text(0.03, 0.52, "regions too large", color=GREY, fontsize=9)
+    axes.text(0.97, 0.10, "regions too small", color=GREY, fontsize=9, ha="right")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_aspect("equal")
+    axes.legend(fontsize=9, loc="upper left")
+    return png(figure)
+
+
+def _curves(names: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Name, colour and line of each method's curve."""
+    return [(name, _COLOURS[i % len(_COLOURS)], _STYLES[i % len(_STYLES)]) for i, name in enumerate(names)]

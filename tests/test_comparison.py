@@ -1,0 +1,237 @@
+"""Comparison: the same images for all methods, paired intervals, and a command that says what tells methods apart."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import geo_mvmf
+from geo_mvmf import cli, comparison, measures, resampling, s2, sphere
+from geo_mvmf.comparison import compare, per_image
+from geo_mvmf.comparison_report import differences, side_by_side, write_comparison_report
+from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.files import stores
+from geo_mvmf.predictions import open_predictions
+
+N = 60
+CELLS = np.sort(np.concatenate([s2.face_cells()[:4], s2.children(s2.face_cells()[4:]).ravel()]))  # twelve
+
+
+def store(path, sharpness, seed, log_kappa=5.0):
+    """Predictions of N images about one set of truths: the sharper, the more weight the right component has."""
+    generator = np.random.default_rng(1)
+    means = sphere.to_directions(generator.uniform(-180, 180, 12), generator.uniform(-60, 60, 12))
+    right = generator.integers(0, 12, N)
+    single = geo_mvmf.VmfMixture(means, np.full(12, 5.0), np.log(np.eye(12)[right] + 1e-300))
+    truth = np.stack(sphere.to_longitude_latitude(single.sample(1, seed=2).reshape(-1, 3)), axis=1)
+    logs = np.random.default_rng(seed).normal(size=(N, 12))
+    logs[np.arange(N), right] += sharpness
+    logs -= np.log(np.exp(logs).sum(axis=1, keepdims=True))
+    mixture = geo_mvmf.VmfMixture(means, np.full(12, log_kappa), logs)
+    places = geo_mvmf.estimate(mixture)
+    rows = pd.DataFrame(
+        {
+            "image_id": [f"{i}.jpg" for i in range(N)],
+            "status": "ok",
+            "message": "",
+            "longitude": places[:, 0],
+            "latitude": places[:, 1],
+            "estimator": "component",
+            "true_longitude": truth[:, 0],
+            "true_latitude": truth[:, 1],
+            "walk": [f"walk {i // 3}" for i in range(N)],
+        }
+    )
+    shared = stores.Components("vmf", means, np.full(12, log_kappa), np.arange(12), CELLS)
+    stores.write_store(path, rows=rows, pruned=stores.prune(logs, tail=0.0), components=shared, run={})
+    return path
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    (folder / "poor").mkdir()
+    sharp = store(folder / "predictions.nc", 4.0, 3)
+    poor = store(folder / "poor" / "predictions.nc", 0.5, 4)
+    points = folder / "points.csv"
+    rows = open_predictions(poor).rows.iloc[::-1]  # another system, in another order
+    rows[["image_id", "longitude", "latitude", "true_longitude", "true_latitude"]].to_csv(points, index=False)
+    return {"sharp": sharp, "poor": poor, "points": points}
+
+
+@pytest.fixture(scope="module")
+def opened(paths):
+    points = pd.read_csv(paths["points"])
+    return {"sharp": open_predictions(paths["sharp"]), "poor": open_predictions(paths["poor"]), "points": points}
+
+
+def rows_of(found, method):
+    table = found.table()
+    return table[table["method"] == method].set_index("measure")
+
+
+def test_figures_are_those_of_evaluate_and_the_better_method_is_told(opened):
+    found = compare(opened)
+    for name, predictions in opened.items():
+        figures = geo_mvmf.evaluate(predictions).table().set_index("measure")
+        mine = rows_of(found, name)
+        assert mine.index.tolist() == figures.index.tolist()
+        np.testing.assert_allclose(mine["value"], figures["value"], rtol=1e-12)
+    poor = rows_of(found, "poor")
+    assert poor.loc["nll_nats", "verdict"] == poor.loc["accuracy_at_2500_km", "verdict"] == "worse"
+    assert poor.loc["nll_nats", "difference_low"] > 0 > poor.loc["accuracy_at_2500_km", "difference_high"]
+    assert (rows_of(found, "sharp")["verdict"] == "").all()
+    assert rows_of(found, "sharp")["difference"].isna().all()
+    turned = compare({"poor": opened["poor"], "sharp": opened["sharp"]})
+    assert rows_of(turned, "sharp").loc["nll_nats", "verdict"] == "better"
+
+
+def test_points_in_another_order_are_the_same_images(opened):
+    found = compare({"poor": opened["poor"], "points": opened["points"]})
+    points = rows_of(found, "points")
+    assert set(points["verdict"]) <= {"", "not told apart"}
+    np.testing.assert_allclose(points["difference"], 0.0, atol=1e-9)
+    assert not points.index.str.contains("nll|coverage").any()
+
+
+def test_differences_are_of_the_figures_themselves(opened):
+    """The numbers of single images are those that every figure is a mean or a median of."""
+    found = compare(opened)
+    for name, evaluation in found.evaluations.items():
+        figures = rows_of(found, name)
+        single = per_image(evaluation)
+        assert set(single) == set(figures.index)
+        for measure, values in single.items():
+            middle = np.nanmedian if measure in comparison._MEDIANS else np.nanmean
+            assert middle(values) == pytest.approx(figures.loc[measure, "value"], rel=1e-9), measure
+    first, poor = rows_of(found, "sharp"), rows_of(found, "poor")
+    np.testing.assert_allclose(poor["difference"], poor["value"] - first["value"], rtol=1e-9, atol=1e-12)
+
+
+def test_paired_intervals_are_narrower_than_those_of_strangers():
+    """Two methods that err alike: the broken twin draws other images for each and cannot tell them apart."""
+    generator = np.random.default_rng(0)
+    hard = generator.normal(size=200) * 100.0
+    one, two = hard + generator.normal(size=200), hard + 0.5 + generator.normal(size=200)
+    clusters = np.arange(200)
+    found = resampling.mean_difference(two, one, clusters)
+    assert 0.0 < found.low < 0.5 < found.high < 1.0
+    twin = [resampling.mean_of_clusters(values, clusters, seed=seed) for seed, values in enumerate((two, one))]
+    assert twin[0].low < twin[1].value < twin[0].high
+    medians = resampling.difference_of_medians(two, one, clusters)
+    assert medians.value == pytest.approx(np.median(two) - np.median(one))
+    assert medians.high - medians.low < 0.2 * (resampling.median_of_clusters(two, clusters).high - twin[0].low)
+
+
+@pytest.mark.parametrize("of", [resampling.mean_difference, resampling.difference_of_medians])
+def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says(of):
+    generator, inside = np.random.default_rng(5), 0
+    for seed in range(30):
+        clusters = np.repeat(np.arange(40), 3)
+        together = np.repeat(generator.normal(size=40), 3)  # what a cluster shares, and methods do not
+        shared = generator.normal(size=120)
+        found = of(shared + together + 0.3, shared, clusters, seed=seed)
+        inside += found.low <= 0.3 <= found.high
+    assert inside >= 24  # of 30; at 95 % it is fewer once in 1000
+
+
+def test_clusters_make_intervals_wider_and_are_those_of_the_first_method(opened):
+    plain, clustered, blocks = (
+        rows_of(compare(opened, **options), "points").loc["geo_score"]
+        for options in ({}, {"cluster_by": "walk"}, {"block_level": 2})
+    )
+    assert plain["difference"] == clustered["difference"] == blocks["difference"]
+    assert clustered["difference_low"] != plain["difference_low"] != blocks["difference_low"]
+
+
+def test_images_without_a_prediction_count_as_wrong_in_differences(opened):
+    points = opened["points"].copy()
+    points.loc[points.index[:30], ["longitude", "latitude"]] = np.nan
+    found = rows_of(compare({"points": opened["points"], "half": points}), "half")
+    assert found.loc["accuracy_at_2500_km", "difference"] < 0
+    assert found.loc["mean_error_km", "difference"] == pytest.approx(0.0)  # of the images that both predict
+    none = points.assign(longitude=np.nan, latitude=np.nan)
+    found = rows_of(compare({"points": opened["points"], "none": none}), "none")
+    assert found.loc["median_error_km", ["difference", "verdict"]].tolist() == [np.inf, "worse"]
+
+
+def test_other_images_and_other_truths_are_refused(opened):
+    points = opened["points"]
+    with pytest.raises(BadInputError, match=r"different test images: 3 only of the first, like '59.jpg'; 0 only of"):
+        compare({"all": points, "some": points.iloc[3:]})
+    moved = points.assign(true_latitude=np.where(points["image_id"] == "7.jpg", 0.0, points["true_latitude"]))
+    with pytest.raises(BadInputError, match=r"different truths for 1 of 60 images: that of '7.jpg' is .* km apart"):
+        compare({"one": points, "two": moved})
+    twice = pd.concat([points, points.iloc[:1]])
+    with pytest.raises(BadInputError, match=r"'two' names 1 images more than once, like '59.jpg'"):
+        compare({"one": points, "two": twice})
+    with pytest.raises(BadInputError, match=r"two: .*true_longitude"):
+        compare({"one": points, "two": points.drop(columns=["true_longitude"])})
+    with pytest.raises(UsageError, match=r"1 method \(one\): two or more"):
+        compare({"one": points})
+
+
+def test_one_truth_for_all_takes_the_place_of_their_own(opened):
+    points = opened["points"]
+    truth = points[["image_id"]].assign(longitude=points["longitude"], latitude=points["latitude"])
+    found = compare({"points": points.drop(columns=["true_longitude", "true_latitude"]), "s": opened["sharp"]}, truth)
+    assert rows_of(found, "points").loc["accuracy_at_1_km", "value"] == 1.0
+
+
+def test_the_page_and_its_words(opened, tmp_path):
+    found = compare(opened, block_level=1)
+    shown = side_by_side(found)
+    assert shown.columns.tolist() == ["Measure", "sharp", "poor", "points", "To compare"]
+    assert len(shown) == len(measures.tidy(found.evaluations["sharp"]))
+    told = differences(found)
+    assert set(told["Method"]) == {"poor", "points"}
+    assert told["Difference"].str.contains(r"^[+-]\d").all()
+    page = tmp_path / "page.html"
+    write_comparison_report(page, found, clusters="S2 cells of level 1")
+    text = page.read_text()
+    assert text.count("data:image/png") == 2
+    assert "poor, points against sharp" in text
+    assert "S2 cells of level 1" in text
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.main, ["compare", *map(str, arguments)])
+
+
+def test_the_command_writes_a_page_and_a_table(paths, tmp_path):
+    page, table = tmp_path / "page.html", tmp_path / "table.csv"
+    result = run(*paths.values(), "--names", "sharp, poor,points", "--out", page, "--table", table)
+    assert result.exit_code == 0, result.output
+    assert "Differences to sharp" in result.output
+    figures = pd.read_csv(table)
+    assert figures["method"].unique().tolist() == ["sharp", "poor", "points"]
+    assert page.read_text().count("data:image/png") == 2
+
+
+def test_methods_are_named_by_what_tells_their_files_apart(paths):
+    result = run(paths["sharp"], paths["poor"])
+    assert result.exit_code == 0, result.output
+    assert "poor/predictions" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--names", "a"], 2, "1 names for 2 PREDICTIONS"),
+        (["--names", "a,a"], 2, "two PREDICTIONS have the name 'a'"),
+        (["--out", "y.csv"], 2, "the suffix '.csv'"),
+        (["--table", "y.html"], 2, "the suffix '.html'"),
+        (["--cluster-by", "nope"], 3, "'nope'"),
+        (["--cluster-by", "walk", "--block-level", "3"], 2, "choose one"),
+    ],
+)
+def test_mistakes_are_said(paths, options, code, message):
+    result = run(paths["sharp"], paths["points"], *options)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_one_file_alone_is_refused(paths):
+    result = run(paths["sharp"])
+    assert result.exit_code == 2
+    assert "two or more are needed" in result.stderr
