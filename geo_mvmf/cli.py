@@ -27,6 +27,7 @@ COMMANDS = {
     "features": "learning",
     "partition": "partition",
     "train": "learning",
+    "report": "training_report",
     "calibrate": "learning",
     "predict": "prediction",
     "points": "results",

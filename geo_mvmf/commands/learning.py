@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ def train(report: Reporter, *, config: Path, overwrite: bool) -> None:
     if before is not None and _made_at(found) == before:  # the run was finished, and no file came in its place
         report.result(f"{found}: finished before, nothing was trained; add --overwrite to begin anew")
         return
+    run = shlex.quote(str(found.parent))
+    report.say(f"what the run is worth, where it fails, what to do next: geo-mvmf report {run} --out report.html")
     end = run_folder.end_record(found.parent)
     early = ""
     if "stopped_early" in end:

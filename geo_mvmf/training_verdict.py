@@ -1,0 +1,393 @@
+"""The verdict on a training run, in sentences: how far to trust it, on what grounds, and what to do next."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from geo_mvmf import measures, metrics, resampling
+from geo_mvmf.map_axes import thousands
+from geo_mvmf.metrics import Estimate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from geo_mvmf.model.configuration import TrainingConfig
+    from geo_mvmf.model.held_out import HeldOut
+    from geo_mvmf.model.run_record import RunRecord
+    from geo_mvmf.training_judgement import Judgement
+
+FloatArray = npt.NDArray[np.float64]
+
+RISE_NATS = 0.05
+"""Rise of the validation NLL beyond its least, or fall at the very end, from which on it is worth a word."""
+
+_GAP_NATS = 1.0
+_LEAST_EFFECT = 0.005  # nats, of a temperature
+_FEW_IMAGES, _FEW_LOOKS = 100, 3
+
+
+def km(value: float) -> str:
+    """Write a distance with two or three digits.
+
+    Parameters
+    ----------
+    value : float
+        Kilometres.
+
+    Examples
+    --------
+    >>> km(0.1234), km(97.31), km(float("nan"))
+    ('0.12 km', '97 km', 'unknown')
+    """
+    if not math.isfinite(value):
+        return "unknown"
+    return f"{value:.2g} km" if value < 10.0 else f"{thousands(value)} km"
+
+
+def percent(value: float) -> str:
+    """Write a share.
+
+    Parameters
+    ----------
+    value : float
+        0..1.
+
+    Examples
+    --------
+    >>> percent(0.502)
+    '50 %'
+    """
+    if not math.isfinite(value):
+        return "unknown"
+    near_an_end = 0.0 < value < 0.01 or 0.99 < value < 1.0  # where rounding would say all or none
+    return f"{100.0 * value:.{1 if near_an_end else 0}f} %"
+
+
+def usable_radius(judgement: Judgement) -> str:
+    """Say how near to the truth the estimates are.
+
+    Parameters
+    ----------
+    judgement : Judgement
+
+    Returns
+    -------
+    str
+    """
+    half, most = judgement.within(0.5), judgement.within(0.9)
+    return (
+        f"Half of the {judgement.evaluation.n} held-out images looked at are placed within {km(half.value)} of where "
+        f"they are (95 % interval {_range(half)}), nine of ten within {km(most.value)} ({_range(most)})."
+    )
+
+
+def usefulness(judgement: Judgement) -> str:
+    """Say whether the model uses the image at all.
+
+    Parameters
+    ----------
+    judgement : Judgement
+
+    Returns
+    -------
+    str
+    """
+    gain = judgement.gain
+    if gain is None:
+        return "How much it gains over the training images' density is not known: the bundle tells no counts."
+    text = f"{gain.value:.2f} nats ({gain.low:.2f} to {gain.high:.2f})"
+    if gain.low <= 0.0:
+        return (
+            f"It is not shown to use the image: its gain over the density of the training images, which looks at no "
+            f"image, is {text}."
+        )
+    more = math.exp(min(gain.value, 50.0))
+    factor = thousands(more) if more >= 10.0 else f"{more:.1f}"
+    return (
+        f"It uses the image: at the true place its density is {factor} times that of the training images (the "
+        f"geometric mean; a gain of {text})."
+    )
+
+
+def calibration(judgement: Judgement, held_out: HeldOut, bundle: Path) -> str:
+    """Say whether the probabilities are true, and what would mend them.
+
+    Parameters
+    ----------
+    judgement : Judgement
+    held_out : HeldOut
+    bundle : Path
+        For the command.
+
+    Returns
+    -------
+    str
+    """
+    table = measures.coverage(judgement.evaluation)
+    missed = table[(table["level"] < table["low"]) | (table["level"] > table["high"])]
+    known = table.loc[np.isfinite(table["value"]), ["level", "value"]].to_numpy(float).tolist()
+    shares = ", ".join(f"{percent(level)} regions hold {percent(value)}" for level, value in known)
+    mend = _mend(held_out, bundle)
+    if not len(missed):
+        n = judgement.evaluation.n
+        also = mend if _change(held_out) < -RISE_NATS else mend[:1]
+        return f"Calibrated, as far as {n} images can tell: the {shares} of the truths. {' '.join(also)}"
+    sure = (missed["value"] < missed["level"]).all()
+    wide = (missed["value"] > missed["level"]).all()
+    how = "too sure: regions are too small" if sure else "not sure enough: regions are too large" if wide else "uneven"
+    return f"Not calibrated, {how}: the {shares} of the truths. {' '.join(mend)}"
+
+
+def _change(held_out: HeldOut) -> float:
+    """Of the NLL of left-out blocks, by the temperature that fits the others."""
+    found = held_out.scaling
+    return 0.0 if found is None else float((found.after - found.before).mean())
+
+
+def _mend(held_out: HeldOut, bundle: Path) -> tuple[str, str]:
+    command = (
+        f"The command that fits it: geo-mvmf calibrate {shlex.quote(str(bundle))} HELD_OUT_TABLE --out "
+        "calibrated.safetensors, with images of known place that took no part in this run."
+    )
+    found = held_out.scaling
+    if found is None:
+        return "Too few images or blocks of land to say which temperature would mend it.", command
+    half = float(found.half_width[0])
+    temperature, low, high = (math.exp(found.log_temperature + each) for each in (0.0, -half, half))
+    change = _change(held_out)
+    shift = f" and a shift of the log concentrations by {found.shift:+.2f}" if found.half_width[1] else ""
+    effect = (
+        f"lower the NLL of left-out blocks by {-change:.2f} nats" if change < -_LEAST_EFFECT else "not lower the NLL"
+    )
+    if change >= -_LEAST_EFFECT:
+        command = "So calibrating it is not shown to help; images that took no part would tell more."
+    return f"A temperature of {temperature:.2f} ({low:.2f} to {high:.2f}){shift} would {effect}.", command
+
+
+def split(config: TrainingConfig, held_out: HeldOut, training: int, ground_km: float | None) -> str:
+    """Say which images were held out, and what figures on them mean.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    held_out : HeldOut
+    training : int
+        Training images.
+    ground_km : float or None
+        Side of an image on the ground, where it is known.
+
+    Returns
+    -------
+    str
+    """
+    near = held_out.nearest_km[np.isfinite(held_out.nearest_km)]
+    number = f"{thousands(held_out.num_validation)} images held out, {thousands(training)} trained on"
+    parts = [f"{split_name(config)} {number}."]
+    if len(held_out) < held_out.num_validation - held_out.num_unreadable - held_out.num_outside:
+        parts.append(f"{thousands(len(held_out))} of these, evenly picked, were looked at.")
+    if near.size:
+        half, most = np.quantile(near, [0.5, 0.9])
+        parts.append(
+            f"The training image nearest to a held-out one is {km(half)} away in the middle, and within {km(most)} of "
+            "nine of ten."
+        )
+        parts.append(_overlap(near, ground_km))
+    if config.validation == "random":
+        parts.append(
+            "A random split measures memory where images overlap or were taken together; how the model does where it "
+            'has no training images near, only blocks tell (validation = "blocks").'
+        )
+    if config.validation == "blocks":
+        parts.append("Whole blocks are new to the model: this is how it does away from its training images.")
+    parts.append(
+        "The step that is released was chosen by these images, so all figures here are a little too good; `geo-mvmf "
+        "evaluate` on images that took no part tells the truth."
+    )
+    return " ".join(part for part in parts if part)
+
+
+def split_name(config: TrainingConfig) -> str:
+    """Name the split of a run.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+
+    Returns
+    -------
+    str
+        A sentence without its end.
+    """
+    share = f"{100.0 * config.validation_fraction:g} %"
+    names = {
+        "random": f"Validation on a random {share} of the images:",
+        "blocks": f"Validation on a random {share} of the blocks (whole S2 cells of level {config.block_level}):",
+        "column": f"Validation on the images whose column {config.validation_column} says so:",
+        "table": "Validation on the images of a table of its own:",
+        "none": "No validation:",
+    }
+    return names.get(config.validation, f"Validation {config.validation}:")
+
+
+def _overlap(near: FloatArray, ground_km: float | None) -> str:
+    if ground_km is not None:
+        share = float((near < ground_km).mean())
+        whose = f"{percent(share)} of the held-out ones share ground with a training one"
+        return f"Images are {km(ground_km)} wide: {whose}."
+    share = float((near < 1.0).mean())
+    return f"{percent(share)} of the held-out images lie within 1 km of a training one."
+
+
+def troubles(record: RunRecord, n: int, blocks: int) -> list[str]:
+    """Find signs of trouble in a run's curves and its held-out images.
+
+    Parameters
+    ----------
+    record : RunRecord
+    n : int
+        Held-out images that were looked at.
+    blocks : int
+        Blocks that these lie in.
+
+    Returns
+    -------
+    list of str
+        Empty where there are none.
+    """
+    found = _of_losses(record.steps) + _of_validations(record)
+    if 0 < n < _FEW_IMAGES:
+        found.append(f"Only {n} images were held out: intervals are wide. Hold out more, or look closer later.")
+    if n and blocks < _FEW_LOOKS + 5:
+        found.append(f"The held-out images lie in {blocks} blocks of land only: intervals count images, not land.")
+    return found
+
+
+def _of_losses(steps: pd.DataFrame) -> list[str]:
+    loss = steps["loss"]
+    broken = steps["step"][~np.isfinite(loss)]
+    if len(broken):
+        step = f"{broken.iloc[0]:.0f}"
+        return [f"The training loss is not finite at step {step}: lower learning_rate, or set gradient_clip."]
+    if len(loss) > 1 and loss.iloc[-1] >= loss.iloc[0]:
+        way = " to ".join(f"{loss.iloc[row]:.2f} (step {steps['step'].iloc[row]:.0f})" for row in (0, -1))
+        return [f"The training loss did not fall, from {way}: change learning_rate, or look at the images."]
+    return []
+
+
+def _of_validations(record: RunRecord) -> list[str]:
+    steps, best = record.steps, record.best
+    if best is None:
+        return []
+    found = []
+    known = record.validations[record.validations["nll"].notna()]
+    last = {name: float(known[name].iloc[-1]) for name in ("step", "nll")}
+    loss_then, loss_last = (_loss_at(steps, row["step"]) for row in (best, last))
+    if last["nll"] - best["nll"] > RISE_NATS:
+        fell = f" while the training loss fell from {loss_then:.2f} to {loss_last:.2f}" if loss_last < loss_then else ""
+        found.append(
+            f"The validation NLL rises: {best['nll']:.2f} at step {best['step']:.0f}, {last['nll']:.2f} at the last "
+            f"step{fell}. The model learns its training images by heart from there on; the state of step "
+            f"{best['step']:.0f} was released. More images, augmentation or weight_decay would help, more steps not."
+        )
+    elif len(known) >= _FEW_LOOKS and best["step"] == last["step"]:
+        before = known[known["step"] <= 0.75 * last["step"]]
+        drop = float(before["nll"].min() - last["nll"]) if len(before) else 0.0
+        if drop > RISE_NATS:
+            found.append(
+                f"The last step is the best, and over the last quarter the validation NLL still fell by {drop:.2f} "
+                "nats: train longer."
+            )
+    if len(known) < _FEW_LOOKS:
+        found.append(f"The held-out images were looked at {len(known)} times only: set validate_steps lower.")
+    gap = last["nll"] - loss_last
+    if gap > _GAP_NATS:
+        found.append(
+            f"At the end the training loss is {loss_last:.2f} and the validation NLL {last['nll']:.2f} nats: it knows "
+            "the images it was trained on far better than others."
+        )
+    return found
+
+
+def _loss_at(steps: pd.DataFrame, step: float) -> float:
+    """Training loss that was written last before a step, or first of all."""
+    before = steps["loss"][steps["step"] <= step]
+    if len(before):
+        return float(before.iloc[-1])
+    return float(steps["loss"].iloc[0]) if len(steps) else math.nan
+
+
+def learning_curve(images: Sequence[int], change: Estimate | None) -> str:
+    """Say what more images would bring.
+
+    Parameters
+    ----------
+    images : sequence of int
+        Training images of each point, ascending.
+    change : Estimate or None
+        Of the NLL from the last point but one to the last, image by image.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> learning_curve([50, 100], Estimate(0.01, -0.02, 0.04, 9, 0))[:54]
+    'From 50 to 100 images the NLL changed by +0.01 nats (-'
+    """
+    if change is None or len(images) < 2:
+        return "There are too few training images for a learning curve."
+    text = (
+        f"From {thousands(images[-2])} to {thousands(images[-1])} images the NLL changed by {change.value:+.2f} nats "
+        f"({change.low:+.2f} to {change.high:+.2f})."
+    )
+    if change.high < -0.02:
+        return f"{text} More images still help: another doubling may bring about as much, or somewhat less."
+    if change.low > -0.02:
+        return f"{text} More images of the same kind hardly help: other places, another backbone or components may."
+    return f"{text} The held-out images do not tell whether more images would help."
+
+
+def summary_table(judgement: Judgement) -> pd.DataFrame:
+    """Give the verdict's figures.
+
+    Parameters
+    ----------
+    judgement : Judgement
+
+    Returns
+    -------
+    DataFrame
+        Text: Figure, Value, 95 % interval, To compare.
+    """
+    rows = []
+    for share, name in ((0.5, "Usable radius: half of the images within"), (0.9, "Nine of ten within")):
+        found = judgement.within(share)
+        rows.append((name, km(found.value), _range(found), ""))
+    mean = resampling.mean_of_clusters(judgement.evaluation.nll, judgement.clusters)
+    compare = f"uniform: {metrics.UNIFORM_NLL:.2f} nats"
+    rows.append(("Negative log-likelihood", f"{mean.value:.2f} nats", _nats(mean), compare))
+    gain = judgement.gain
+    if gain is not None:
+        rows.append(("Gain over the training images' density", f"{gain.value:.2f} nats", _nats(gain), "no use: 0 nats"))
+    for level, value, low, high in measures.coverage(judgement.evaluation).to_numpy(float).tolist():
+        name = f"Truths inside the {percent(level)} region"
+        rows.append((name, percent(value), f"{percent(low)} to {percent(high)}", f"calibrated: {percent(level)}"))
+    return pd.DataFrame(rows, columns=["Figure", "Value", "95 % interval", "To compare"])
+
+
+def _range(found: Estimate) -> str:
+    if not math.isfinite(found.high):
+        return f"{km(found.low)} or more"
+    return f"{km(found.low)} to {km(found.high)}"
+
+
+def _nats(found: Estimate) -> str:
+    return f"{found.low:.2f} to {found.high:.2f} nats"
