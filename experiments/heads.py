@@ -17,12 +17,13 @@ import pandas as pd
 import torch
 
 from geo_mvmf import durable, s2, sphere
-from geo_mvmf.maps import ranks
+from geo_mvmf.maps import estimates, ranks
 from geo_mvmf.model.class_head import CrossEntropyHead
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.heads import MvmfHead
 from geo_mvmf.model.learner import Learner
 from geo_mvmf.model.loss import cross_entropy_loss, mvmf_loss
+from geo_mvmf.model.methods import Method
 from geo_mvmf.model.partition import initial_log_concentrations, partition_sphere
 from geo_mvmf.model.sources import Batch
 
@@ -30,6 +31,7 @@ FloatArray = npt.NDArray[np.float64]
 
 RATE = 1e-3
 _BLOCK = 256  # test chips at once
+_FEW = 64  # where densities are formed
 _JUDGED = 7  # prime to the number of months, so that all of them come up
 
 
@@ -227,13 +229,40 @@ def _judged_block(head: MvmfHead | CrossEntropyHead, features: torch.Tensor, tru
     return found.assign(nll=_nll(head, features, truth))
 
 
-def _searched(head: MvmfHead | CrossEntropyHead, data: Data) -> pd.DataFrame:
-    """Searched probability and area, of every `_JUDGED`-th test chip: each takes a hundredth of a second."""
+def judged_method(method: Method, data: Data, points: FloatArray | None = None) -> pd.DataFrame:
+    """Judge any method by the test chips; see `run`.
+
+    Parameters
+    ----------
+    method : Method
+    data : Data
+    points : array of float64, shape (N, 2), optional
+        Its own estimates, longitude and latitude; otherwise that of the heaviest component (eq. 7).
+    """
+    truth = np.array(data.test_directions)
+    estimated, nll = [], []
+    for start in range(0, len(truth), _FEW):
+        block = slice(start, start + _FEW)
+        mixture = method.mixture(torch.from_numpy(np.array(data.test_features[block])))
+        estimated.append(estimates.estimate(mixture, "component"))
+        nll.append(-np.diag(mixture.log_density(truth[block])))
+    places = np.concatenate(estimated) if points is None else points
+    found = pd.DataFrame(places, columns=["longitude", "latitude"])
+    found["error_km"] = sphere.angle(sphere.to_directions(*places.T), truth) * sphere.EARTH_RADIUS_KM
+    return found.assign(nll=np.concatenate(nll)).join(_searched(method, data))
+
+
+def _searched(method: Method, data: Data) -> pd.DataFrame:
+    """Searched probability and area, of every `_JUDGED`-th test chip: each takes some hundredths of a second."""
     rows = np.arange(0, len(data.test_features), _JUDGED)
     uniform = np.random.default_rng(3).random(len(rows))
-    where = sphere.to_longitude_latitude(np.array(data.test_directions[rows]))
-    mixture = head.mixture(torch.from_numpy(np.array(data.test_features[rows])))
-    return ranks.ranks(mixture, *where, uniform).drop(columns="log_density").set_axis(rows)
+    parts = []
+    for start in range(0, len(rows), _FEW):
+        chosen = rows[start : start + _FEW]
+        mixture = method.mixture(torch.from_numpy(np.array(data.test_features[chosen])))
+        where = sphere.to_longitude_latitude(np.array(data.test_directions[chosen]))
+        parts.append(ranks.ranks(mixture, *where, uniform[start : start + _FEW]))
+    return pd.concat(parts, ignore_index=True).drop(columns="log_density").set_axis(rows)
 
 
 def _nll(head: MvmfHead | CrossEntropyHead, features: torch.Tensor, truth: FloatArray) -> FloatArray:

@@ -12,6 +12,7 @@ from pathlib import Path
 import heads
 import imagery
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import record
 import scores
@@ -19,13 +20,21 @@ from fig4 import about
 from heads import Job
 from matplotlib.figure import Figure
 
-from geo_mvmf import progress, sphere
+from geo_mvmf import durable, progress, sphere
+from geo_mvmf.baselines import TrainingDensity
 from geo_mvmf.inputs import tables
 from geo_mvmf.inputs.images import ImageSpec
 from geo_mvmf.model import training
 from geo_mvmf.model.bundle import Bundle
 from geo_mvmf.model.configuration import config_from_dict
 from geo_mvmf.model.features import cache_features
+from geo_mvmf.model.neighbour_density import NeighbourDensity, fit_kernel
+from geo_mvmf.model.neighbours import NearestNeighbours
+from geo_mvmf.model.partition import partition_sphere
+
+FloatArray = npt.NDArray[np.float64]
+
+NEIGHBOURS = (1, 10)
 
 SMOOTHING_KM = 75.0  # PIGEON's
 GROUPS = (*scores.GROUPS, (imagery.BUFFERED, "month unseen"))
@@ -38,7 +47,8 @@ def main() -> None:
     options = imagery.read_options(__doc__)
     scale = imagery.SCALES[options.scale]
     frozen = imagery.frozen_features(options.data, options.out, scale)
-    found = of_heads(scale, heads.Data.of(frozen), options.out)
+    data = heads.Data.of(frozen)
+    found = of_heads(scale, data, options.out) | of_others(scale, data, options.out)
     for name, method in TUNED.items():
         found[name] = of_fine_tuned(method, scale, frozen, options.out)
     table = pd.concat([scores.of(each, frozen, GROUPS).assign(method=name) for name, each in found.items()])
@@ -66,6 +76,29 @@ def of_heads(scale: imagery.Scale, data: heads.Data, out: Path) -> dict[str, pd.
     return {name: found[job] for name, job in jobs.items()}
 
 
+def of_others(scale: imagery.Scale, data: heads.Data, out: Path) -> dict[str, pd.DataFrame]:
+    """Nearest neighbours, as densities and by their own estimates, and the density that looks at no image."""
+    where = sphere.to_longitude_latitude(data.directions)
+    cells = partition_sphere(*where, 2**scale.fixed_power)
+    made = {"where training chips are (no image)": lambda: (TrainingDensity(cells.cell_ids, cells.counts), None)}
+    for k in NEIGHBOURS:
+        made[f"{k} nearest neighbour{'s' if k > 1 else ''}"] = lambda k=k: neighbours(data, where, k)
+    found = {}
+    for name, make in made.items():
+        kept = out / "heads" / f"{name.split(' (')[0].replace(' ', '-')}.csv"
+        if not kept.exists():
+            method, points = make()
+            durable.write_text(kept, heads.judged_method(method, data, points).to_csv(index=False))
+        found[name] = pd.read_csv(kept)
+    return found
+
+
+def neighbours(data: heads.Data, where: tuple[FloatArray, FloatArray], k: int) -> tuple[NeighbourDensity, FloatArray]:
+    """The density of the k nearest training chips by their features, kernels fitted; and its points."""
+    search = NearestNeighbours(np.array(data.features), *where, k=k)
+    return NeighbourDensity(search, fit_kernel(search)), search.predict(np.array(data.test_features))
+
+
 def of_fine_tuned(method: str, scale: imagery.Scale, frozen: imagery.Frozen, out: Path) -> pd.DataFrame:
     """The paper's three stages to their end: after countries a head on cached features, then everything.
 
@@ -87,7 +120,7 @@ def of_fine_tuned(method: str, scale: imagery.Scale, frozen: imagery.Frozen, out
     }  # fmt: skip
     bundle = training.train(config_from_dict(tuned), report=imagery.Bar())
     judged = heads.judged(bundle.head, test_data(bundle, out), is_judged=True)
-    judged.to_csv(kept, index=False)
+    durable.write_text(kept, judged.to_csv(index=False))
     return judged
 
 
