@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 import torch
@@ -220,3 +221,35 @@ def test_paired_differences_are_of_the_same_chips(experiment):
     ]
     assert alone[0]["low"] < alone[1]["high"]
     assert len(np.unique(scores.places_of(frozen, np.arange(60)))) == 30
+
+
+def test_a_recolouring_is_one_law_for_all_chips_and_stronger_than_what_is_trained_on(experiment):
+    sensor = experiment("sensor")
+    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8), (2, 3, 4, 256))
+    np.testing.assert_array_equal(sensor.recoloured(ramp, 0.0, 3), ramp)
+    laws = []
+    for number in range(sensor.RECOLOURINGS):
+        changed = sensor.recoloured(ramp, 1.0, number)
+        np.testing.assert_array_equal(changed[0], changed[1])
+        np.testing.assert_array_equal(changed, sensor.recoloured(ramp, 1.0, number))
+        assert all((np.diff(band.astype(int)) >= 0).all() for band in changed[0, :, 0])
+        laws += [tuple(band.tolist()) for band in changed[0, :, 0]]
+    assert len(set(laws)) == 3 * sensor.RECOLOURINGS  # no two bands are bent alike
+    most = sensor.MOST_GAIN - 1.0, sensor.MOST_POWER - 1.0, sensor.MOST_OFFSET
+    drawn_most = (sensor.ROBUST[name] for name in ("channel_gain", "gamma", "channel_offset"))
+    assert all(strong > trained for strong, trained in zip(most, drawn_most, strict=True))
+
+
+def test_the_change_to_the_plain_network_is_of_the_same_places(experiment):
+    """Two networks of which one is always 100 km better: the interval of the change is as narrow as that."""
+    sensor, rng = experiment("sensor"), np.random.default_rng(0)
+    error = rng.exponential(1000.0, 300)
+    frames = [
+        pd.DataFrame({"place": np.arange(300) // 3, "strength": 0.0, "arm": arm, "error_km": error - less, "nll": less})
+        for arm, less in (("plain", 0.0), ("both", 100.0))
+    ]
+    both = sensor.summarise(pd.concat(frames)).set_index("arm").loc["both"]
+    assert both["median_km_change"] == pytest.approx(-100.0)
+    assert (both["median_km_change_low"], both["median_km_change_high"]) == pytest.approx((-100.0, -100.0))
+    assert both["median_km_high"] - both["median_km_low"] > 100.0
+    assert both["nll_change"] == pytest.approx(100.0)
