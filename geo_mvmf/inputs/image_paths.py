@@ -202,15 +202,12 @@ def find_images(
     ['b2.JPG', 'b10.jpg']
     """
     top = absolute_folder(folder, "folder")
-    names = sorted(_walk(top, resolver, recursive=recursive), key=lambda name: natural_key(name.path))
+    found = sorted(_walk(top, resolver, recursive=recursive), key=lambda name: natural_key(name.path))
     prefix = Path(os.path.relpath(os.path.realpath(top), os.path.realpath(resolver.root))).as_posix()
     start = "" if prefix == "." else f"{prefix}/" if not prefix.startswith("..") else f"{top.as_posix()}/"
-    found = []
-    for name in names:
-        if name.status == "ok":
-            found.append(resolver.resolve(start + name.path))
-        else:
-            found.append(ResolvedPath(start + name.path, name.status, name.message))
+    for row, name in enumerate(found):  # in place: of a million images one list is enough
+        is_ok = name.status == "ok"
+        found[row] = resolver.resolve(start + name.path) if is_ok else name._replace(path=start + name.path)
     return found
 
 
@@ -244,7 +241,7 @@ def other_files(folder: str | os.PathLike[str]) -> collections.Counter[str]:
     return found
 
 
-def natural_key(path: str) -> tuple[list[list[str | int]], str]:
+def natural_key(path: str) -> str:
     """Make a sort key in which numbers count as numbers and case does not matter.
 
     Parameters
@@ -252,16 +249,23 @@ def natural_key(path: str) -> tuple[list[list[str | int]], str]:
     path : str
         Posix, relative.
 
+    Returns
+    -------
+    str
+        One text, which for a million images takes a fifth of the memory of lists of numbers.
+
     Examples
     --------
     >>> sorted(["a/b10", "a/B2", "a/b"], key=natural_key)
     ['a/b', 'a/B2', 'a/b10']
     """
+    # No file name holds \0, so that a text ends before any longer one, and a part of the path before one that goes on.
     parts = []
     for part in path.split("/"):
         pieces = _DIGITS.split(part.casefold())  # text, number, text, ...: texts never meet numbers
-        parts.append([int(piece) if index % 2 else piece for index, piece in enumerate(pieces)])
-    return parts, path
+        pieces[1::2] = [chr(1 + len(digits)) + digits for digits in (piece.lstrip("0") for piece in pieces[1::2])]
+        parts.append("\0".join(pieces))
+    return "\0\0".join(parts) + "\0\0\0" + path
 
 
 def absolute_folder(folder: str | os.PathLike[str], what: str) -> Path:
@@ -304,20 +308,32 @@ def _walk(top: Path, resolver: PathResolver, *, recursive: bool) -> Iterator[Res
         seen.add(real)
         try:
             with os.scandir(folder) as scan:
-                entries = [entry for entry in scan if not entry.name.startswith(".")]
+                for entry in scan:
+                    yield from _entry(entry, prefix, top, resolver, waiting, recursive=recursive)
         except OSError as error:
             if not prefix:
                 raise BadInputError(f"{folder} cannot be listed: {error.strerror}") from error
             yield ResolvedPath(prefix.rstrip("/"), "unreadable", f"the folder cannot be listed: {error.strerror}")
-            continue
-        for entry in entries:
-            name = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                waiting += [(name + "/", entry.path)] if recursive else []
-            elif entry.is_symlink() and Path(entry.path).is_dir():  # DirEntry.is_dir raises on a loop
-                yield from _linked_folder(name, entry.path, top, resolver, waiting) if recursive else ()
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-                yield ResolvedPath(name)
+
+
+def _entry(
+    entry: os.DirEntry[str],
+    prefix: str,
+    top: Path,
+    resolver: PathResolver,
+    waiting: list[tuple[str, str]],
+    *,
+    recursive: bool,
+) -> Iterator[ResolvedPath]:
+    name = prefix + entry.name
+    if entry.name.startswith("."):
+        return
+    if entry.is_dir(follow_symlinks=False):
+        waiting += [(name + "/", entry.path)] if recursive else []
+    elif entry.is_symlink() and Path(entry.path).is_dir():  # DirEntry.is_dir raises on a loop
+        yield from _linked_folder(name, entry.path, top, resolver, waiting) if recursive else ()
+    elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+        yield ResolvedPath(name)
 
 
 def _linked_folder(

@@ -109,14 +109,15 @@ def read_image_table(
     _check_options(claimed_from, exif=exif)
     raw = read_raw_table(source, root=root, layer=layer, crs=crs, permitted_roots=permitted_roots, recursive=recursive)
     paths = raw.resolved
-    table = pd.DataFrame({"image_id": _image_ids(raw), "path": _texts(found.path for found in paths)})
+    image_ids = _image_ids(raw)
+    table = pd.DataFrame({"image_id": _texts(image_ids), "path": _texts(found.path for found in paths)})
     table["longitude"], table["latitude"] = raw.coordinates.longitude, raw.coordinates.latitude
     table["weight"], weight_problems = _weights(raw)
     status = np.array([found.status for found in paths], dtype=object)
     message = np.array([_located(raw.name, row, found) for row, found in enumerate(paths)], dtype=object)
     claims = claimed_from == "columns"
     _mark(status, message, _bad_coordinates(raw, claims=claims), "ok" if claims else "bad_coordinates", raw.name)
-    _mark(status, message, _duplicates(table["image_id"]), "duplicate_id", raw.name)
+    _mark(status, message, _duplicates(image_ids), "duplicate_id", raw.name)
     _mark(status, message, weight_problems, "ok", raw.name)
     table["status"], table["message"] = _texts(status), _texts(message)
     _add_exif(table, raw.resolver, exif=exif, claim=claimed_from == "exif")
@@ -172,7 +173,7 @@ def read_truth(source: str | os.PathLike[str] | pd.DataFrame, *, layer: str | No
             f"{row + 1}: {problems[row]}",
             stacklevel=2,
         )
-    table = pd.DataFrame({"image_id": _image_ids(raw)})
+    table = pd.DataFrame({"image_id": _texts(_image_ids(raw))})
     table["longitude"], table["latitude"] = raw.coordinates.longitude, raw.coordinates.latitude
     others = raw.passthrough()
     return pd.concat([table, others[[name for name in others if name not in table]]], axis="columns")
@@ -288,12 +289,12 @@ def _check_options(claimed_from: str, *, exif: bool) -> None:
         raise UsageError("exif=True takes EXIF for the truth and claimed_from='exif' for a claim: choose one")
 
 
-def _image_ids(raw: RawTable) -> pd.Series[Any]:
+def _image_ids(raw: RawTable) -> list[str]:
     paths = [found.path for found in raw.resolved]
     given = as_text(raw.frame[raw.columns.image_id]) if raw.columns and raw.columns.image_id else None
     if given is None:
-        return _texts(paths)
-    return _texts(path if name is None else name for name, path in zip(given, paths, strict=True))
+        return paths
+    return [path if name is None else name for name, path in zip(given, paths, strict=True)]
 
 
 def _weights(raw: RawTable) -> tuple[npt.NDArray[np.float64], dict[int, str]]:
@@ -319,17 +320,16 @@ def _bad_coordinates(raw: RawTable, *, claims: bool) -> dict[int, str]:
     return {row: prefix + problem for row, problem in raw.coordinates.problems.items()}
 
 
-def _duplicates(image_ids: pd.Series[Any]) -> dict[int, str]:
-    repeated = image_ids.duplicated(keep="first") & image_ids.ne("")
-    later = np.flatnonzero(repeated.to_numpy(dtype=bool))
-    if not later.size:
+def _duplicates(image_ids: list[str]) -> dict[int, str]:
+    if len(set(image_ids)) == len(image_ids):  # most tables have none, and which row has which takes more memory
         return {}
-    firsts = image_ids.drop_duplicates(keep="first")
-    first_row = dict(zip(firsts.to_numpy(), firsts.index, strict=True))
-    return {
-        int(row): f"image_id {image_ids.iloc[row]!r} is that of row {first_row[image_ids.iloc[row]] + 1} already"
-        for row in later
-    }
+    first_row: dict[str, int] = {}
+    found = {}
+    for row, image_id in enumerate(image_ids):
+        first = first_row.setdefault(image_id, row)
+        if first != row and image_id:
+            found[row] = f"image_id {image_id!r} is that of row {first + 1} already"
+    return found
 
 
 def _mark(

@@ -1,6 +1,7 @@
 """Paths in tables: none leads out of the root (QUALITY P16)."""
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -161,6 +162,25 @@ def test_folders_are_listed_in_natural_order(tmp_path):
 def test_natural_keys_compare_whatever_they_are_made_of(names):
     backwards = names[::-1]
     assert sorted(names, key=natural_key) == sorted(backwards, key=natural_key)
+
+
+def _as_lists(path):
+    """The order that natural keys stand for: text, number, text, ..., part by part of the path."""
+    parts = []
+    for part in path.split("/"):
+        pieces = re.split("([0-9]+)", part.casefold())
+        parts.append([int(piece) if index % 2 else piece for index, piece in enumerate(pieces)])
+    return parts, path
+
+
+@given(st.lists(st.from_regex(r"[aAbB019²٣._\x01-]{1,6}(/[aB019._-]{1,5}){0,2}", fullmatch=True), max_size=9))
+def test_natural_keys_sort_numbers_as_numbers(names):
+    assert sorted(names, key=natural_key) == sorted(names, key=_as_lists)
+
+
+def test_natural_keys_of_long_numbers():
+    names = ["a" + "9" * 30, "a1" + "0" * 30, "a0001", "a1", "a", "a1b", "a/1", "a1/b"]
+    assert sorted(names, key=natural_key) == sorted(names, key=_as_lists) != sorted(names)
 
 
 def test_links_in_folders(house):
