@@ -259,13 +259,15 @@ def natural_key(path: str) -> str:
     >>> sorted(["a/b10", "a/B2", "a/b"], key=natural_key)
     ['a/b', 'a/B2', 'a/b10']
     """
-    # No file name holds \0, so that a text ends before any longer one, and a part of the path before one that goes on.
+    # No file name holds \0. Each text ends with it and a sign of what follows: nothing, a part of the path, a number.
     parts = []
     for part in path.split("/"):
         pieces = _DIGITS.split(part.casefold())  # text, number, text, ...: texts never meet numbers
         pieces[1::2] = [chr(1 + len(digits)) + digits for digits in (piece.lstrip("0") for piece in pieces[1::2])]
-        parts.append("\0".join(pieces))
-    return "\0\0".join(parts) + "\0\0\0" + path
+        parts.append(
+            pieces[0] + "".join(f"\0\2{number}{text}" for number, text in zip(pieces[1::2], pieces[2::2], strict=True))
+        )
+    return "\0\1".join(parts) + "\0\0" + path
 
 
 def absolute_folder(folder: str | os.PathLike[str], what: str) -> Path:
