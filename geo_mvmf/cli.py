@@ -30,6 +30,7 @@ COMMANDS = {
     "report": "training_report",
     "calibrate": "learning",
     "predict": "prediction",
+    "baselines": "baselines",
     "points": "results",
     "density": "results",
     "regions": "results",

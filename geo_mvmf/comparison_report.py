@@ -242,7 +242,7 @@ def coverage_curves(comparison: Comparison) -> bytes:
     """
     from matplotlib.ticker import PercentFormatter
 
-    figure, axes = figure_of(5.6, 5.0)
+    figure, axes = figure_of(7.8, 5.0)
     levels, drawn = np.linspace(0.0, 1.0, 401), False
     for (name, colour, style), evaluation in zip(
         _curves(comparison.names), comparison.evaluations.values(), strict=True
@@ -257,12 +257,12 @@ def coverage_curves(comparison: Comparison) -> bytes:
         axes.plot(curve["level"], curve["share"], color=colour, lw=1.8, ls=style, label=name)
     axes.plot([0, 1], [0, 1], color="#aaaaaa", lw=0.8)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the region", ylabel="truths inside the region")
-    axes.text(0.03, 0.52, "regions too large", color=GREY, fontsize=9)
+    axes.text(0.03, 0.93, "regions too large", color=GREY, fontsize=9)
     axes.text(0.97, 0.10, "regions too small", color=GREY, fontsize=9, ha="right")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_aspect("equal")
-    axes.legend(fontsize=9, loc="upper left")
+    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.02, 1.0))  # curves may be anywhere inside
     return png(figure)
 
 
