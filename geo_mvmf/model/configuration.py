@@ -61,6 +61,10 @@ class TrainingConfig:
     initial_log_concentration : "auto" or float
         Per component from its cell's size or its distance to others, or one value (the paper's is 16).
     train_mean_directions, train_log_concentrations : bool
+    bias : {"counts", "zeros", "none"}
+        Of the output layer. It begins at the log of each component's share of the training images, so that an untrained
+        model predicts where these are; or at 0, as the authors' code does (theirs is 0.1 for all, which softmax takes
+        for 0); or there is none, as in the paper's eq. 3. Stage finetune goes on with that of `init_bundle`.
     floor : float, optional
         Density per steradian below which the likelihood is cut; None is exact.
     label_smoothing_km : float, optional
@@ -162,6 +166,7 @@ class TrainingConfig:
     partition_column: str | None = None
     max_level: int = 22
     mean_direction: str = "centre"
+    bias: str = "counts"
     initial_log_concentration: str | float = "auto"
     train_mean_directions: bool = False
     train_log_concentrations: bool = False

@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "head": ("mvmf", "cross_entropy"),
     "partition": METHODS,
     "mean_direction": ("centre", "photos"),
+    "bias": ("counts", "zeros", "none"),
     "optimiser": ("adam", "adamw"),
     "fused_optimiser": ("none", "float32", "bfloat16"),
     "schedule": ("drops", "cosine", "constant"),

@@ -275,6 +275,8 @@ def _check_start(config: TrainingConfig, bundle: Bundle) -> None:
             f"normalisation is {config.normalisation!r}, but that of {config.init_bundle} is {normalised!r}; leave it "
             "out"
         )
+    if config.stage == "finetune" and config.bias == "none" and bool(bundle.head.bias.count_nonzero()):
+        raise UsageError(f"bias is 'none', but {config.init_bundle} was trained with one; leave it out")
     kind = "mvmf" if isinstance(bundle.head, MvmfHead) else "cross_entropy"
     if config.stage == "finetune" and config.head != kind:
         raise UsageError(
@@ -311,11 +313,12 @@ def new_head(
     ranks : Ranks, optional
         Processes that share the components.
     """
+    counts = classes.counts if config.bias == "counts" else None
     if config.head == "cross_entropy":
         return CrossEntropyHead(
             num_features,
             classes.cell_ids,
-            prior_counts=classes.counts,
+            prior_counts=counts,
             seed=config.seed,
             label_smoothing_km=config.label_smoothing_km,
         )
@@ -326,7 +329,7 @@ def new_head(
         train_mean_directions=config.train_mean_directions,
         train_log_concentrations=config.train_log_concentrations,
         floor=config.floor,
-        prior_counts=classes.counts,
+        prior_counts=counts,
         seed=config.seed,
         ranks=ranks,
     )

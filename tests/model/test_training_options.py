@@ -242,3 +242,42 @@ def test_no_readable_image_in_any_part_is_an_error(config):
     student = make_learner(changed(config, stage="finetune", accumulate=2), norm=torch.nn.BatchNorm2d)
     with pytest.raises(TrainingError, match="step 0: none of the images of rows"):
         student.train_step(0, make_batch(4, pixels=True, unreadable=range(4)))
+
+
+@pytest.mark.parametrize("head", ["mvmf", "cross_entropy"])
+def test_the_bias_begins_at_counts_or_zero_or_is_not_there(config, tmp_path, head):
+    config = changed(config, head=head, num_components=6, validation="none")
+    found = {}
+    for bias in ("counts", "zeros", "none"):
+        whole = changed(config, bias=bias, out=str(tmp_path / bias))
+        begun = changed(whole, steps=1, learning_rate=1e-12, out=str(tmp_path / f"{bias}-begun"))
+        found[bias] = train(whole)
+        start = train(begun).head.bias.detach()
+        if bias == "counts":
+            share = (found[bias].counts + 1.0) / (found[bias].counts + 1.0).sum()
+            np.testing.assert_allclose(start.exp(), share, rtol=1e-5)
+        else:
+            assert float(start.abs().max()) < 1e-9
+    assert float(found["zeros"].head.bias.detach().abs().max()) > 1e-2  # trained
+    assert not bool(found["none"].head.bias.count_nonzero())
+    assert float(found["none"].head.weight.detach().abs().max()) > 0.05  # the rest is
+    tuned = changed(config, stage="finetune", backbone="wide_resnet50_2", num_components=None, bias="none", crop=None,
+                    backbone_width=64, init_bundle=str(tmp_path / "zeros" / "bundle.safetensors"),
+                    out=str(tmp_path / "tuned"))  # fmt: skip
+    with pytest.raises(UsageError, match="was trained with one"):
+        train(tuned)
+    kept = changed(tuned, init_bundle=str(tmp_path / "none" / "bundle.safetensors"), steps=2)
+    assert not bool(train(kept).head.bias.count_nonzero())
+
+
+def test_a_run_without_a_bias_goes_on_to_the_same_bits(config, tmp_path):
+    config = changed(config, bias="none", validation="none", checkpoint_steps=5)
+    whole = Path(train(config).path).read_bytes()
+    part = changed(config, out=str(tmp_path / "stopped"))
+    job = train_job(part)
+    for event in job:
+        if event.stage == "train" and event.done >= 12:
+            job.close()
+            break
+    assert not Path(part.out, "bundle.safetensors").exists()
+    assert Path(train(part).path).read_bytes() == whole
