@@ -13,6 +13,7 @@ import argparse
 import itertools
 import math
 import multiprocessing
+import textwrap
 import time
 from collections.abc import Callable
 
@@ -215,7 +216,7 @@ def page(table: pd.DataFrame) -> str:
         uniform=table["uniform"].median(),
         exponents=record.rows(("estimated by", "n", "d", "c"), lines),
         excess=excess,
-        **against_the_paper(table, found),
+        against=textwrap.fill(AGAINST.format(**against_the_paper(table, found)), 120),
     )
 
 
@@ -227,6 +228,7 @@ def against_the_paper(table: pd.DataFrame, found: pd.DataFrame) -> dict[str, obj
     told = f"({slope['n', LOSSES[0]]:+.2f}, {slope['d', LOSSES[0]]:+.2f})"
     return {
         "agrees": f"With n and with d the MvMF loss goes {'about as' if near else 'otherwise than'} claimed {told}.",
+        "less": "but less" if slope["c", LOSSES[0]] < slope["c", LOSSES[1]] else "and no less",
         "by_c": f"{slope['c', LOSSES[0]]:+.2f}",
         "by_c_nearest": f"{slope['c', LOSSES[1]]:+.2f}",
         "most": by_c.index.max(),
@@ -257,13 +259,15 @@ Error by the number of images ({at}), nats:
 
 {excess}
 
-**Against the paper.** {agrees} With c the error of MvMF does grow ({by_c}), unlike the bound, but less than that of
-cross entropy with the label that PlaNet can have ({by_c_nearest}): with {most} components {mvmf:.2f} nats against
+{against}
+"""
+
+AGAINST = """**Against the paper.** {agrees} With c the error of MvMF does grow ({by_c}), unlike the bound, {less} than that
+of cross entropy with the label that PlaNet can have ({by_c_nearest}): with {most:,} components {mvmf:.2f} nats against
 {entropy:.2f}, where components come to lie within each other's width. Cross entropy with the true component has a label
 that nobody has: it is told which component made each place. Slopes of so few sizes say how error grows here and not in
 the limit; the steps in the curves are those of the penalties to choose from, half a decade apart. What the proofs bound
-is the excess of the loss over the best weights of bounded norm, not quite the same.
-"""
+is the excess of the loss over the best weights of bounded norm, not quite the same."""
 
 
 def picture(table: pd.DataFrame) -> Figure:
