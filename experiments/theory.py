@@ -262,12 +262,12 @@ Error by the number of images ({at}), nats:
 {against}
 """
 
-AGAINST = """**Against the paper.** {agrees} With c the error of MvMF does grow ({by_c}), unlike the bound, {less} than that
-of cross entropy with the label that PlaNet can have ({by_c_nearest}): with {most:,} components {mvmf:.2f} nats against
-{entropy:.2f}, where components come to lie within each other's width. Cross entropy with the true component has a label
-that nobody has: it is told which component made each place. Slopes of so few sizes say how error grows here and not in
-the limit; the steps in the curves are those of the penalties to choose from, half a decade apart. What the proofs bound
-is the excess of the loss over the best weights of bounded norm, not quite the same."""
+AGAINST = """**Against the paper.** {agrees} With c the error of MvMF does grow ({by_c}), unlike the bound, {less} than
+that of cross entropy with the label that PlaNet can have ({by_c_nearest}): with {most:,} components {mvmf:.2f} nats
+against {entropy:.2f}, where components come to lie within each other's width. Cross entropy with the true component has
+a label that nobody has: it is told which component made each place. Slopes of so few sizes say how error grows here and
+not in the limit; the steps in the curves are those of the penalties to choose from, half a decade apart. What the
+proofs bound is the excess of the loss over the best weights of bounded norm, not quite the same."""
 
 
 def picture(table: pd.DataFrame) -> Figure:
