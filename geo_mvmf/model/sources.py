@@ -22,7 +22,8 @@ from geo_mvmf.model.features import FeatureCache
 from geo_mvmf.progress import Progress
 
 Rows = npt.NDArray[np.int64]
-_AHEAD = 4  # batches of features read while a step is done: reading is hidden as long as a step takes longer than it
+_GROUP_ROWS = 2048  # of features, read at a time: to ask a thread for something costs as much as to read twenty rows
+_AHEAD = 2  # groups read while steps are done: reading is hidden as long as steps take longer than it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,17 +93,31 @@ class FeatureSource:
     def batches(self, batches: Iterable[Rows]) -> Iterator[Batch]:
         """Yield features, shape (B, D), as they are cached."""
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
-            coming: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
-            for rows in batches:
-                coming.append(reader.submit(self._read, rows))
+            coming: collections.deque[concurrent.futures.Future[list[Batch]]] = collections.deque()
+            for group in _groups(batches):
+                coming.append(reader.submit(self._read, group))
                 if len(coming) > _AHEAD:
-                    yield coming.popleft().result()
+                    yield from coming.popleft().result()
             while coming:
-                yield coming.popleft().result()
+                yield from coming.popleft().result()
 
-    def _read(self, rows: Rows) -> Batch:
-        features = torch.from_numpy(self.cache.stored(rows)).to(self.device)
-        return Batch(rows, features, np.ones(len(rows), dtype=np.bool_))
+    def _read(self, group: Sequence[Rows]) -> list[Batch]:
+        features = [torch.from_numpy(self.cache.stored(rows)).to(self.device) for rows in group]
+        return [
+            Batch(rows, each, np.ones(len(rows), dtype=np.bool_)) for rows, each in zip(group, features, strict=True)
+        ]
+
+
+def _groups(batches: Iterable[Rows]) -> Iterator[list[Rows]]:
+    """Batches in groups of about `_GROUP_ROWS` rows."""
+    group: list[Rows] = []
+    for rows in batches:
+        group.append(rows)
+        if len(group) * len(rows) >= _GROUP_ROWS:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

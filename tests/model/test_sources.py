@@ -29,8 +29,10 @@ def orders(count):
     return [rng.choice(np.r_[0:3, 4:29], 6, replace=False) for _ in range(count)]
 
 
+@pytest.mark.parametrize("group_rows", [1, 12, 2048])
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 23])
-def test_features_that_are_read_ahead_come_in_order_and_as_they_are_cached(cache, count):
+def test_features_that_are_read_ahead_come_in_order_and_as_they_are_cached(cache, count, group_rows, monkeypatch):
+    monkeypatch.setattr(sources, "_GROUP_ROWS", group_rows)
     wanted = orders(count)
     found = list(FeatureSource(cache, CPU).batches(iter(wanted)))
     assert len(found) == count
@@ -41,7 +43,8 @@ def test_features_that_are_read_ahead_come_in_order_and_as_they_are_cached(cache
         assert batch.readable.all()
 
 
-def test_no_more_is_read_than_a_few_batches_ahead_and_no_thread_stays(cache):
+def test_no_more_is_read_than_a_few_groups_ahead_and_no_thread_stays(cache, monkeypatch):
+    monkeypatch.setattr(sources, "_GROUP_ROWS", 12)  # two batches
     asked, before = [], threading.active_count()
 
     def endless():
@@ -53,11 +56,12 @@ def test_no_more_is_read_than_a_few_batches_ahead_and_no_thread_stays(cache):
     for _ in range(3):
         next(stream)
     stream.close()
-    assert len(asked) == 3 + sources._AHEAD
+    assert len(asked) == 2 * (2 + sources._AHEAD)  # the third is of the second group
     assert threading.active_count() == before
 
 
-def test_what_reading_raises_comes_out_where_the_batch_would_have(cache):
+def test_what_reading_raises_comes_out_of_the_loop(cache, monkeypatch):
+    monkeypatch.setattr(sources, "_GROUP_ROWS", 1)
     stream = FeatureSource(cache, CPU).batches(iter([np.array([0]), np.array([5, 3]), np.array([7])]))
     assert next(stream).rows.tolist() == [0]
     with pytest.raises(BadInputError, match="row 3 has no features: ok: no such file"):
