@@ -28,6 +28,8 @@ IdArray = npt.NDArray[np.uint64]
 LEAST_BLOCKS = 8
 """Blocks from which on intervals count blocks; those of fewer would have hardly any width."""
 
+_ENOUGH_OF_BLOCK = 5  # images, to say of a block that it fails
+_LEAST_ON_MAP = 12  # blocks
 _AT_ONCE = 1 << 22  # mixing weights whose densities are evaluated together: 32 MB of float64
 _MOST_AT_ONCE = 128
 
@@ -75,17 +77,51 @@ class Judgement:
             return None
         return resampling.mean_of_clusters(baseline - self.evaluation.nll, self.clusters)
 
-    def blocks(self) -> pd.DataFrame:
+    def blocks(self) -> tuple[pd.DataFrame, int]:
         """Give the figures of every block, the worst first.
 
         Returns
         -------
         DataFrame
             cell (S2 id), images, median_km, nll.
+        level : int
+            Of these blocks: a coarser one, where most would have a few images only.
         """
-        frame = pd.DataFrame({"cell": self.block_ids, "error_km": self.evaluation.error_km, "nll": self.evaluation.nll})
+        cells, level = coarser_blocks(self.block_ids, self.level)
+        frame = pd.DataFrame({"cell": cells, "error_km": self.evaluation.error_km, "nll": self.evaluation.nll})
         found = frame.groupby("cell").agg(images=("nll", "size"), median_km=("error_km", "median"), nll=("nll", "mean"))
-        return found.sort_values("median_km", ascending=False, kind="stable").reset_index()
+        return found.sort_values("median_km", ascending=False, kind="stable").reset_index(), level
+
+
+def coarser_blocks(block_ids: IdArray, level: int) -> tuple[IdArray, int]:
+    """Join blocks until most of them tell something.
+
+    Parameters
+    ----------
+    block_ids : ndarray of uint64, (n,)
+        S2 cell of each image.
+    level : int
+        Of these cells.
+
+    Returns
+    -------
+    block_ids : ndarray of uint64, (n,)
+    level : int
+        The finest one, from the given one up, whose blocks have 5 images in the middle; no coarser one than leaves 12
+        blocks.
+
+    Examples
+    --------
+    >>> cells = s2.cell_ids(sphere.random_directions(900, np.random.default_rng(0)), 4)
+    >>> coarser_blocks(cells, 4)[1]
+    2
+    """
+    while level > 0 and np.median(np.unique(block_ids, return_counts=True)[1]) < _ENOUGH_OF_BLOCK:
+        joined = s2.parent(block_ids, level - 1)
+        if np.unique(joined).size < _LEAST_ON_MAP:
+            break
+        block_ids, level = joined, level - 1
+    return block_ids, level
 
 
 def judge_job(
@@ -209,7 +245,7 @@ def box_text(cell: int) -> str:
     Examples
     --------
     >>> box_text(int(s2.cell_ids([[1.0, 0.0, 0.0]], 2)[0]))
-    '0.0° to 22.5° E, 0.0° to 24.3° N'
+    '0° to 23° E, 0° to 23° N'
     """
     shape = outlines.outline([cell])
     west, south, east, north = shape.bounds

@@ -16,7 +16,7 @@ from geo_mvmf.model.held_out import HeldOut
 from geo_mvmf.model.learning_curve import CurvePoint
 from geo_mvmf.model.moved_components import MovedComponents
 from geo_mvmf.report import Section
-from geo_mvmf.training_judgement import Judgement, box_text, polygons_of, share_by_block
+from geo_mvmf.training_judgement import Judgement, box_text, coarser_blocks, polygons_of, share_by_block
 
 _WORST = 10
 _LEAST_OF_BLOCK = 3  # images of a block, for the list of the worst: one image tells nothing of land
@@ -95,28 +95,47 @@ def moved_section(found: MovedComponents | str) -> Section:
     heading = "How the components moved"
     if isinstance(found, str):
         return Section(heading, [found])
-    shift = found.shift_km
+    drawn = []
+    if found.shift_km.any():
+        ways = training_pictures.moved_picture(found.start, found.end, found.images)
+        drawn.append(("Mean directions: from where they began to where they are", ways))
+    if (found.start_log_concentrations != found.end_log_concentrations).any():
+        widths = training_pictures.widths_picture(found.start_log_concentrations, found.end_log_concentrations)
+        drawn.append(("Concentrations before and after", widths))
+    return Section(heading, moved_text(found), drawn)
+
+
+def moved_text(found: MovedComponents) -> list[str]:
+    """Say how far the components moved.
+
+    Parameters
+    ----------
+    found : MovedComponents
+
+    Returns
+    -------
+    list of str
+        Of mean directions and of concentrations.
+
+    Examples
+    --------
+    >>> still = MovedComponents(np.eye(3), np.eye(3), np.full(3, 16.0), np.full(3, 16.0), np.ones(3, int))
+    >>> moved_text(still)[0]
+    'The mean directions did not move.'
+    """
+    km, shift = training_verdict.km, found.shift_km
     half, most = (_weighted_quantile(shift, found.images, share) for share in (0.5, 0.9))
-    widths = [
-        training_pictures.half_radius_km(each)
-        for each in (found.start_log_concentrations, found.end_log_concentrations)
-    ]
-    before, after = (_weighted_quantile(each, found.images, 0.5) for each in widths)
-    km = training_verdict.km
-    text = [
-        (
-            f"Counted by images, half of the components moved less than {km(half)}, nine of ten less than {km(most)}; "
-            f"the farthest {km(float(shift.max()))}."
-        ),
-        f"The radius that holds half of a component was {km(before)} in the middle before training and is {km(after)}.",
-    ]
-    drawn = [
-        ("Mean directions: from where they began to where they are",
-         training_pictures.moved_picture(found.start, found.end, found.images)),
-        ("Concentrations before and after",
-         training_pictures.widths_picture(found.start_log_concentrations, found.end_log_concentrations)),
-    ]  # fmt: skip
-    return Section(heading, text, drawn)
+    ways = (
+        f"Counted by images, half of the components moved less than {km(half)}, nine of ten less than {km(most)}; the "
+        f"farthest {km(float(shift.max()))}."
+    )
+    both = found.start_log_concentrations, found.end_log_concentrations
+    before, after = (km(_weighted_quantile(training_pictures.half_radius_km(each), found.images, 0.5)) for each in both)
+    radius = "The radius that holds half of a component"
+    widths = f"{radius} was {before} in the middle before training and is {after}."
+    if np.array_equal(*both):
+        widths = f"{radius} is {after} in the middle, as before."
+    return [ways if shift.any() else "The mean directions did not move.", widths]
 
 
 def _weighted_quantile(values: Any, weights: Any, share: float) -> float:
@@ -169,7 +188,7 @@ def blocks_section(judgement: Judgement) -> Section:
     -------
     Section
     """
-    blocks = judgement.blocks()
+    blocks, level = judgement.blocks()
     picture = training_pictures.blocks_picture(
         polygons_of(blocks["cell"]), np.maximum(blocks["median_km"].to_numpy(float), 1e-3), label="median error (km)"
     )
@@ -178,12 +197,12 @@ def blocks_section(judgement: Judgement) -> Section:
         {
             "Block": [box_text(int(cell)) for cell in worst["cell"]],
             "Images": worst["images"].to_numpy(),
-            "Median error (km)": worst["median_km"].to_numpy(),
+            "Median error (km)": _rounded_km(worst["median_km"]),
             "NLL (nats)": worst["nll"].to_numpy(),
         }
     )
     return Section(
-        "Which blocks fail?", [_wide(judgement.level)], [("Median error of held-out images", picture)], [(which, table)]
+        "Which blocks fail?", [_wide(level)], [("Median error of held-out images", picture)], [(which, table)]
     )
 
 
@@ -193,6 +212,12 @@ def _worst(blocks: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if len(several) >= _WORST:
         return several.head(_WORST), f"The worst of {len(several)} blocks with {_LEAST_OF_BLOCK} images or more"
     return blocks.head(_WORST), f"The worst of {len(blocks)} blocks"
+
+
+def _rounded_km(values: Any) -> Any:
+    """Whole kilometres, where that is enough."""
+    known = np.asarray(values, dtype=np.float64)
+    return known.round().astype(np.int64) if np.isfinite(known).all() and known.min(initial=np.inf) >= 10.0 else known
 
 
 def class_blocks_section(blocks: Any, level: int, hits: Any) -> Section:
@@ -210,6 +235,7 @@ def class_blocks_section(blocks: Any, level: int, hits: Any) -> Section:
     -------
     Section
     """
+    blocks, level = coarser_blocks(blocks, level)
     found = share_by_block(blocks, hits)
     picture = training_pictures.blocks_picture(
         polygons_of(found["cell"]), found["share"].to_numpy(float), label="right class", is_share=True
@@ -324,7 +350,7 @@ def learning_section(points: list[CurvePoint], held: HeldOut, judgement: Judgeme
             "Components": [point.components for point in points],
             "NLL (nats)": [value for value, _, _ in nll],
             "NLL, 95 % interval": [f"{low:.2f} to {high:.2f}" for _, low, high in nll],
-            "Median error (km)": [value for value, _, _ in median],
+            "Median error (km)": _rounded_km([value for value, _, _ in median]),
         }
     )
     own = float(judgement.evaluation.nll.mean())

@@ -140,12 +140,17 @@ def test_the_verdict_has_the_figures_of_an_independent_calculation(run, page):
 
 def test_blocks_are_judged_by_their_own_images(run, page):
     error_km, nll, images, _ = judged(run)
-    blocks, level = block_ids(images.directions[images.validation], run.block_level)
-    assert level == run.block_level
+    level = int(re.search(r"Blocks are S2 cells of level (\d+)", page[1])[1])
+    blocks = s2.cell_ids(images.directions[images.validation], level)
+    counts = np.unique(blocks, return_counts=True)[1]
+    assert level < run.block_level  # there, hardly any block has two images
+    assert len(counts) >= 12
     rows = rows_of(page[1], "Which blocks fail?")
     frame = pd.DataFrame({"block": blocks, "km": error_km, "nll": nll}).groupby("block")
     worst = frame["km"].median().sort_values(ascending=False, kind="stable")
-    assert [float(row[2]) for row in rows] == pytest.approx(worst.head(10).tolist(), rel=1e-3)
+    if (counts >= 3).sum() >= 10:
+        worst = worst[frame.size() >= 3]
+    assert [float(row[2]) for row in rows] == pytest.approx(worst.head(10).tolist(), abs=0.51)
     first = frame.get_group(worst.index[0])
     assert rows[0][1] == str(len(first))
     assert float(rows[0][3]) == pytest.approx(first["nll"].mean(), rel=1e-3, abs=1e-3)
@@ -166,7 +171,7 @@ def test_the_way_of_the_components_is_from_their_cells_to_where_they_are(run, pa
     assert sentence in page[1]
     # the same page with directions in another order must not have it
     swapped = MovedComponents(start[::-1], bundle.mean_directions, *[bundle.log_concentrations] * 2, bundle.counts)
-    assert sentence not in training_sections.moved_section(swapped).paragraphs[0]
+    assert sentence not in training_sections.moved_text(swapped)[0]
 
 
 @pytest.mark.hard
@@ -175,7 +180,10 @@ def test_components_by_the_mean_of_their_photos_are_found_again(config, run, tmp
     images = progress.run(load_image_set(photos))
     bundle = load_bundle(tmp_path / "run" / "bundle.safetensors", device="cpu")
     found = moved_components(photos, bundle, images)
-    assert 0.0 < found.shift_km.max() < 100.0  # one step of 1e-2 radians at most
+    step_km = 1.01 * np.sqrt(3.0) * 1e-2 * sphere.EARTH_RADIUS_KM  # Adam's first step is as long along each axis
+    assert 0.0 < found.shift_km.max() < step_km
+    from_centres = sphere.angle(s2.centre(bundle.cell_ids), bundle.mean_directions) * sphere.EARTH_RADIUS_KM
+    assert from_centres.max() > step_km  # the wrong start would be noticed
     fewer = images.without(np.arange(len(images)) % 2 == 0)
     assert "are not known" in moved_components(photos, bundle, fewer)
 
