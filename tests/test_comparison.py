@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 import geo_mvmf
-from geo_mvmf import cli, comparison, measures, resampling, s2, sphere
+from geo_mvmf import cli, comparison, measures, metrics, resampling, s2, sphere
 from geo_mvmf.comparison import compare, per_image
-from geo_mvmf.comparison_report import differences, side_by_side, write_comparison_report
+from geo_mvmf.comparison_report import differences, side_by_side
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.predictions import open_predictions
@@ -65,13 +65,26 @@ def opened(paths):
     return {"sharp": open_predictions(paths["sharp"]), "poor": open_predictions(paths["poor"]), "points": points}
 
 
+@pytest.fixture(scope="module")
+def compared(opened):
+    return compare(opened)
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(request, monkeypatch):
+    """What is compared here needs no smooth intervals, but for the tests of the intervals."""
+    if "interval" not in request.node.name:
+        monkeypatch.setattr(resampling, "RESAMPLES", 200)
+        monkeypatch.setattr(metrics, "_RESAMPLES", 200)
+
+
 def rows_of(found, method):
     table = found.table()
     return table[table["method"] == method].set_index("measure")
 
 
-def test_figures_are_those_of_evaluate_and_the_better_method_is_told(opened):
-    found = compare(opened)
+def test_figures_are_those_of_evaluate_and_the_better_method_is_told(opened, compared):
+    found = compared
     for name, predictions in opened.items():
         figures = geo_mvmf.evaluate(predictions).table().set_index("measure")
         mine = rows_of(found, name)
@@ -94,9 +107,9 @@ def test_points_in_another_order_are_the_same_images(opened):
     assert not points.index.str.contains("nll|coverage").any()
 
 
-def test_differences_are_of_the_figures_themselves(opened):
+def test_differences_are_of_the_figures_themselves(compared):
     """The numbers of single images are those that every figure is a mean or a median of."""
-    found = compare(opened)
+    found = compared
     for name, evaluation in found.evaluations.items():
         figures = rows_of(found, name)
         single = per_image(evaluation)
@@ -135,13 +148,20 @@ def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says(of):
     assert inside >= 24  # of 30; at 95 % it is fewer once in 1000
 
 
+def shifted(points):
+    """Another method: some images better, some worse."""
+    moved = np.random.default_rng(8).normal(size=N) * 5.0
+    return points.drop(columns="walk").assign(latitude=np.clip(points["latitude"] + moved, -90, 90))
+
+
 def test_clusters_make_intervals_wider_and_are_those_of_the_first_method(opened):
+    points = opened["points"].assign(walk=[f"walk {i // 3}" for i in range(N)])
     plain, clustered, blocks = (
-        rows_of(compare(opened, **options), "points").loc["geo_score"]
+        rows_of(compare({"points": points, "other": shifted(points)}, **options), "other").loc["geo_score"]
         for options in ({}, {"cluster_by": "walk"}, {"block_level": 2})
     )
     assert plain["difference"] == clustered["difference"] == blocks["difference"]
-    assert clustered["difference_low"] != plain["difference_low"] != blocks["difference_low"]
+    assert len({row["difference_low"] for row in (plain, clustered, blocks)}) == 3
 
 
 def test_images_without_a_prediction_count_as_wrong_in_differences(opened):
@@ -178,20 +198,14 @@ def test_one_truth_for_all_takes_the_place_of_their_own(opened):
     assert rows_of(found, "points").loc["accuracy_at_1_km", "value"] == 1.0
 
 
-def test_the_page_and_its_words(opened, tmp_path):
-    found = compare(opened, block_level=1)
+def test_the_words_of_the_page(compared):
+    found = compared
     shown = side_by_side(found)
     assert shown.columns.tolist() == ["Measure", "sharp", "poor", "points", "To compare"]
     assert len(shown) == len(measures.tidy(found.evaluations["sharp"]))
     told = differences(found)
     assert set(told["Method"]) == {"poor", "points"}
     assert told["Difference"].str.contains(r"^[+-]\d").all()
-    page = tmp_path / "page.html"
-    write_comparison_report(page, found, clusters="S2 cells of level 1")
-    text = page.read_text()
-    assert text.count("data:image/png") == 2
-    assert "poor, points against sharp" in text
-    assert "S2 cells of level 1" in text
 
 
 def run(*arguments):
@@ -200,12 +214,15 @@ def run(*arguments):
 
 def test_the_command_writes_a_page_and_a_table(paths, tmp_path):
     page, table = tmp_path / "page.html", tmp_path / "table.csv"
-    result = run(*paths.values(), "--names", "sharp, poor,points", "--out", page, "--table", table)
+    result = run(*paths.values(), "--names", "sharp, poor,points", "--out", page, "--table", table, "--block-level", 1)
     assert result.exit_code == 0, result.output
     assert "Differences to sharp" in result.output
     figures = pd.read_csv(table)
     assert figures["method"].unique().tolist() == ["sharp", "poor", "points"]
-    assert page.read_text().count("data:image/png") == 2
+    text = page.read_text()
+    assert text.count("data:image/png") == 2
+    assert "poor, points against sharp" in text
+    assert "S2 cells of level 1" in text
 
 
 def test_methods_are_named_by_what_tells_their_files_apart(paths):
