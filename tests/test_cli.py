@@ -224,6 +224,7 @@ MISTAKES = [  # command, exit code, what its message says
     ("train bad.toml", 2, "line 1"),
     ("train unknown.toml", 2, "unknown option 'food'"),
     ("train untabled.toml", 3, "nope.csv': there is no such file"),
+    ("calibrate photos b.safetensors --out y.safetensors", 2, "the bundle comes first, then photos"),
     ("chips nope.tif --out y --ground-km 9", 3, "nope.tif': there is no such file"),
     ("chips photos/0.png --out y --ground-km 9", 3, "has no place on Earth in it"),
     ("chips vrt.jpg --out y --ground-km 9", 3, "holds xml, not a raster"),
@@ -463,6 +464,7 @@ def test_prepare_and_train(tmp_path):
     trained = run("train", tmp_path / "train.toml")
     assert trained.exit_code == 0, trained.output
     model = Path(trained.stdout.removeprefix("wrote ").strip())
+    assert f"geo-mvmf report {model.parent} --out" in trained.stderr
     assert json.loads(run("info", model).stdout)["training"]["steps"] == 2
     result = run("predict", chips / "chips.csv", "--bundle", model, "--out", tmp_path / "p.nc")
     assert result.stdout.startswith("status: 12 ok"), result.output

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from geo_mvmf.commands import options
+from geo_mvmf.errors import UsageError
 from geo_mvmf.terminal import Reporter
 
 LEAST_SHIFT = -2.0
@@ -143,6 +144,8 @@ def calibrate(
     from geo_mvmf.model import calibration
     from geo_mvmf.model.bundle import load_bundle, save_bundle
 
+    if source.suffix.lower() == ".safetensors" and bundle.suffix.lower() != ".safetensors":
+        raise UsageError(f"{source}: a bundle stands in the place of the images; the bundle comes first, then {bundle}")
     frame = tables.read_image_table(source, exif=exif, root=root)
     options.check_images(source, len(frame))
     report.stage("load")

@@ -19,7 +19,8 @@ SAMPLE = ROOT / "sample_data"
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 NAMES = ("backbone", "head", "finetune", "paper")
 # what a test cannot have - a large network, its weights from the network, 20 epochs - and the data that are here
-SMALL = {"backbone": "chip_resnet10", "backbone_width": 8, "resize": 32, "crop": 32, "steps": 2, "batch_size": 6, "device": "cpu", "workers": 1}
+SIZE = {"backbone": "chip_resnet10", "backbone_width": 8, "resize": 32, "crop": 32}
+STEPS = {"steps": 2, "batch_size": 6, "device": "cpu", "workers": 1}
 
 
 def files_of(page):
@@ -35,10 +36,7 @@ def reduced(values):
         values["polygons"] = str(SAMPLE / "countries.geojson")
     if values.get("weights") == "IMAGENET1K_V2":
         del values["weights"]
-    if "init_bundle" in values:
-        changes = {name: value for name, value in SMALL.items() if name in ("steps", "batch_size", "device", "workers")}
-    else:
-        changes = SMALL
+    changes = STEPS if "init_bundle" in values else SIZE | STEPS
     values.pop("epochs", None)
     if values.get("num_components", 0) > 12:
         changes = {**changes, "num_components": 12}
