@@ -259,7 +259,7 @@ def blocks_picture(
     low, high = max(float(values.min()), 1e-3), max(float(values.max()), 2e-3)
     scale = LogNorm if _is_wide(values) else Normalize
     norm = Normalize(0.0, 1.0) if is_share else scale(low, max(high, 1.01 * low))
-    drawn = PolyCollection(turned, cmap="viridis" if is_share else "viridis_r", norm=norm, lw=0.5, alpha=0.85, zorder=2)
+    drawn = PolyCollection(turned, cmap="viridis" if is_share else "viridis_r", norm=norm, lw=0.5, alpha=0.7, zorder=2)
     drawn.set_array(np.array([value for _, value in rings]))
     drawn.set_edgecolor("white")
     axes.add_collection(drawn)
