@@ -26,7 +26,7 @@ from geo_mvmf.predictions import open_predictions
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tutorial_region.md").read_text(encoding="utf-8")
-OUTPUTS = ("--out",)
+pytestmark = pytest.mark.timeout(1500)  # the commands take two minutes of an idle core, and a busy one is no failure
 
 
 def commands_of(page):
