@@ -50,7 +50,7 @@ def main() -> None:
     )
     facts = {**frozen.facts, "heads": about(scale).replace("seed 0", f"seeds 0 to {scale.seeds - 1}")}
     facts["inputs"] = record.inputs(*imagery.data_files(options.data))
-    record.write("fig5", page(table), table, picture(table), facts)
+    record.write("fig5", page(table, scale), table, picture(table), facts)
 
 
 def means(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
@@ -86,7 +86,7 @@ def lines_of(table: pd.DataFrame, places: str, months: str) -> list[list[str]]:
 HEAD = ("components", "method", "median km", *(f"≤ {km:.0f} km" for km in scores.THRESHOLDS_KM[1:]), "NLL")
 
 
-def page(table: pd.DataFrame) -> str:
+def page(table: pd.DataFrame, scale: imagery.Scale) -> str:
     """The text."""
     tables = "\n\n".join(
         f"{places}, {months}:\n\n{record.rows(HEAD, lines_of(table, places, months))}" for places, months in ROWS
@@ -114,7 +114,7 @@ trained on the same frozen features, {seeds} seeds each; means over the seeds. N
 
 {tables}
 
-{READING}
+{record.reading(READING, was_read=scale == imagery.SCALES["small"])}
 """
 
 
@@ -124,21 +124,21 @@ def fall(table: pd.DataFrame, method: str, measure: str, places: str, months: st
     return f"{count} of {table['power'].nunique() - 1} ({largest:.3f})" if count else "none"
 
 
-READING = """## Reading (of the run of scale small that is kept here)
-
-**Agrees.** At new places MvMF with concentrations from the cells improves with every doubling, in every measure but one
-(within 2,500 km it has been flat since 2^10), and PlaNet does not: from 2^11 to 2^12 it becomes worse in median, within
-750 and 2,500 km and in NLL, and jumps about below 2^8. The gap grows with c: with 2^12 components the median is 229 km
-against 324, within 200 km are 0.47 against 0.40, NLL is -3.23 against -2.84.
+READING = """\
+**Agrees.** At new places MvMF with concentrations from the cells improves with every doubling in every measure but one
+(within 2,500 km it has been flat since 2^10). PlaNet does not: from 2^9 to 2^10 and from 2^11 to 2^12 it becomes worse
+within 750 and 2,500 km, the second time in median and NLL, too. The gap grows with c: with 2^12 components the median
+is 229 km against 324, within 200 km are 0.47 against 0.40, NLL is -3.23 against -2.84.
 
 **Does not agree.** It is the width of the components that does this and not the mixture as such. With the paper's log
 kappa0 = 16 (half of a component within 2.5 km, where mean directions are 100 km apart) the loss is cross entropy on the
-nearest mean direction, and its accuracy is that of PlaNet, falling at 2^12, too. The paper's components were up to 2^17
-around towns, many within a few kilometres of each other; on other data its constant is not its method. Take `auto`.
-PlaNet is not "highly unpredictable" here: it follows MvMF closely up to 2^9.
+nearest mean direction, and its accuracy at 2^12 is that of PlaNet, falling there, too. The paper's components were up
+to 2^17 around towns, many within a few kilometres of each other; on other data its constant is not its method. Take
+`auto`. PlaNet is not "highly unpredictable" here: up to 2^9 it improves with every doubling, as MvMF does.
 
-**In test blocks** nothing of this helps: all methods are some 4,000 km off, more components make the densities more
-confident and NLL worse from 2^7 on (2^12 PlaNet: 4.5, worse than knowing nothing, 2.5), MvMF less so than PlaNet.
+**In test blocks** nothing of this helps: all methods are some 4,000 km off, and more components make the densities more
+confident and, from about 2^7 on, NLL worse. From 2^11 on both are worse than knowing nothing (2.5), PlaNet (4.5 at
+2^12) more so than MvMF (3.3).
 
 **Not reproducible here**: 2^13 to 2^17 components (`--scale full`, on a GPU, goes to 2^17), within 1 km, photos.
 """

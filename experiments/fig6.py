@@ -70,7 +70,7 @@ def main() -> None:
     table["moved_by_doubling"] = [moved(made, name, power, data.test_features[rows]) for name, power in mixtures]
     facts = {**frozen.facts, "heads": about(scale), "inputs": record.inputs(*imagery.data_files(options.data))}
     pixels = np.asarray(Image.open(options.out / "test" / str(truth["path"])))
-    record.write("fig6", page(table, truth), table, picture(mixtures, table, truth, cell, pixels), facts)
+    record.write("fig6", page(table, truth, scale), table, picture(mixtures, table, truth, cell, pixels), facts)
 
 
 def weakly_localizable(head: MvmfHead, rows: npt.NDArray[np.int64], data: heads.Data) -> int:
@@ -159,7 +159,7 @@ def measured(method: str, power: int, mixture: VmfMixture | CellMixture, truth: 
     }
 
 
-def page(table: pd.DataFrame, truth: pd.Series) -> str:
+def page(table: pd.DataFrame, truth: pd.Series, scale: imagery.Scale) -> str:
     """The text."""
     words = ("highlighted", "1000 km", "NLL", "moved")
     head = ("components", *(f"{method}: {what}" for method in METHODS for what in words))
@@ -188,12 +188,11 @@ when c has doubled, the mean over all {CANDIDATES} chips. A method that is smoot
 
 {record.rows(head, rows)}
 
-{READING}
+{record.reading(READING, was_read=scale == imagery.SCALES["small"])}
 """
 
 
-READING = """## Reading (of the run of scale small that is kept here)
-
+READING = """\
 **Agrees.** PlaNet's map is a patchwork whose pieces have sharp edges and change with c: the highlighted cell holds
 0.006 with 2^6 classes, 0.152 with 2^7, 0.033 with 2^9. MvMF's map has no edges, and land and sea show through it.
 

@@ -37,6 +37,12 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def reading(text: str, *, was_read: bool) -> str:
+    """What somebody read from the run of scale small that is kept with the project; of another run nobody did."""
+    title = "## Reading (of the run of scale small that is kept here)"
+    return f"{title}\n\n{text.strip()}" if was_read else "Nobody has read this run yet: see the tables."
+
+
 def rows(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     """Lay a table out in Markdown."""
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [head, ["---"] * len(head), *lines])

@@ -1,4 +1,8 @@
-"""Figures of merit over test chips, with intervals over places: the months of one place are no new evidence."""
+"""Figures of merit over test chips, with intervals over what is independent.
+
+The months of one place are no new evidence, and in test blocks all chips of a block are right or wrong together: there
+whole blocks are drawn again, elsewhere places.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ def of(
     lines = []
     for group, kind in groups:
         rows = frozen.chosen(group, kind)
-        place = places_of(frozen, rows)
+        place = clusters_of(frozen, rows)
         for measure, (every, is_median) in columns_of(judged.iloc[rows]).items():
             known = np.isfinite(every)  # densities are judged for some chips only
             values = every[known]
@@ -74,7 +78,7 @@ def difference(
     """How much a method is better in accuracy, worse in NLL, than another one on the same chips: paired intervals."""
     rows = frozen.chosen(group, kind)
     own, others = columns_of(judged.iloc[rows]), columns_of(other.iloc[rows])
-    place = places_of(frozen, rows)
+    place = clusters_of(frozen, rows)
     return {
         measure: resampling.mean_of_clusters(own[measure][0] - others[measure][0], place)
         for measure, (_, is_median) in own.items()
@@ -82,10 +86,13 @@ def difference(
     }
 
 
-def places_of(frozen: imagery.Frozen, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Which chips are of the same place."""
+def clusters_of(frozen: imagery.Frozen, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which chips belong together: those of a block of 10 by 15 degrees in test blocks, of a place elsewhere."""
     test = frozen.test.iloc[rows]
-    return np.unique(test[["longitude", "latitude"]].to_numpy(), axis=0, return_inverse=True)[1].ravel()
+    where = test[["latitude", "longitude"]].to_numpy()
+    in_block = test["group"].isin([imagery.BLOCK, imagery.BUFFERED]).to_numpy()[:, None]
+    named = np.hstack([in_block, np.where(in_block, np.floor(where / (10.0, 15.0)), where)])
+    return np.unique(named, axis=0, return_inverse=True)[1].ravel()
 
 
 def chosen(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:

@@ -180,7 +180,7 @@ On the same chips, with 95 % intervals over places. Accuracy: above 0 is better 
 
 {paired}
 
-{READING}
+{record.reading(READING, was_read=scale == imagery.SCALES["small"])}
 """
 
 

@@ -220,7 +220,11 @@ def test_paired_differences_are_of_the_same_chips(experiment):
         scores.of(each, frozen, [(imagery.NEW, "k")]).set_index("measure").loc["at_200_km"] for each in (own, other)
     ]
     assert alone[0]["low"] < alone[1]["high"]
-    assert len(np.unique(scores.places_of(frozen, np.arange(60)))) == 30
+    assert len(np.unique(scores.clusters_of(frozen, np.arange(60)))) == 30
+    in_blocks = imagery.Frozen(
+        test, test.assign(group=imagery.BLOCK), np.zeros((0, 1)), np.zeros((60, 1)), Path("-"), {}
+    )
+    assert len(np.unique(scores.clusters_of(in_blocks, np.arange(60)))) == 2  # longitudes 0 to 30 are in two blocks
 
 
 def test_a_recolouring_is_one_law_for_all_chips_and_stronger_than_what_is_trained_on(experiment):
