@@ -190,7 +190,7 @@ def divide(
     Raises
     ------
     BadInputError
-        If the places lie in so few blocks that a part gets none.
+        If the places lie in fewer blocks than there are parts.
 
     Examples
     --------
@@ -205,9 +205,13 @@ def divide(
     wanted = np.array(list(shares.values()), dtype=np.float64)
     missing = wanted / wanted.sum() * block.size
     chosen = np.empty(len(blocks), dtype=np.int64)
-    for each in np.random.default_rng(seed).permutation(len(blocks)):
-        chosen[each] = np.argmax(missing)
+    has_none = np.ones(len(wanted), dtype=bool)
+    for left, each in zip(range(len(blocks), 0, -1), np.random.default_rng(seed).permutation(len(blocks)), strict=True):
+        # a part that is owed less than a block gets one of the last, if none came to it before
+        owed = np.where(has_none, missing, -np.inf) if left <= has_none.sum() else missing
+        chosen[each] = np.argmax(owed)
         missing[chosen[each]] -= number[each]
+        has_none[chosen[each]] = False
     names = list(shares)
     if empty := [name for part, name in enumerate(names) if part not in chosen]:
         raise BadInputError(

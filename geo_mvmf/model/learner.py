@@ -67,7 +67,7 @@ class Learner:
             self.backbone.to(self.device).to(memory_format=torch.channels_last)
         self.targets = self.targets.to(self.device)
         if self.config.bias == "none" and not isinstance(self.head, CountryHead):
-            self.head.bias.requires_grad_(requires_grad=False)  # it stays at 0, where it began
+            self.head.bias.requires_grad = False  # it stays at 0, where it began
         self.optimiser = optimisation.make_optimiser(self.config, self.backbone, self.head)
         self.fused = optimisation.make_fused(self.config, self.head.weight)
         self._give_head(self.fused)

@@ -52,8 +52,11 @@ def make_optimiser(config: TrainingConfig, backbone: nn.Module | None, head: nn.
         _group([] if directions is None else [directions], config.mean_direction_learning_rate, 0.0),
         _group([] if concentrations is None else [concentrations], concentration_rate, 0.0),
     ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:  # a head without a bias whose weight FusedAdam has; torch wants a parameter, be it of no number
+        groups = [_group([nn.Parameter(torch.zeros(0))], rate, 0.0)]
     kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
-    return kind([group for group in groups if group["params"]], fused=True)
+    return kind(groups, fused=True)
 
 
 def make_fused(config: TrainingConfig, weight: nn.Parameter) -> FusedAdam | None:

@@ -500,6 +500,17 @@ def test_parts_are_whole_blocks_of_the_wanted_shares():
     assert blocks_in_two_parts(longitude, latitude, np.random.default_rng(0).permutation(part), 4) > 100
 
 
+def test_a_small_part_gets_a_block_whatever_the_seed():
+    longitude, latitude = np.random.default_rng(0).uniform(0.0, 60.0, (2, 1500))
+    shares = {"training": 0.98, "calibration": 0.01, "test": 0.01}
+    for seed in range(40):
+        part = places.divide(longitude, latitude, shares, level=4, seed=seed)
+        assert set(part) == set(shares)
+        assert (part == "training").mean() > 0.9
+    with pytest.raises(BadInputError, match="gets none of the 2 blocks"):
+        places.divide([0.0, 40.0], [0.0, 40.0], shares, level=4, seed=0)
+
+
 def test_blocks_are_as_wide_as_a_chip():
     for level in range(1, 15):
         edge = float(s2.edge_length(level)) * sphere.EARTH_RADIUS_KM

@@ -270,8 +270,9 @@ def test_the_bias_begins_at_counts_or_zero_or_is_not_there(config, tmp_path, hea
     assert not bool(train(kept).head.bias.count_nonzero())
 
 
-def test_a_run_without_a_bias_goes_on_to_the_same_bits(config, tmp_path):
-    config = changed(config, bias="none", validation="none", checkpoint_steps=5)
+@pytest.mark.parametrize("fused", ["none", "float32"])  # fused, no parameter is left to the other optimiser
+def test_a_run_without_a_bias_goes_on_to_the_same_bits(config, tmp_path, fused):
+    config = changed(config, bias="none", validation="none", checkpoint_steps=5, fused_optimiser=fused)
     whole = Path(train(config).path).read_bytes()
     part = changed(config, out=str(tmp_path / "stopped"))
     job = train_job(part)
