@@ -242,9 +242,9 @@ Median great-circle error of the heaviest component, and mean negative log-likel
 
 Strong recolourings cut dark chips off at black and bright ones at white, as the pictures show; what is cut off no
 network can read. This is one small network, one seed, and a short training (a few passes over few chips): colours that
-vary are harder to learn, so the price may be smaller after a long one; that was not tried. It is one year of one sensor,
-and recolourings by formula: a real second sensor also has another sharpness, haze and viewing angles. The intervals are
-over test places and say nothing of other seeds.
+vary are harder to learn, so the price may be smaller after a long one; that was not tried. It is one year of one
+sensor, and recolourings by formula: a real second sensor also has another sharpness, haze and viewing angles. The
+intervals are over test places and say nothing of other seeds.
 """
 
 
