@@ -224,8 +224,9 @@ One small network learnt four times where chips of NASA's Blue Marble lie: **pla
 augmentation** (gain and offset of each band, gamma, contrast, saturation, brightness, a zoom of 5 %, noise); with each
 image **normalised by itself** (`normalisation = "image"`: each band minus its mean, divided by its deviation); and with
 **both**. The test chips are of months that no training chip is of, at new places between those of training, with
-which they share pixels. They come as they are (the own sensor), and recoloured: {number} fixed recolourings, each a power,
-a gain and an offset of its own for each band, the same for all chips, as another sensor's would be. At strength 1 powers are {half_power:.2g} to {power} times larger or smaller,
+which they share pixels. They come as they are (the own sensor), and recoloured: {number} fixed recolourings, each a
+power, a gain and an offset of its own for each band, the same for all chips, as another sensor's would be. At strength
+1 powers are {half_power:.2g} to {power} times larger or smaller,
 gains {half_gain:.2g} to {gain} times, offsets {half_offset:.2g} to {offset} of the range: beyond what the augmentation
 draws, and each band by itself.
 
