@@ -112,6 +112,7 @@ def of_fine_tuned(method: str, scale: imagery.Scale, frozen: imagery.Frozen, out
         "stage": "head", "out": str(out / f"{method}-head"), "weights": str(frozen.weights), "optimiser": "adam",
         "num_components": 2**scale.fixed_power, "learning_rate": heads.RATE, "weight_decay": 1e-5, "augment": {},
         "steps": scale.head_steps, "batch_size": scale.head_batch, "cache_dir": str(out / "features"),
+        "crop": imagery.SIZE,  # so that fine-tuning may roam about it
     }  # fmt: skip
     training.train(config_from_dict(head), report=imagery.Bar())
     tuned = common | {
