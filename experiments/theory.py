@@ -49,6 +49,7 @@ SCALES = {
     },
 }
 LOSSES = ("MvMF", "cross entropy, nearest mean direction", "cross entropy, true component")
+ERRORS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)  # ticks, in nats
 NEAR = 0.15  # exponents that differ by less are called "about as claimed"
 CLAIMED = {"n": (-0.5, -0.5), "d": (0.5, 0.5), "c": (0.0, 0.5)}  # exponents of MvMF and of cross entropy
 
@@ -282,6 +283,7 @@ def picture(table: pd.DataFrame) -> Figure:
             axes.plot(rows[varied], rows["excess"], color=colour, marker=marker, linestyle="", alpha=0.25, markersize=4)
         axes.set(xscale="log", yscale="log", xlabel=label)
         axes.set_xticks(middle.index, [str(value) for value in middle.index])
+        axes.set_yticks(ERRORS, [f"{error:g}" for error in ERRORS])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("excess NLL, nats")
