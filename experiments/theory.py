@@ -49,7 +49,7 @@ SCALES = {
     },
 }
 LOSSES = ("MvMF", "cross entropy, nearest mean direction", "cross entropy, true component")
-ERRORS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)  # ticks, in nats
+ERRORS = (0.1, 0.2, 0.3, 0.5, 0.8)  # ticks, in nats
 NEAR = 0.15  # exponents that differ by less are called "about as claimed"
 CLAIMED = {"n": (-0.5, -0.5), "d": (0.5, 0.5), "c": (0.0, 0.5)}  # exponents of MvMF and of cross entropy
 
