@@ -209,7 +209,8 @@ def _with_unit(text: str, unit: str) -> str:
 
 
 def _text(value: object) -> str:
-    return html.escape(str(value))
+    # names of files that are no UTF-8 hold surrogates, which no page can
+    return html.escape(str(value).encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _table_html(frame: pd.DataFrame) -> str:

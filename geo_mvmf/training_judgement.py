@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
 
-LEAST_BLOCKS = 8
+LEAST_BLOCKS = resampling.LEAST_CLUSTERS
 """Blocks from which on intervals count blocks; those of fewer would have hardly any width."""
+
+LEAST_IMAGES = 20
+"""Held-out images from which on a verdict is given, and an interval of a distance or a mean: fewer tell too little."""
 
 _ENOUGH_OF_BLOCK = 5  # images, to say of a block that it fails
 _LEAST_ON_MAP = 12  # blocks
@@ -56,6 +59,16 @@ class Judgement:
     def clusters(self) -> IdArray:
         """What intervals count, (n,): blocks, or images where there are few blocks."""
         return clusters_of(self.block_ids)
+
+    @property
+    def too_few(self) -> str:
+        """Why there is no verdict; empty where there are 20 images in 8 blocks."""
+        return too_few(self.block_ids)
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there are images enough for intervals of distances and means."""
+        return self.block_ids.size >= LEAST_IMAGES
 
     def within(self, share: float) -> Estimate:
         """Give the distance in km that a share of the images is within, with its interval over blocks.
@@ -202,6 +215,61 @@ def clusters_of(block_ids: IdArray) -> IdArray:
     if np.unique(block_ids).size >= LEAST_BLOCKS:
         return block_ids
     return np.arange(block_ids.size, dtype=np.uint64)
+
+
+def too_few(block_ids: IdArray) -> str:
+    """Say why held-out images are too few for a verdict.
+
+    Parameters
+    ----------
+    block_ids : ndarray of uint64, (n,)
+
+    Returns
+    -------
+    str
+        Empty where they are enough: 20 images, in 8 blocks.
+
+    Examples
+    --------
+    >>> too_few(np.arange(3, dtype=np.uint64))
+    '3 held-out images, and 20 are needed'
+    """
+    n, blocks = block_ids.size, np.unique(block_ids).size
+    if n < LEAST_IMAGES:
+        return f"{n} held-out image{'s' if n > 1 else ''}, and {LEAST_IMAGES} are needed"
+    if blocks < LEAST_BLOCKS:
+        return (
+            f"{n} held-out images in {blocks} block{'s' if blocks > 1 else ''} of land, and {LEAST_BLOCKS} are needed"
+        )
+    return ""
+
+
+def share_of(hits: npt.NDArray[np.bool_], block_ids: IdArray) -> Estimate:
+    """Give the share of right images with an interval over blocks.
+
+    Parameters
+    ----------
+    hits : ndarray of bool, (n,)
+    block_ids : ndarray of uint64, (n,)
+
+    Returns
+    -------
+    Estimate
+        Of none or all and of few images the interval is Wilson's, of so many blocks or images: a bootstrap's would have
+        hardly any width.
+
+    Examples
+    --------
+    >>> share_of(np.array([True, True]), np.zeros(2, np.uint64)).low < 0.5
+    True
+    """
+    clusters = clusters_of(block_ids)
+    found = resampling.mean_of_clusters(hits.astype(float), clusters)
+    if found.value not in (0.0, 1.0) and hits.size >= LEAST_IMAGES:
+        return found
+    number = np.unique(clusters).size
+    low, high = metrics.wilson_interval(found.value * number, number)
+    return Estimate(found.value, float(low), float(high), found.n, found.n_nan)
 
 
 def share_by_block(block_ids: IdArray, hits: npt.NDArray[np.bool_]) -> pd.DataFrame:

@@ -24,7 +24,9 @@ _SEEN = 0.02  # of the width of a map: ways that are shorter are drawn longer
 _WIDE = 5.0  # the ratio of two distances from which on a scale is logarithmic
 
 
-def curves_picture(steps: pd.DataFrame, validations: pd.DataFrame, best_step: float) -> bytes:
+def curves_picture(
+    steps: pd.DataFrame, validations: pd.DataFrame, best_step: float, *, same_unit: bool = True
+) -> bytes:
     """Draw training loss, validation NLL, median error or accuracy, and the learning rate by step.
 
     Parameters
@@ -33,6 +35,8 @@ def curves_picture(steps: pd.DataFrame, validations: pd.DataFrame, best_step: fl
         Of a `RunRecord`.
     best_step : float
         Of the state that was released; NaN where there is none.
+    same_unit : bool
+        Whether training loss and validation NLL may share an axis; otherwise each has its own.
 
     Returns
     -------
@@ -54,8 +58,11 @@ def curves_picture(steps: pd.DataFrame, validations: pd.DataFrame, best_step: fl
     grid = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0].tolist()
     axes = grid.pop(0)
     axes.plot(steps["step"], steps["loss"], color=_LOSS, lw=1.4, label="training loss (with augmentation)")
-    axes.plot(validations["step"], validations["nll"], "o-", color=CURVE, ms=4, lw=1.6, label="validation NLL")
-    axes.set_ylabel("nats")
+    above = axes if same_unit else axes.twinx()
+    nll = above.plot(validations["step"], validations["nll"], "o-", color=CURVE, ms=4, lw=1.6, label="validation NLL")
+    axes.set_ylabel("nats" if same_unit else "training loss: nats,\ncross entropy of cells")
+    if not same_unit:
+        above.set_ylabel("validation NLL: nats,\nof a density per steradian")
     below = [axes]
     if shown[1]:
         below.append(grid.pop(0))
@@ -74,7 +81,8 @@ def curves_picture(steps: pd.DataFrame, validations: pd.DataFrame, best_step: fl
         each.grid(alpha=0.3)
         if np.isfinite(best_step):
             each.axvline(best_step, color=MARK, lw=0.9, ls="--", label="" if number else "released state")
-    axes.legend(fontsize=9)
+    shown_lines = axes.get_legend_handles_labels()[0]
+    axes.legend(handles=shown_lines if same_unit else [*shown_lines, *nll], fontsize=9)
     below[-1].set_xlabel("step")
     figure.align_ylabels()
     return png(figure)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geo_mvmf import report, resampling, training_pictures, training_sections, training_verdict
+from geo_mvmf import report, training_pictures, training_sections, training_troubles, training_verdict
 from geo_mvmf.errors import BadInputError, OutputError, TrainingError, UsageError
 from geo_mvmf.map_axes import thousands
 from geo_mvmf.model import country_results, held_out, moved_components, run_record
@@ -21,7 +21,7 @@ from geo_mvmf.model.image_set import ImageSet, load_image_set
 from geo_mvmf.model.run_record import RunRecord
 from geo_mvmf.progress import Progress
 from geo_mvmf.report import Section
-from geo_mvmf.training_judgement import Judgement, clusters_of, judge_job
+from geo_mvmf.training_judgement import Judgement, judge_job, share_of, too_few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ class _Page:
     def __init__(self, record: RunRecord, options: ReportOptions) -> None:
         self.record, self.options, self.config = record, options, record.config
         self.verdict: list[str] = []
-        self.trouble: list[str] = training_verdict.troubles(record, 0, 0)
+        self.trouble: list[str] = training_troubles.troubles(record, 0, 0)
         self.remarks: list[str] = list(record.remarks)
         self.sections: list[Section] = []
         self.images = 0
@@ -199,15 +199,16 @@ class _Page:
         self.images = len(hits)
         places = image_set.directions[found.rows]
         blocks, level = held_out.block_ids(places, self.config.block_level)
-        right = resampling.mean_of_clusters(hits.astype(float), clusters_of(blocks))
-        shown = training_verdict.percent
+        right, shown = share_of(hits, blocks), training_verdict.percent
+        few = too_few(blocks)
         self.verdict.insert(
             0,
             f"The right class is found for {shown(right.value)} of the {len(hits)} held-out images looked at (95 % "
             f"interval {shown(right.low)} to {shown(right.high)}); always naming the commonest class would find "
-            f"{shown(training_sections.commonest_share(found))}.",
+            f"{shown(training_sections.commonest_share(found))}."
+            + (f" That is too few to tell how good it is: {few}." if few else ""),
         )
-        self.trouble = training_verdict.troubles(self.record, len(hits), np.unique(blocks).size)
+        self.trouble = training_troubles.troubles(self.record, len(hits), np.unique(blocks).size)
         self.sections += [
             training_sections.classes_section(found),
             training_sections.confusion_section(found),
@@ -236,7 +237,7 @@ class _Page:
             training_verdict.split(self.config, held, len(image_set.training), ground),
         ]
         self._count(held)
-        self.trouble = training_verdict.troubles(self.record, len(held), np.unique(blocks[0]).size)
+        self.trouble = training_troubles.troubles(self.record, len(held), np.unique(blocks[0]).size)
         self.sections += [training_sections.figures_section(judgement), training_sections.errors_section(judgement)]
         self._add_components(bundle, image_set)
         self.sections.append(training_sections.blocks_section(judgement))
@@ -269,7 +270,14 @@ class _Page:
         early = self.record.stopped_early
         often += f" It ended early, after step {early}: the validation NLL fell no more." if early else ""
         text = f"{number} steps of at most {self.config.batch_size} images each.{often}"
-        drawn = training_pictures.curves_picture(steps, validations, self._best_step())
+        if not training_troubles.losses_compare(self.config):
+            text += (
+                " The training loss is the cross entropy of cells, the validation NLL that of the density per "
+                "steradian, which knows how large a cell is: each has a scale of its own."
+            )
+        drawn = training_pictures.curves_picture(
+            steps, validations, self._best_step(), same_unit=training_troubles.losses_compare(self.config)
+        )
         return [Section("Curves", [text], [("Loss, errors of held-out images and learning rate by step", drawn)])]
 
     def _bundle(self) -> Bundle:

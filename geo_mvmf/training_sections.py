@@ -60,15 +60,11 @@ def figures_section(judgement: Judgement) -> Section:
 
 
 def errors_section(judgement: Judgement) -> Section:
-    """Make the section of errors at all distances and of calibration.
+    """Make the section of errors at all distances and of calibration, where there are images enough all figures.
 
     Parameters
     ----------
     judgement : Judgement
-
-    Returns
-    -------
-    Section
     """
     drawn = [
         (
@@ -77,7 +73,8 @@ def errors_section(judgement: Judgement) -> Section:
         ),
         ("Is the probability true? Inside the grey band it is", pictures.coverage_picture(judgement.evaluation)),
     ]
-    return Section("Errors and calibration", (), drawn, [("All figures", report.figures(judgement.evaluation))])
+    told = [("All figures", report.figures(judgement.evaluation))] if judgement.has_intervals else []
+    return Section("Errors and calibration", (), drawn, told)
 
 
 def moved_section(found: MovedComponents | str) -> Section:
@@ -340,7 +337,7 @@ def learning_section(points: list[CurvePoint], held: HeldOut, judgement: Judgeme
 
     nll = [resampling.mean_of_clusters(point.nll, blocks(point.rows))[:3] for point in points]
     median = [resampling.median_of_clusters(point.error_km, blocks(point.rows))[:3] for point in points]
-    images, change = [point.images for point in points], None
+    images, change, told = [point.images for point in points], None, judgement.has_intervals
     if len(points) > 1:
         rows, first, last = np.intersect1d(points[-2].rows, points[-1].rows, return_indices=True)
         change = resampling.mean_of_clusters(points[-1].nll[last] - points[-2].nll[first], blocks(rows))
@@ -349,13 +346,13 @@ def learning_section(points: list[CurvePoint], held: HeldOut, judgement: Judgeme
             "Training images": images,
             "Components": [point.components for point in points],
             "NLL (nats)": [value for value, _, _ in nll],
-            "NLL, 95 % interval": [f"{low:.2f} to {high:.2f}" for _, low, high in nll],
+            "NLL, 95 % interval": training_verdict.nats_ranges(nll, told=told),
             "Median error (km)": _rounded_km([value for value, _, _ in median]),
         }
     )
     own = float(judgement.evaluation.nll.mean())
     text = [
-        training_verdict.learning_curve(images, change),
+        training_verdict.learning_curve(images, change, judgement.too_few),
         (
             "Each head begins anew with the classes of its share and learns by the run's recipe, with fewer steps, on "
             f"the frozen features of the finished run, whose own NLL is {own:.2f} nats."
@@ -397,4 +394,5 @@ def _flat(config: TrainingConfig) -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")  # tables hold no surrogates
+    return "none" if value is None else text.lower() if isinstance(value, bool) else text

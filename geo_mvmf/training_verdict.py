@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from geo_mvmf.model.configuration import TrainingConfig
     from geo_mvmf.model.held_out import HeldOut
-    from geo_mvmf.model.run_record import RunRecord
     from geo_mvmf.training_judgement import Judgement
 
 FloatArray = npt.NDArray[np.float64]
@@ -28,9 +27,8 @@ FloatArray = npt.NDArray[np.float64]
 RISE_NATS = 0.05
 """Rise of the validation NLL beyond its least, or fall at the very end, from which on it is worth a word."""
 
-_GAP_NATS = 1.0
+_TOO_FEW = "too few images to tell"
 _LEAST_EFFECT = 0.005  # nats, of a temperature
-_FEW_IMAGES, _FEW_LOOKS = 100, 3
 
 
 def km(value: float) -> str:
@@ -82,9 +80,17 @@ def usable_radius(judgement: Judgement) -> str:
     str
     """
     half, most = judgement.within(0.5), judgement.within(0.9)
+    near, far = f"within {km(half.value)} of where they are", f"nine of ten within {km(most.value)}"
+    few = judgement.too_few
+    if not judgement.has_intervals:
+        return (
+            f"Half of the held-out images looked at are placed {near}, {far}; that is too few to tell how near it "
+            f"comes: {few}."
+        )
+    counted = " over images, not land:" if few else ""
     return (
-        f"Half of the {judgement.evaluation.n} held-out images looked at are placed within {km(half.value)} of where "
-        f"they are (95 % interval {_range(half)}), nine of ten within {km(most.value)} ({_range(most)})."
+        f"Half of the {judgement.evaluation.n} held-out images looked at are placed {near} (95 % interval{counted} "
+        f"{_range(half)}), {far} ({_range(most)})."
     )
 
 
@@ -102,6 +108,11 @@ def usefulness(judgement: Judgement) -> str:
     gain = judgement.gain
     if gain is None:
         return "How much it gains over the training images' density is not known: the bundle tells no counts."
+    if judgement.too_few:
+        return (
+            f"Too few to tell whether it uses the image: {judgement.too_few}. On these its gain over the density of "
+            f"the training images, which looks at no image, is {gain.value:.2f} nats."
+        )
     text = f"{gain.value:.2f} nats ({gain.low:.2f} to {gain.high:.2f})"
     if gain.low <= 0.0:
         return (
@@ -130,6 +141,8 @@ def calibration(judgement: Judgement, held_out: HeldOut, bundle: Path) -> str:
     -------
     str
     """
+    if judgement.too_few:
+        return f"Too few to tell whether it is calibrated: {judgement.too_few}."
     table = measures.coverage(judgement.evaluation)
     missed = table[(table["level"] < table["low"]) | (table["level"] > table["high"])]
     known = table.loc[np.isfinite(table["value"]), ["level", "value"]].to_numpy(float).tolist()
@@ -245,85 +258,7 @@ def _overlap(near: FloatArray, ground_km: float | None) -> str:
     return f"{percent(share)} of the held-out images lie within 1 km of a training one."
 
 
-def troubles(record: RunRecord, n: int, blocks: int) -> list[str]:
-    """Find signs of trouble in a run's curves and its held-out images.
-
-    Parameters
-    ----------
-    record : RunRecord
-    n : int
-        Held-out images that were looked at.
-    blocks : int
-        Blocks that these lie in.
-
-    Returns
-    -------
-    list of str
-        Empty where there are none.
-    """
-    found = _of_losses(record.steps) + _of_validations(record)
-    if 0 < n < _FEW_IMAGES:
-        found.append(f"Only {n} images were held out: intervals are wide. Hold out more, or look closer later.")
-    if n and blocks < _FEW_LOOKS + 5:
-        found.append(f"The held-out images lie in {blocks} blocks of land only: intervals count images, not land.")
-    return found
-
-
-def _of_losses(steps: pd.DataFrame) -> list[str]:
-    loss = steps["loss"]
-    broken = steps["step"][~np.isfinite(loss)]
-    if len(broken):
-        step = f"{broken.iloc[0]:.0f}"
-        return [f"The training loss is not finite at step {step}: lower learning_rate, or set gradient_clip."]
-    if len(loss) > 1 and loss.iloc[-1] >= loss.iloc[0]:
-        way = " to ".join(f"{loss.iloc[row]:.2f} (step {steps['step'].iloc[row]:.0f})" for row in (0, -1))
-        return [f"The training loss did not fall, from {way}: change learning_rate, or look at the images."]
-    return []
-
-
-def _of_validations(record: RunRecord) -> list[str]:
-    steps, best = record.steps, record.best
-    if best is None:
-        return []
-    found = []
-    known = record.validations[record.validations["nll"].notna()]
-    last = {name: float(known[name].iloc[-1]) for name in ("step", "nll")}
-    loss_then, loss_last = (_loss_at(steps, row["step"]) for row in (best, last))
-    if last["nll"] - best["nll"] > RISE_NATS:
-        fell = f" while the training loss fell from {loss_then:.2f} to {loss_last:.2f}" if loss_last < loss_then else ""
-        found.append(
-            f"The validation NLL rises: {best['nll']:.2f} at step {best['step']:.0f}, {last['nll']:.2f} at the last "
-            f"step{fell}. The model learns its training images by heart from there on; the state of step "
-            f"{best['step']:.0f} was released. More images, augmentation or weight_decay would help, more steps not."
-        )
-    elif len(known) >= _FEW_LOOKS and best["step"] == last["step"]:
-        before = known[known["step"] <= 0.75 * last["step"]]
-        drop = float(before["nll"].min() - last["nll"]) if len(before) else 0.0
-        if drop > RISE_NATS:
-            found.append(
-                f"The last step is the best, and over the last quarter the validation NLL still fell by {drop:.2f} "
-                "nats: train longer."
-            )
-    if len(known) < _FEW_LOOKS:
-        found.append(f"The held-out images were looked at {len(known)} times only: set validate_steps lower.")
-    gap = last["nll"] - loss_last
-    if gap > _GAP_NATS:
-        found.append(
-            f"At the end the training loss is {loss_last:.2f} and the validation NLL {last['nll']:.2f} nats: it knows "
-            "the images it was trained on far better than others."
-        )
-    return found
-
-
-def _loss_at(steps: pd.DataFrame, step: float) -> float:
-    """Training loss that was written last before a step, or first of all."""
-    before = steps["loss"][steps["step"] <= step]
-    if len(before):
-        return float(before.iloc[-1])
-    return float(steps["loss"].iloc[0]) if len(steps) else math.nan
-
-
-def learning_curve(images: Sequence[int], change: Estimate | None) -> str:
+def learning_curve(images: Sequence[int], change: Estimate | None, too_few: str = "") -> str:
     """Say what more images would bring.
 
     Parameters
@@ -332,6 +267,8 @@ def learning_curve(images: Sequence[int], change: Estimate | None) -> str:
         Training images of each point, ascending.
     change : Estimate or None
         Of the NLL from the last point but one to the last, image by image.
+    too_few : str
+        Why the held-out images are too few to judge it; empty where they are enough.
 
     Returns
     -------
@@ -344,6 +281,8 @@ def learning_curve(images: Sequence[int], change: Estimate | None) -> str:
     """
     if change is None or len(images) < 2:
         return "There are too few training images for a learning curve."
+    if too_few:
+        return f"Too few to tell whether more images would help: {too_few}."
     text = (
         f"From {thousands(images[-2])} to {thousands(images[-1])} images the NLL changed by {change.value:+.2f} nats "
         f"({change.low:+.2f} to {change.high:+.2f})."
@@ -353,6 +292,24 @@ def learning_curve(images: Sequence[int], change: Estimate | None) -> str:
     if change.low > -0.02:
         return f"{text} More images of the same kind hardly help: other places, another backbone or components may."
     return f"{text} The held-out images do not tell whether more images would help."
+
+
+def nats_ranges(found: Sequence[tuple[float, float, float]], *, told: bool) -> list[str]:
+    """Write intervals.
+
+    Parameters
+    ----------
+    found : sequence of (value, low, high)
+        Nats.
+    told : bool
+        Whether there are images enough for any.
+
+    Examples
+    --------
+    >>> nats_ranges([(1.0, 0.5, 1.5)], told=True)
+    ['0.50 to 1.50']
+    """
+    return [f"{low:.2f} to {high:.2f}" if told else _TOO_FEW for _, low, high in found]
 
 
 def summary_table(judgement: Judgement) -> pd.DataFrame:
@@ -368,15 +325,16 @@ def summary_table(judgement: Judgement) -> pd.DataFrame:
         Text: Figure, Value, 95 % interval, To compare.
     """
     rows = []
+    told = judgement.has_intervals
     for share, name in ((0.5, "Usable radius: half of the images within"), (0.9, "Nine of ten within")):
         found = judgement.within(share)
-        rows.append((name, km(found.value), _range(found), ""))
+        rows.append((name, km(found.value), _range(found) if told else _TOO_FEW, ""))
     mean = resampling.mean_of_clusters(judgement.evaluation.nll, judgement.clusters)
     compare = f"uniform: {metrics.UNIFORM_NLL:.2f} nats"
-    rows.append(("Negative log-likelihood", f"{mean.value:.2f} nats", _nats(mean), compare))
-    gain = judgement.gain
+    rows.append(("Negative log-likelihood", f"{mean.value:.2f} nats", _nats(mean) if told else _TOO_FEW, compare))
+    gain, name = judgement.gain, "Gain over the training images' density"
     if gain is not None:
-        rows.append(("Gain over the training images' density", f"{gain.value:.2f} nats", _nats(gain), "no use: 0 nats"))
+        rows.append((name, f"{gain.value:.2f} nats", _nats(gain) if told else _TOO_FEW, "no use: 0 nats"))
     for level, value, low, high in measures.coverage(judgement.evaluation).to_numpy(float).tolist():
         name = f"Truths inside the {percent(level)} region"
         rows.append((name, percent(value), f"{percent(low)} to {percent(high)}", f"calibrated: {percent(level)}"))

@@ -33,6 +33,12 @@ def test_text_of_files_cannot_become_markup(tmp_path):
     assert text.count("&lt;script&gt;") >= 8
 
 
+def test_text_that_is_no_text_is_shown_and_stops_nothing(tmp_path):
+    page = tmp_path / "r.html"
+    report.write_page(page, title="a\ud800b")  # as in names of files that are no UTF-8
+    assert "a\\ud800b" in page.read_text(encoding="utf-8")
+
+
 def test_the_page_needs_nothing_from_outside(tmp_path):
     page = tmp_path / "r.html"
     report.write_page(page, title="t", pictures=[("p", PNG)])

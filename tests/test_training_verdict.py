@@ -1,58 +1,70 @@
-"""The verdict: each sign of trouble is seen in curves that have it, and in no others."""
+"""The verdict: what is said, from how many images on, and what never from a few."""
+
+import types
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from geo_mvmf import training_verdict
+from geo_mvmf.evaluation import Evaluation
 from geo_mvmf.metrics import Estimate
-from geo_mvmf.model.configuration import TrainingConfig
-from geo_mvmf.model.run_record import RunRecord
+from geo_mvmf.training_judgement import Judgement, share_of
 
 
-def record_of(losses, nlls):
-    """A run of ten steps for each number."""
-    steps = pd.DataFrame({"step": 10.0 * np.arange(1, len(losses) + 1), "loss": losses, "learning_rate": 1e-3})
-    validations = pd.DataFrame({"step": 10.0 * np.arange(1, len(nlls) + 1), "nll": nlls})
-    config = TrainingConfig(stage="head", table="a.csv", out="run")
-    return RunRecord(None, config, steps, validations.assign(median_km=1.0, accuracy=np.nan), None, 0)
-
-
-def found(losses, nlls):
-    return " ".join(training_verdict.troubles(record_of(losses, nlls), 1000, 50))
-
-
-def test_a_good_run_has_no_trouble():
-    assert found([3.0, 2.0, 1.5, 1.4, 1.39], [3.0, 2.1, 1.52, 1.5, 1.49]) == ""
-
-
-def test_learning_by_heart_is_seen():
-    text = found([3.0, 2.0, 1.0, 0.9], [2.0, 1.5, 1.6, 1.8])
-    assert "1.50 at step 20, 1.80 at the last step while the training loss fell from 2.00 to 0.90" in text
-    assert "the state of step 20 was released" in text
-
-
-def test_a_run_that_ended_too_early_is_seen():
-    assert "last quarter the validation NLL still fell by 1.00 nats: train longer" in found(
-        [4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0]
+def judgement_of(n, blocks):
+    """Images that a perfectly sure model places well, in so many blocks."""
+    rng, cells = np.random.default_rng(0), np.arange(n, dtype=np.uint64) % np.uint64(blocks)
+    names = np.arange(n).astype(str).astype(object)
+    evaluation = Evaluation(
+        image_id=names,
+        error_km=rng.uniform(1.0, 9.0, n),
+        nll=np.full(n, -5.0),
+        searched_probability=rng.random(n),
+        searched_area_km2=rng.uniform(1.0, 9.0, n),
+        groups=np.full(n, "", object),
+        nll_training=np.full(n, 2.0),
+        clusters=cells if blocks >= 8 else None,
     )
-    assert "train longer" not in found([4.0, 3.0, 2.0, 1.99], [4.0, 3.0, 2.0, 1.99])
+    return Judgement(evaluation, cells, 4)
 
 
-def test_losses_that_are_none_or_do_not_fall_are_seen():
-    assert "not finite at step 20" in found([3.0, np.nan, 1.0], [])
-    assert "did not fall, from 1.00 (step 10) to 2.00 (step 30)" in found([1.0, 3.0, 2.0], [])
+def said(judgement):
+    none = types.SimpleNamespace(scaling=None)
+    return [
+        training_verdict.usable_radius(judgement),
+        training_verdict.usefulness(judgement),
+        training_verdict.calibration(judgement, none, "bundle.safetensors"),
+    ]
 
 
-def test_few_images_and_few_blocks_are_said():
-    record = record_of([3.0, 1.0], [2.0, 1.0, 0.99, 0.98])
-    assert "Only 40 images" in " ".join(training_verdict.troubles(record, 40, 20))
-    assert "in 3 blocks of land only" in " ".join(training_verdict.troubles(record, 400, 3))
-    assert training_verdict.troubles(record, 0, 0) == []
+def test_enough_images_in_enough_blocks_have_a_verdict():
+    near, use, calibrated = said(judgement_of(200, 40))
+    assert "(95 % interval " in near
+    assert use.startswith("It uses the image")
+    assert calibrated.startswith("Calibrated, as far as 200 images can tell")
 
 
-def test_a_gap_between_training_and_held_out_images_is_said():
-    assert "far better than others" in found([3.0, 1.0, 0.0], [2.0, 1.9, 1.9])
+@pytest.mark.parametrize(("n", "blocks", "why"), [(1, 1, "1 held-out image, and 20"), (19, 19, "19 held-out images")])
+def test_a_few_images_have_no_verdict_and_no_interval(n, blocks, why):
+    judgement = judgement_of(n, blocks)
+    sentences = said(judgement)
+    assert all(why in each for each in sentences)
+    assert all(each.startswith("Too few to tell whether") for each in sentences[1:])
+    assert "interval" not in sentences[0]
+    table = training_verdict.summary_table(judgement).set_index("Figure")["95 % interval"]
+    assert (table.iloc[:4] == "too few images to tell").all()
+    assert why in training_verdict.learning_curve([50, 100], Estimate(-1.0, -1.0, -1.0, n, 0), judgement.too_few)
+
+
+def test_of_few_blocks_the_interval_says_what_it_counts_and_there_is_no_verdict():
+    near, use, calibrated = said(judgement_of(200, 7))
+    assert "(95 % interval over images, not land: " in near
+    assert all("200 held-out images in 7 blocks of land, and 8 are needed" in each for each in (use, calibrated))
+
+
+def test_all_right_is_no_certainty():
+    assert share_of(np.ones(30, bool), np.arange(30, dtype=np.uint64)).low == pytest.approx(0.886, abs=0.001)
+    assert share_of(np.ones(30, bool), np.arange(30, dtype=np.uint64) % np.uint64(10)).low < 0.8
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from geo_mvmf import append_log, durable, folder_lock
-from geo_mvmf.errors import OutputError, UsageError
+from geo_mvmf.errors import BadInputError, ImageError, OutputError, UsageError
+from geo_mvmf.inputs.regular_files import open_regular_file
 from geo_mvmf.model import checkpoint, devices, epilogue_choice, products
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.country_head import HEAD_FILE
 from geo_mvmf.model.ranks import Ranks
+from geo_mvmf.model.run_options import read_options
 
 # What may differ when a run goes on: it changes nothing in the result.
 _FREE = (
@@ -187,9 +189,10 @@ def end_record(folder: Path) -> dict[str, Any]:
     (70, {})
     """
     try:
-        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        with open_regular_file(folder / "log.jsonl") as file:
+            lines = file.read().splitlines()
         found = json.loads(lines[-1]) if lines else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError, ImageError):
         return {}
     return found if isinstance(found, dict) and found.get("event") == "end" else {}
 
@@ -260,20 +263,12 @@ def _open_folder(config: TrainingConfig, folder: Path, *, overwrite: bool) -> No
 
 def _compare(path: Path, wanted: dict[str, Any]) -> None:
     try:
-        former = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read ({error}); choose another folder, or use overwrite") from error
-    former = _completed(former)
+        former = read_options(path)
+    except BadInputError as error:
+        raise OutputError(f"{error}; choose another folder, or use overwrite") from error
     for name in sorted(wanted.keys() | former.keys()):
         if name not in _FREE and wanted.get(name) != former.get(name):
             raise UsageError(
                 f"{path.parent}: this run was started with {name} = {former.get(name)!r}, now it is "
                 f"{wanted.get(name)!r}; choose another folder, or use overwrite to start again"
             )
-
-
-def _completed(former: dict[str, Any]) -> dict[str, Any]:
-    """Give options that did not exist when a run began the values they have had since: their defaults."""
-    whole = TrainingConfig(stage="head", table="", out="").to_dict()  # these three every run has written
-    plain: dict[str, Any] = json.loads(json.dumps(whole))
-    return plain | former | {"augment": plain["augment"] | former.get("augment", {})}

@@ -1,22 +1,26 @@
 """What a run folder says of its run: the options, the log, what is finished; needs no torch and no image.
 
 Logs of runs that were killed hold steps twice, logs of older versions lack fields: what is read here is one row per
-step, of the run as it went on, with NaN for what was not written.
+step, of the run as it went on, with NaN for what was not written and infinity for what was no finite number.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.errors import BadInputError, ImageError, UsageError
+from geo_mvmf.inputs.regular_files import open_regular_file
 from geo_mvmf.model.augmentation import Augmentation
 from geo_mvmf.model.configuration import TrainingConfig, config_from_dict
+from geo_mvmf.model.run_options import read_options
 
 STEP_COLUMNS = ("step", "loss", "learning_rate")
 VALIDATION_COLUMNS = ("step", "nll", "median_km", "accuracy")
@@ -57,7 +61,7 @@ class RunRecord:
     @property
     def best(self) -> dict[str, float] | None:
         """The validation with the least NLL, by `VALIDATION_COLUMNS`; None where there is none."""
-        known = self.validations[self.validations["nll"].notna()]
+        known = self.validations[np.isfinite(self.validations["nll"])]
         if not len(known):
             return None
         row = known.iloc[int(known["nll"].to_numpy().argmin())]
@@ -116,20 +120,19 @@ def _config(folder: Path) -> tuple[TrainingConfig, list[str]]:
     if not folder.is_dir():
         raise BadInputError(f"{folder}: is a file and no folder; {wanted}")
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise BadInputError(f"{folder}: is no run folder, it has no config.json; {wanted}")
+    options, unknown = _known(read_options(path))
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        options, unknown = _known(values)
         return config_from_dict(options | {"out": str(folder)}, where=str(path), base=folder), unknown
-    except (OSError, ValueError, AttributeError, TypeError, UsageError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError, UsageError) as error:
         raise BadInputError(f"{path}: cannot be read as the options of a run: {error}") from error
 
 
 def _known(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     names = {field.name for field in dataclasses.fields(TrainingConfig)}
     augments = {field.name for field in dataclasses.fields(Augmentation)}
-    augment = dict(values.get("augment") or {})
+    augment = values["augment"]
     unknown = sorted(
         [name for name in values if name not in names] + [name for name in augment if name not in augments]
     )
@@ -143,14 +146,15 @@ def _known(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _records(path: Path) -> tuple[list[dict[str, Any]], str]:
     """Lines of the log that are whole, and what to say of the others."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        return [], f"{path.name} cannot be read ({error.strerror or error}), so there are no curves."
+        with open_regular_file(path) as file:  # a pipe would be waited for
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except (OSError, ImageError) as error:
+        return [], f"{path.name} cannot be read ({error}), so there are no curves."
     found, broken = [], 0
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             broken += 1
             continue
         if isinstance(record, dict):
@@ -174,17 +178,26 @@ def _as_it_went_on(records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]],
 
 
 def _stop(records: list[dict[str, Any]]) -> int | None:
-    found = [record.get("stopped_early") for record in records if record.get("event") == "end"]
-    return found[-1] if found and isinstance(found[-1], int) else None
+    found = [_number(record.get("stopped_early")) for record in records if record.get("event") == "end"]
+    return int(found[-1]) if found and math.isfinite(found[-1]) else None
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else float("inf")
+    """A finite number, or infinity."""
+    try:
+        number = float(value) if isinstance(value, int | float) else math.inf
+    except OverflowError:  # of hundreds of digits
+        return math.inf
+    return number if math.isfinite(number) else math.inf
 
 
 def _frame(records: list[dict[str, Any]], event: str, columns: tuple[str, ...]) -> pd.DataFrame:
-    rows = [{name: record.get(name) for name in columns} for record in records if record.get("event") == event]
-    frame = pd.DataFrame(rows, columns=list(columns)).apply(pd.to_numeric, errors="coerce").astype(float)
-    frame = frame[frame["step"].notna()].drop_duplicates("step", keep="last")
+    rows = [
+        [_number(record[name]) if isinstance(record.get(name), int | float) else math.nan for name in columns]
+        for record in records
+        if record.get("event") == event
+    ]
+    frame = pd.DataFrame(rows, columns=list(columns), dtype=float)
+    frame = frame[np.isfinite(frame["step"])].drop_duplicates("step", keep="last")
     ordered: pd.DataFrame = frame.sort_values("step").reset_index(drop=True)
     return ordered

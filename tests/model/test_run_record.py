@@ -56,6 +56,30 @@ def test_logs_without_fields_and_with_damage_are_read(folder):
     assert read_run(folder).steps.empty
 
 
+def test_lines_that_mean_harm_do_none(folder):
+    digits = "1" + "0" * 400
+    lines = [
+        "[" * 100_000,
+        f'{{"event": "step", "step": {digits}, "loss": 1.0}}',
+        f'{{"event": "resume", "step": {digits}}}',
+        f'{{"event": "end", "stopped_early": {digits}}}',
+        '{"event": "step", "step": Infinity, "loss": 1.0}',
+        '{"event": "validation", "step": 5, "nll": -Infinity}',
+        json.dumps(step(7, 2.0)),
+    ]
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    record = read_run(folder)
+    assert record.steps["step"].tolist() == [7.0]
+    assert record.best is None
+    assert record.stopped_early is None
+    assert record.remarks == ("1 of 7 lines of log.jsonl are damaged and left out.",)
+
+
+def test_a_loss_that_was_not_written_is_another_thing_than_one_that_is_no_number(folder):
+    write_log(folder, {"event": "step", "step": 1}, step(2, float("nan")), step(3, 1.0))
+    assert str(read_run(folder).steps["loss"].tolist()) == "[nan, inf, 1.0]"
+
+
 def test_options_of_other_versions_do_no_harm(folder):
     config = json.loads((folder / "config.json").read_text())
     del config["block_level"]
