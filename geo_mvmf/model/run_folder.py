@@ -19,7 +19,7 @@ from geo_mvmf.model.country_head import HEAD_FILE
 from geo_mvmf.model.ranks import Ranks
 from geo_mvmf.model.run_options import read_options
 
-# What may differ when a run goes on: it changes nothing in the result.
+# What may differ when a run goes on: it changes nothing in the result, but for the last bits on another kind of device.
 _FREE = (
     "out", "workers", "log_steps", "checkpoint_steps", "checkpoint_seconds", "cache_images_gigabytes", "device",
     "threads", "cache_dir", "tensorboard",
