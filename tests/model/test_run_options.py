@@ -21,7 +21,8 @@ FIRST = re.findall(
     """stage table out root layer crs exif backbone backbone_width stem_stride weights init_bundle resize crop
 channels bands stretch ground_km head num_components max_level mean_direction initial_log_concentration
 train_mean_directions train_log_concentrations floor optimiser learning_rate backbone_learning_rate
-mean_direction_learning_rate concentration_learning_rate schedule drop_steps drop_factor warmup_steps weight_decay gradient_clip ema_decay batch_size
+mean_direction_learning_rate concentration_learning_rate schedule drop_steps drop_factor
+warmup_steps weight_decay gradient_clip ema_decay batch_size
 steps epochs seed balance validation validation_fraction validation_column validation_table block_level validate_steps
 checkpoint_steps checkpoint_seconds log_steps device precision threads workers cache_images_gigabytes features_dtype
 cache_dir augment polygons label_column half description licence""",
