@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import unicodedata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,9 @@ COLUMNS = (
 )  # fmt: skip
 """Of the table: the figures of `Evaluation.table`, and what they are more than the first method's."""
 
+TOO_FEW = "too few clusters to tell"
+"""The verdict where a difference is of fewer clusters, or images, than `resampling.LEAST_CLUSTERS`."""
+
 _MEDIANS = ("median_error_km", "median_searched_area_km2")
 _LESS_IS_BETTER = ("median_error_km", "mean_error_km", "median_searched_area_km2", "nll_nats")
 _MORE_IS_BETTER = ("geo_score", "gain_over_training_density_nats")
@@ -56,8 +60,8 @@ class Comparison:
 
     Examples
     --------
-    >>> truth = {"image_id": ["a", "b"], "true_longitude": [0.0, 0.0], "true_latitude": [0.0, 0.0]}
-    >>> near = pd.DataFrame({"longitude": [0.1, 0.1], "latitude": [0.0, 0.0], **truth})
+    >>> near = pd.DataFrame({"image_id": range(8), "longitude": 0.1, "latitude": 0.0,
+    ...                      "true_longitude": 0.0, "true_latitude": 0.0})
     >>> found = compare({"near": near, "far": near.assign(longitude=30.0)}).table()
     >>> found.set_index(["method", "measure"]).loc[("far", "accuracy_at_25_km"), "verdict"]
     'worse'
@@ -76,6 +80,13 @@ class Comparison:
         """Number of images."""
         return next(iter(self.evaluations.values())).n
 
+    @property
+    def few_clusters(self) -> int | None:
+        """How many clusters there are, if too few for intervals; None if enough, or if every image is its own."""
+        clusters = self.evaluations[self.names[0]].clusters
+        number = resampling.LEAST_CLUSTERS if clusters is None else int(np.unique(clusters).size)
+        return number if number < resampling.LEAST_CLUSTERS else None
+
     def table(self) -> pd.DataFrame:
         """Give every figure of every method, and its difference to the first method's.
 
@@ -84,8 +95,9 @@ class Comparison:
         DataFrame
             Columns `COLUMNS`. The differences are of the images that both methods say something of; low and high are
             the ends of the 95 % interval. The verdict is "better" or "worse" where the interval leaves out 0 (of
-            figures that have a better side: accuracies, errors, likelihood, searched area), else "not told apart";
-            empty for the first method.
+            figures that have a better side: accuracies, errors, likelihood, searched area), else "not told apart"; of
+            fewer than 8 clusters (or images, where each is its own) "too few clusters to tell", and there is no
+            interval; empty for the first method.
         """
         return self._table.copy()
 
@@ -96,21 +108,25 @@ class Comparison:
         for name, evaluation in self.evaluations.items():
             figures = evaluation.table()
             for row in figures[figures["group"] == "all"].to_dict("records"):
-                measure, found = str(row["measure"]), (np.nan, np.nan, np.nan)
+                measure, found = str(row["measure"]), (np.nan, np.nan, np.nan, "")
                 if name != first and measure in single[name] and measure in single[first]:  # points have no densities
                     found = self._difference(measure, single[name][measure], single[first][measure])
-                verdict = _verdict(measure, *found[1:])
-                rows.append((name, *(row[column] for column in COLUMNS[1:8]), *found, verdict))
+                if self.few_clusters is not None:
+                    row |= {"low": np.nan, "high": np.nan}
+                rows.append((name, *(row[column] for column in COLUMNS[1:8]), *found))
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
-    def _difference(self, measure: str, mine: FloatArray, theirs: FloatArray) -> tuple[float, float, float]:
+    def _difference(self, measure: str, mine: FloatArray, theirs: FloatArray) -> tuple[float, float, float, str]:
         clusters = self.evaluations[self.names[0]].clusters
         clusters = np.arange(self.n) if clusters is None else clusters
+        counted = clusters
         if measure in _MEDIANS:
             found = resampling.difference_of_medians(mine, theirs, clusters, seed=self.seed)
         else:
             found = resampling.mean_difference(mine, theirs, clusters, seed=self.seed)
-        return found.value, found.low, found.high
+            counted = clusters[~(np.isnan(mine) | np.isnan(theirs))]
+        verdict = _verdict(measure, found.low, found.high, int(np.unique(counted).size))
+        return found.value, found.low, found.high, verdict
 
 
 def compare(
@@ -127,7 +143,7 @@ def compare(
     ----------
     methods : mapping of str to Predictions or DataFrame
         Two or more, by name: predictions, or points of any system (as `evaluate` takes them). The first is what the
-        others are compared with.
+        others are compared with. Names are shown as they are, and are of characters that can be.
     truth : DataFrame, optional
         As of `evaluate`.
     cluster_by : str, optional
@@ -146,7 +162,7 @@ def compare(
     Raises
     ------
     UsageError
-        There are fewer than two methods, or options contradict each other.
+        There are fewer than two methods, a name cannot be shown, or options contradict each other.
     BadInputError
         The methods are not of the same images with the same truth, or an image comes twice.
 
@@ -161,6 +177,8 @@ def compare(
     """
     if len(methods) < 2:
         raise UsageError(f"{len(methods)} method ({', '.join(methods)}): two or more are needed to compare")
+    for name in methods:
+        _check_name(name)
     found: dict[str, Evaluation] = {}
     for name, predictions in methods.items():
         of_first = {"cluster_by": cluster_by, "block_level": block_level} if not found else {}
@@ -217,13 +235,26 @@ def per_image(evaluation: Evaluation) -> dict[str, FloatArray]:
     return found
 
 
-def _verdict(measure: str, low: float, high: float) -> str:
+def _verdict(measure: str, low: float, high: float, clusters: int) -> str:
     less = measure in _LESS_IS_BETTER
-    if not (less or measure in _MORE_IS_BETTER or measure.startswith("accuracy_at_")) or np.isnan([low, high]).any():
+    if not (less or measure in _MORE_IS_BETTER or measure.startswith("accuracy_at_")):
+        return ""
+    if clusters < resampling.LEAST_CLUSTERS:
+        return TOO_FEW
+    if np.isnan([low, high]).any():
         return ""
     if low <= 0.0 <= high:
         return "not told apart"
     return "better" if (high < 0.0) == less else "worse"
+
+
+def _check_name(name: str) -> None:
+    hidden = [
+        each for each in name if unicodedata.category(each) in ("Cc", "Cs")
+    ]  # control characters, half characters
+    if hidden or not name.strip():
+        why = f"{hidden[0]!r} in it cannot be shown" if hidden else "nothing can be seen of it"
+        raise UsageError(f"method's name {name!r}: {why}; give a name of visible characters")
 
 
 def _check_once(name: str, evaluation: Evaluation) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from geo_mvmf import report
+from geo_mvmf import report, resampling
 from geo_mvmf.comparison import Comparison
 from geo_mvmf.map_axes import GREY, figure_of, png, thousands
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLOURS = ("#7a0177", "#1b7837", "#d95f02", "#2c7fb8", "#8c6d31", "#222222", "#e7298a", "#66a61e")
 _HOW_TO_READ = (
@@ -55,7 +59,7 @@ def write_comparison_report(
     report.write_page(
         path,
         title=f"{', '.join(others)} against {first}",
-        introduction=[images, f"Intervals hold 95 % and count {counted}. {_HOW_TO_READ}"],
+        introduction=[images, _of_intervals(comparison, counted)],
         pictures=pictures,
         tables=[
             ("Figures", side_by_side(comparison)),
@@ -63,6 +67,17 @@ def write_comparison_report(
         ],
         overwrite=overwrite,
     )
+
+
+def _of_intervals(comparison: Comparison, counted: str) -> str:
+    least = resampling.LEAST_CLUSTERS
+    if comparison.few_clusters is not None:
+        return (
+            f"The images are in {comparison.few_clusters} clusters ({counted}). Intervals need {least}: of fewer "
+            "nothing can be told, and none are shown."
+        )
+    few = f" They need {least} images: of fewer nothing can be told." if comparison.n < least else ""
+    return f"Intervals hold 95 % and count {counted}.{few} {_HOW_TO_READ}"
 
 
 def side_by_side(comparison: Comparison) -> pd.DataFrame:
@@ -75,7 +90,8 @@ def side_by_side(comparison: Comparison) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Text: Measure, a column of each method with the value and its 95 % interval, To compare.
+        Text: Measure, a column of each method with the value and its 95 % interval, To compare. The methods' columns
+        have their names, whatever these are, and are those between the first and the last.
 
     Examples
     --------
@@ -85,18 +101,22 @@ def side_by_side(comparison: Comparison) -> pd.DataFrame:
     >>> side_by_side(compare({"one": points, "two": points})).columns.tolist()
     ['Measure', 'one', 'two', 'To compare']
     """
-    columns = {}
-    for name, evaluation in comparison.evaluations.items():
+    columns, notes = [], pd.Series(dtype=object)
+    for evaluation in comparison.evaluations.values():
         figures = report.figures(evaluation)
         figures = figures[figures["Group"] == "all"] if "Group" in figures else figures
         figures = figures.set_index("Measure")
-        interval = figures["95 % interval"].map(lambda text: f" ({text})" if text else "")
-        columns[name] = figures["Value"] + interval
-        columns["To compare"] = figures["To compare"].combine_first(columns.get("To compare", figures["To compare"]))
-    order = list(dict.fromkeys(measure for column in columns.values() for measure in column.index))
-    table = pd.DataFrame({name: column.reindex(order) for name, column in columns.items()}).fillna("")
-    table = table[[*comparison.names, "To compare"]]
-    return table.rename_axis("Measure").reset_index()
+        is_shown = comparison.few_clusters is None
+        interval = figures["95 % interval"].map(
+            lambda text, is_shown=is_shown: f" ({text})" if text and is_shown else ""
+        )
+        columns.append(figures["Value"] + interval)
+        notes = figures["To compare"].combine_first(notes)
+    order = list(dict.fromkeys(measure for column in columns for measure in column.index))
+    parts = [pd.Series(order, index=order), *(column.reindex(order) for column in (*columns, notes))]
+    table = pd.concat(parts, axis=1, ignore_index=True).fillna("").reset_index(drop=True)
+    table.columns = pd.Index(["Measure", *comparison.names, "To compare"])  # by place: a name may be that of a column
+    return table
 
 
 def differences(comparison: Comparison) -> pd.DataFrame:
@@ -117,7 +137,7 @@ def differences(comparison: Comparison) -> pd.DataFrame:
     >>> points = pd.DataFrame({"image_id": ["a", "b"], "longitude": 0.0, "latitude": 0.0,
     ...                        "true_longitude": 0.0, "true_latitude": 1.0})
     >>> differences(compare({"one": points, "two": points}))["Verdict"].unique().tolist()
-    ['not told apart']
+    ['too few clusters to tell']
     """
     table = comparison.table()
     rows = [
@@ -169,7 +189,8 @@ def _amounts(measure: str, value: float, low: float, high: float) -> tuple[str, 
     else:
         unit = {"km": "km", "nats": "nats"}.get(measure.rpartition("_")[2], "")
     shown = [_signed(factor * each) for each in (value, low, high)]
-    return f"{shown[0]}\N{NO-BREAK SPACE}{unit}".rstrip(), f"{shown[1]} to {shown[2]}"
+    interval = "unknown" if np.isnan([low, high]).any() else f"{shown[1]} to {shown[2]}"
+    return f"{shown[0]}\N{NO-BREAK SPACE}{unit}".rstrip(), interval
 
 
 def _signed(value: float) -> str:
@@ -201,11 +222,11 @@ def accuracy_curves(comparison: Comparison) -> bytes:
 
     figure, axes = figure_of(8.0, 4.4)
     evaluations = list(comparison.evaluations.values())
-    for (name, colour, style), evaluation in zip(_curves(comparison.names), evaluations, strict=True):
+    for (colour, style), evaluation in zip(_curves(len(evaluations)), evaluations, strict=True):
         error = np.sort(evaluation.error_km[np.isfinite(evaluation.error_km)])
         ends = np.concatenate([[0.5], np.clip(error, 0.5, 20100.0), [20100.0]])  # steps over the whole axis
         share = np.concatenate([[0], np.arange(1, error.size + 1), [error.size]]) / max(evaluation.n, 1)
-        axes.step(ends, share, where="post", color=colour, lw=1.8, ls=style, label=name)
+        axes.step(ends, share, where="post", color=colour, lw=1.8, ls=style, label=_METHOD)
     radius = np.geomspace(0.5, 20100.0, 200)
     axes.plot(radius, evaluations[0].chance(radius), color=GREY, lw=1.0, ls="--", label="chance")
     distances = [*evaluations[0].thresholds_km, 10000.0]
@@ -216,7 +237,7 @@ def accuracy_curves(comparison: Comparison) -> bytes:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9, loc="upper left")
+    _legend(axes, comparison.names)
     return png(figure)
 
 
@@ -244,9 +265,8 @@ def coverage_curves(comparison: Comparison) -> bytes:
 
     figure, axes = figure_of(7.8, 5.0)
     levels, drawn = np.linspace(0.0, 1.0, 401), False
-    for (name, colour, style), evaluation in zip(
-        _curves(comparison.names), comparison.evaluations.values(), strict=True
-    ):
+    evaluations = comparison.evaluations.values()
+    for (colour, style), evaluation in zip(_curves(len(evaluations)), evaluations, strict=True):
         if not evaluation.has_density:
             continue
         curve = evaluation.curve(levels)
@@ -254,7 +274,7 @@ def coverage_curves(comparison: Comparison) -> bytes:
             band = "calibrated (95 % band)"
             axes.fill_between(curve["level"], curve["low"], curve["high"], color="#dddddd", label=band)
             drawn = True
-        axes.plot(curve["level"], curve["share"], color=colour, lw=1.8, ls=style, label=name)
+        axes.plot(curve["level"], curve["share"], color=colour, lw=1.8, ls=style, label=_METHOD)
     axes.plot([0, 1], [0, 1], color="#aaaaaa", lw=0.8)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the region", ylabel="truths inside the region")
     axes.text(0.03, 0.93, "regions too large", color=GREY, fontsize=9)
@@ -262,10 +282,23 @@ def coverage_curves(comparison: Comparison) -> bytes:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_aspect("equal")
-    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.02, 1.0))  # curves may be anywhere inside
+    shown = [name for name, evaluation in comparison.evaluations.items() if evaluation.has_density]
+    _legend(axes, shown, bbox_to_anchor=(1.02, 1.0))  # curves may be anywhere inside
     return png(figure)
 
 
-def _curves(names: Iterable[str]) -> list[tuple[str, str, str]]:
-    """Name, colour and line of each method's curve."""
-    return [(name, _COLOURS[i % len(_COLOURS)], _STYLES[i % len(_STYLES)]) for i, name in enumerate(names)]
+def _curves(number: int) -> list[tuple[str, str]]:
+    """Colour and line of each method's curve."""
+    return [(_COLOURS[i % len(_COLOURS)], _STYLES[i % len(_STYLES)]) for i in range(number)]
+
+
+_METHOD = "method"  # label of every method's curve, until its legend entry has the name
+
+
+def _legend(axes: Axes, names: Sequence[str], *, bbox_to_anchor: tuple[float, float] | None = None) -> None:
+    """Name the curves in their order, to the letter: matplotlib would drop "_a" and take "$5 of $10" for a formula."""
+    waiting = iter(names)
+    for text in axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=bbox_to_anchor).get_texts():
+        if text.get_text() == _METHOD:
+            text.set_parse_math(False)
+            text.set_text(next(waiting))

@@ -26,6 +26,7 @@ def run(*arguments):
     return CliRunner().invoke(cli.main, list(map(str, arguments)))
 
 
+@pytest.mark.hard
 def test_two_files_are_written_and_compared(tables, bundle_path, tmp_path):
     known, unseen = tables
     out = tmp_path / "baselines"
@@ -44,6 +45,7 @@ def test_two_files_are_written_and_compared(tables, bundle_path, tmp_path):
     result = run("compare", own, out / "neighbours.nc", out / "training.nc")
     assert result.exit_code == 0, result.output
     assert "Differences to own" in result.output
+    assert "too few clusters to tell" in result.output  # of 5 images
     assert run(*asked).exit_code == 5  # the files exist
 
 
@@ -52,3 +54,19 @@ def test_too_few_training_images_are_said(tables, bundle_path, tmp_path):
     result = run("baselines", unseen, "--bundle", bundle_path, "--training", known, "--out", tmp_path / "a", "--k", 12)
     assert result.exit_code == 3
     assert "12 of 12 images can be read and have a place; more than k 12 needed" in result.stderr
+
+
+def test_images_that_are_in_both_tables_are_counted(tables, bundle_path, tmp_path):
+    """By what is in them: a copy under another name is the same image."""
+    known, unseen = tables
+    assert run_of_two(known, unseen, bundle_path, tmp_path / "apart").stderr.count("are training images, too") == 0
+    (unseen.parent / "image_022.png").write_bytes((known.parent / "image_003.png").read_bytes())
+    result = run_of_two(known, unseen, bundle_path, tmp_path / "shared")
+    assert "1 of 5 images of" in result.stderr
+    assert "image_022.png" in result.stderr
+
+
+def run_of_two(known, unseen, bundle, out):
+    result = run("baselines", unseen, "--bundle", bundle, "--training", known, "--out", out, "--k", 3)
+    assert result.exit_code == 0, result.output
+    return result

@@ -6,10 +6,10 @@ import pytest
 from click.testing import CliRunner
 
 import geo_mvmf
-from geo_mvmf import cli, comparison, measures, metrics, resampling, s2, sphere
+from geo_mvmf import cli, comparison, comparison_report, measures, metrics, resampling, s2, sphere
 from geo_mvmf.comparison import compare, per_image
 from geo_mvmf.comparison_report import differences, side_by_side
-from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.errors import BadInputError, OutputError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.predictions import open_predictions
 
@@ -148,6 +148,78 @@ def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says(of):
     assert inside >= 24  # of 30; at 95 % it is fewer once in 1000
 
 
+def told_apart(low, high):
+    return not low <= 0.0 <= high
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 7, 8, 12, 40])
+def test_equal_methods_of_few_clusters_are_seldom_told_apart(k, monkeypatch):
+    """The broken twin draws the clusters again as if the draws of few differed as much as those of many."""
+    monkeypatch.setattr(resampling, "RESAMPLES", 500)
+    found, twin, times = 0, 0, 150
+    clusters = np.repeat(np.arange(k), 4)
+    for seed in range(times):
+        generator = np.random.default_rng([k, seed])
+        difference = generator.normal(size=k)[clusters] + generator.normal(size=clusters.size)
+        estimate = resampling.mean_difference(difference, np.zeros_like(difference), clusters)
+        assert np.isnan(estimate.low) == (k < resampling.LEAST_CLUSTERS)
+        found += told_apart(estimate.low, estimate.high) and not np.isnan(estimate.low)
+        twin += told_apart(*resampling.mean_of_clusters(difference, clusters)[1:3])
+    assert found <= 15  # of 150; of 5 % it is more once in 200
+    assert twin > 15 or k >= resampling.LEAST_CLUSTERS
+
+
+def test_few_clusters_and_few_images_have_no_verdict(opened):
+    points = opened["points"].assign(walk=[f"walk {i % 7}" for i in range(N)])
+    for table, options in ((points, {"cluster_by": "walk"}), (points.iloc[:7], {})):
+        other = table.drop(columns="walk").assign(latitude=-table["true_latitude"])
+        found = compare({"points": table, "other": other}, **options)
+        rows = rows_of(found, "other")
+        assert set(rows["verdict"]) == {comparison.TOO_FEW}
+        assert rows["difference"].notna().all()
+        assert rows[["difference_low", "difference_high"]].isna().all(axis=None)
+        assert rows["low"].isna().all() == bool(options)  # of images alone a figure has its interval
+        assert set(differences(found)["95 % interval"]) == {"unknown"}
+        assert not options or not side_by_side(found)["other"].str.contains(" to ").any()
+
+
+def test_names_are_shown_to_the_letter(opened, tmp_path, monkeypatch):
+    """Formulas, hidden labels, columns of the page: all of them are names like others."""
+    names, legends = ["cost_$5_$10", "_other", "To compare", "Measure", "method", "<b>$\\foo$"], []
+
+    def keep(figure):
+        figure.canvas.draw()
+        legends.append([text.get_text() for text in figure.axes[0].get_legend().get_texts()])
+        assert not any(text.get_parse_math() for text in figure.axes[0].get_legend().get_texts()[: len(names)])
+        return b"\x89PNG" + bytes(20)
+
+    monkeypatch.setattr(comparison_report, "png", keep)
+    found = compare(dict.fromkeys(names, opened["points"]))
+    comparison_report.write_comparison_report(tmp_path / "page.html", found)
+    assert legends == [[*names, "chance"]]
+    shown = side_by_side(found)
+    assert shown.columns.tolist() == ["Measure", *names, "To compare"]
+    assert (shown.iloc[:, 1] == shown.iloc[:, 3]).all()  # all are of the same points
+    assert (shown.iloc[:, 1] == shown.iloc[:, 4]).all()
+    assert "&lt;b&gt;$\\foo$" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["a\x00", "\ud800", " "])
+def test_names_that_cannot_be_shown_are_refused(opened, name):
+    with pytest.raises(UsageError, match="give a name of visible characters"):
+        compare({name: opened["points"], "other": opened["points"]})
+
+
+def test_a_page_that_fails_leaves_no_table(paths, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OutputError("page: no space")
+
+    monkeypatch.setattr(comparison_report, "write_comparison_report", fails)
+    result = run(*[paths["points"]] * 2, "--names", "a,b", "--out", tmp_path / "p.html", "--table", tmp_path / "t.csv")
+    assert result.exit_code == 5
+    assert not (tmp_path / "t.csv").exists()
+
+
 def shifted(points):
     """Another method: some images better, some worse."""
     moved = np.random.default_rng(8).normal(size=N) * 5.0
@@ -212,6 +284,7 @@ def run(*arguments):
     return CliRunner().invoke(cli.main, ["compare", *map(str, arguments)])
 
 
+@pytest.mark.hard
 def test_the_command_writes_a_page_and_a_table(paths, tmp_path):
     page, table = tmp_path / "page.html", tmp_path / "table.csv"
     result = run(*paths.values(), "--names", "sharp, poor,points", "--out", page, "--table", table, "--block-level", 1)

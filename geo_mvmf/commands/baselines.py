@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -81,6 +83,9 @@ def baselines(
     kernel = fit_kernel(search)
     table = frame.assign(status=caches[1].status, message=caches[1].message)
     good = np.flatnonzero(caches[1].index >= 0)
+    _warn_of_shared(
+        source, training, frame["path"].iloc[good[np.isin(caches[1].index[good], caches[0].index[usable])]], len(frame)
+    )
     unseen = np.zeros((len(frame), search.features.shape[1]), np.float32)
     unseen[good] = caches[1].rows(good)
     area = model.training_area
@@ -96,3 +101,14 @@ def baselines(
         f"wrote {', '.join(map(str, files))}",
         counts={"ok": int(good.size), "failed": len(frame) - int(good.size)},
     )
+
+
+def _warn_of_shared(source: Path, training: Path, paths: Iterable[object], of: int) -> None:
+    """An image that is among those to look among finds itself, and its place is no prediction."""
+    shared = list(paths)
+    if shared:
+        warnings.warn(
+            f"{len(shared)} of {of} images of {source}, like {shared[0]}, are training images, too ({training}), by "
+            "their content: each finds itself, and the neighbours look better than they are; keep them in one table",
+            stacklevel=2,
+        )

@@ -63,15 +63,15 @@ def compare(
     figures = result.table()
     lines = [comparison_report.side_by_side(result).to_string(index=False)]
     lines += ["", f"Differences to {result.names[0]}:", comparison_report.differences(result).to_string(index=False)]
-    if table is not None:
-        durable.write_text(table, figures.to_csv(index=False), overwrite=overwrite)
-        report.wrote("table", table)
-        lines.append(f"wrote {table}")
-    if out is not None:
+    if out is not None:  # first: of what can fail, a table is the least
         clusters = cluster_by if block_level is None else f"S2 cells of level {block_level}"
         comparison_report.write_comparison_report(out, result, clusters=clusters or "", overwrite=overwrite)
         report.wrote("report", out)
         lines.append(f"wrote {out}")
+    if table is not None:
+        durable.write_text(table, figures.to_csv(index=False), overwrite=overwrite)
+        report.wrote("table", table)
+        lines.append(f"wrote {table}")
     report.result("\n".join(lines), counts={"compared": result.n, "methods": len(named)})
 
 
