@@ -149,12 +149,15 @@ def mean_difference(
     Returns
     -------
     Estimate
-        Of values less others; without an interval where one of them is infinite.
+        Values less others. The interval is the percentile one of tails so much smaller that it holds of few clusters,
+        too; NaN where there are fewer than 8 clusters, or a difference is infinite.
 
     Examples
     --------
     >>> mean_difference([1.0, 2.0], [0.5, 1.5], [0, 1])
-    Estimate(value=0.5, low=0.5, high=0.5, n=2, n_nan=0)
+    Estimate(value=0.5, low=nan, high=nan, n=2, n_nan=0)
+    >>> mean_difference([1.0] * 8, [0.5] * 8, range(8))
+    Estimate(value=0.5, low=0.5, high=0.5, n=8, n_nan=0)
     """
     with np.errstate(invalid="ignore"):  # infinite less infinite is no number, and is counted as such
         difference = np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64)
