@@ -353,6 +353,8 @@ def _with_truth(rows: pd.DataFrame, truth: pd.DataFrame | None, *, outer: bool =
     merged = rows.merge(truth[extra], on="image_id", how="left", validate="many_to_one")
     if not outer:  # predictions name all their images themselves
         return merged
+    if len(truth) and not rows["image_id"].isin(truth["image_id"]).any():
+        raise BadInputError(_no_truth(rows, truth))
     # a system that lists its successes only has failed at the others
     return pd.concat([merged, truth[extra][~truth["image_id"].isin(rows["image_id"])]], ignore_index=True)
 

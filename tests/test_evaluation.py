@@ -282,3 +282,11 @@ def test_a_truth_that_is_none_is_an_error(truth, message):
     points = pd.DataFrame({"image_id": ["1"], "longitude": [7.0], "latitude": [50.0]})
     with pytest.raises(BadInputError, match=message):
         evaluation.evaluate(points, pd.DataFrame(truth))
+
+
+def test_points_of_other_images_are_an_error_and_not_failures():
+    points = pd.DataFrame({"longitude": [7.0], "latitude": [50.0]})  # without image_id: row numbers
+    truth = pd.DataFrame({"image_id": ["a.jpg"], "longitude": [7.0], "latitude": [50.0]})
+    with pytest.raises(BadInputError, match=r"are like '1', those of the truth like 'a\.jpg'"):
+        evaluation.evaluate(points, truth)
+    assert evaluation.evaluate(points.assign(path="a.jpg"), truth).error_km.tolist() == [0.0]

@@ -17,6 +17,7 @@ from geo_mvmf.inputs.layers import read_layer
 
 PREDICTED = ("longitude", "latitude")
 TRUE = ("true_longitude", "true_latitude")
+_NAMES = {name for pair in table_columns.DEGREE_ALIASES for name in pair}
 
 
 def read_point_predictions(source: str | os.PathLike[str] | pd.DataFrame, *, needs_truth: bool = True) -> pd.DataFrame:
@@ -26,15 +27,16 @@ def read_point_predictions(source: str | os.PathLike[str] | pd.DataFrame, *, nee
     ----------
     source : path or DataFrame
         CSV (or .gpkg, .parquet, .geojson) with the columns longitude, latitude, true_longitude, true_latitude in
-        degrees of OGC:CRS84; image_id and any others. An empty prediction is an image without one.
+        degrees of OGC:CRS84 (or lon, lat, true_lon, true_lat, as image tables have them); image_id and any others.
+        An empty prediction is an image without one.
     needs_truth : bool
         Whether the true places must be in this table.
 
     Returns
     -------
     DataFrame
-        image_id (text; the row's number where the table has none), the four columns as float64, NaN where empty, and
-        all others.
+        image_id (text; else the path, as of image tables; else the row's number), the four columns as float64, NaN
+        where empty, and all others.
 
     Raises
     ------
@@ -54,7 +56,9 @@ def read_point_predictions(source: str | os.PathLike[str] | pd.DataFrame, *, nee
     longitude, latitude, or leave both empty: an image without a prediction counts as wrong
     """
     wanted = (*PREDICTED, *TRUE) if needs_truth else PREDICTED
-    frame, name = _frame(source, wanted)
+    frame, name = _frame(source)
+    shown = table_columns.listed(frame.columns)
+    frame = frame.rename(columns=_plain_names(list(frame.columns)))
     found: dict[str, str] = {}
     for column in frame.columns:
         if (lower := column.strip().lower()) in found and lower in wanted:
@@ -62,22 +66,38 @@ def read_point_predictions(source: str | os.PathLike[str] | pd.DataFrame, *, nee
         found[lower] = column
     missing = [column for column in wanted if column not in found]
     if missing:
-        shown = table_columns.listed(frame.columns)
         raise BadInputError(f"{name} has no column {missing[0]!r}; its columns are {shown}")
     frame = frame.rename(columns={found[column]: column for column in (*PREDICTED, *TRUE) if column in found})
     for pair in (PREDICTED, TRUE) if TRUE[0] in frame and TRUE[1] in frame else (PREDICTED,):
         frame[pair[0]], frame[pair[1]] = _places(frame, pair, name)
-    ids = table_columns.as_text(frame[found["image_id"]]) if "image_id" in found else [None] * len(frame)
+    named = next((found[column] for column in ("image_id", "path") if column in found), None)
+    ids = [None] * len(frame) if named is None else table_columns.as_text(frame[named])
     frame["image_id"] = [str(row + 1) if text is None else text for row, text in enumerate(ids)]
     return frame
 
 
-def _frame(source: str | os.PathLike[str] | pd.DataFrame, wanted: Iterable[str]) -> tuple[pd.DataFrame, str]:
+def _plain_names(columns: Iterable[str]) -> dict[str, str]:
+    """Columns by other names of longitude and latitude, where the plain names are not there."""
+    given = {column.strip().lower(): column for column in columns}
+    found: dict[str, str] = {}
+    for prefix, plain in (("", PREDICTED), ("true_", TRUE)):
+        for pair in table_columns.DEGREE_ALIASES:
+            names = [prefix + name for name in pair]
+            if not {*plain} & {*given} and {*names} <= {*given}:
+                found |= {given[name]: meant for name, meant in zip(names, plain, strict=True)}
+                break
+    return found
+
+
+def _frame(source: str | os.PathLike[str] | pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if isinstance(source, pd.DataFrame):
         plain = pd.DataFrame(source).drop(columns="geometry", errors="ignore")
         return plain.rename(columns=str).reset_index(drop=True), "the DataFrame"
+    if Path(source).is_dir():
+        inside = "predictions.nc in it" if (Path(source) / "predictions.nc").is_file() else "a predictions file (.nc)"
+        raise BadInputError(f"{source} is a folder; give {inside}, or a table of points")
     if Path(source).suffix.lower() in table_sources.CSV_SUFFIXES:
-        keys = {*wanted, "image_id"}
+        keys = {"image_id", "path", *(prefix + name for prefix in ("", "true_") for name in _NAMES)}
         frame = table_sources.read_csv(
             source, lambda names, _: [name for name in names if name.strip().lower() in keys]
         )

@@ -46,7 +46,10 @@ def test_what_is_no_place_is_refused_with_its_row(tmp_path, row, message):
 
 def test_columns_are_named_that_are_missing_or_there_twice(tmp_path):
     path = write(tmp_path, "7,50", header="lon,lat\n")
-    with pytest.raises(BadInputError, match="has no column 'longitude'; its columns are 'lon', 'lat'"):
+    with pytest.raises(BadInputError, match="has no column 'true_longitude'; its columns are 'lon', 'lat'"):
+        read_point_predictions(path)
+    path = write(tmp_path, "7,50", header="east,lat\n")
+    with pytest.raises(BadInputError, match="has no column 'longitude'; its columns are 'east', 'lat'"):
         read_point_predictions(path)
     frame = pd.DataFrame({"longitude": [1.0], "Longitude": [2.0], "latitude": [3.0]})
     with pytest.raises(BadInputError, match="mean the same"):
@@ -61,3 +64,20 @@ def test_a_disguised_table_is_refused(tmp_path):
     path.write_bytes(b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x01a\x94K\x01s.")
     with pytest.raises(BadInputError):
         read_point_predictions(path)
+
+
+def test_columns_have_the_names_that_image_tables_know(tmp_path):
+    path = write(tmp_path, "a.jpg,7,50,8,51", header="path,Lng,lat,true_lon,true_lat\n")
+    found = read_point_predictions(path)
+    assert found[["longitude", "latitude", "true_longitude", "true_latitude"]].to_numpy().tolist() == [[7, 50, 8, 51]]
+    assert found["image_id"].tolist() == ["a.jpg"]  # else row numbers would meet no image of a truth
+    plain = write(tmp_path, "7,50,1,2", header="longitude,latitude,lon,lat\n")  # the plain names go first
+    assert read_point_predictions(plain, needs_truth=False)["longitude"].tolist() == [7.0]
+
+
+def test_a_folder_is_told_what_to_give(tmp_path):
+    with pytest.raises(BadInputError, match="is a folder; give a predictions file"):
+        read_point_predictions(tmp_path)
+    (tmp_path / "predictions.nc").touch()
+    with pytest.raises(BadInputError, match=r"give predictions\.nc in it"):
+        read_point_predictions(tmp_path)
