@@ -238,7 +238,7 @@ and not seeds: one network, one seed.
 
 def picture(table: pd.DataFrame) -> Figure:
     """Draw accuracy within 200 km and NLL of every method, with intervals."""
-    figure = Figure(figsize=(13.0, 4.6), layout="constrained")
+    figure = Figure(figsize=(13.0, 4.9), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     labels = names(table)
     for axis, measure, title in ((axes[0], "at_200_km", "share within 200 km"), (axes[1], "nll", "NLL, nats")):
@@ -253,7 +253,7 @@ def picture(table: pd.DataFrame) -> Figure:
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].invert_yaxis()
     axes[1].axvline(np.log(4.0 * np.pi), color="0.6", linestyle=":", label="uniform")
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     axes[1].set_xlim(-5.0, 8.0)  # log kappa0 16 is far beyond: see the tables
     return figure
 
