@@ -57,7 +57,10 @@ def curves_picture(
     heights = [height for height, is_shown in zip((3.0, 1.6, 1.2), shown, strict=True) if is_shown]
     grid = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0].tolist()
     axes = grid.pop(0)
-    axes.plot(steps["step"], steps["loss"], color=_LOSS, lw=1.4, label="training loss (with augmentation)")
+    alone = "o" if len(steps) == 1 else None  # a line of one point is not to be seen
+    axes.plot(
+        steps["step"], steps["loss"], marker=alone, color=_LOSS, lw=1.4, label="training loss (with augmentation)"
+    )
     above = axes if same_unit else axes.twinx()
     nll = above.plot(validations["step"], validations["nll"], "o-", color=CURVE, ms=4, lw=1.6, label="validation NLL")
     axes.set_ylabel("nats" if same_unit else "training loss: nats,\ncross entropy of cells")
@@ -74,7 +77,7 @@ def curves_picture(
             _distances(below[-1].yaxis, validations[second])
     if shown[2]:
         below.append(grid.pop(0))
-        below[-1].plot(steps["step"], steps["learning_rate"], color=GREY, lw=1.4)
+        below[-1].plot(steps["step"], steps["learning_rate"], marker=alone, color=GREY, lw=1.4)
         below[-1].set_ylabel("learning\nrate")
         below[-1].set_ylim(bottom=0.0)
     for number, each in enumerate(below):

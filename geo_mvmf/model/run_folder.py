@@ -266,7 +266,8 @@ def _compare(path: Path, wanted: dict[str, Any]) -> None:
         former = read_options(path)
     except BadInputError as error:
         raise OutputError(f"{error}; choose another folder, or use overwrite") from error
-    for name in sorted(wanted.keys() | former.keys()):
+    # what says most of a run goes first: another stage has other values of much else
+    for name in sorted(wanted.keys() | former.keys(), key=lambda name: (name != "stage", name != "table", name)):
         if name not in _FREE and wanted.get(name) != former.get(name):
             raise UsageError(
                 f"{path.parent}: this run was started with {name} = {former.get(name)!r}, now it is "
