@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from geo_mvmf import sphere
-from geo_mvmf.errors import TrainingError
+from geo_mvmf.errors import TrainingError, UsageError
 from geo_mvmf.model import checkpoint, devices, optimisation, replicas, shared_state
 from geo_mvmf.model.augmentation import Augmentation, augment, roamed
 from geo_mvmf.model.backbones import Backbone
@@ -64,6 +64,7 @@ class Learner:
     def __post_init__(self) -> None:
         self.head.to(self.device)
         if self.backbone is not None:
+            _check_width(self.backbone, self.size, self.device)
             self.backbone.to(self.device).to(memory_format=torch.channels_last)
         self.targets = self.targets.to(self.device)
         if self.config.bias == "none" and not isinstance(self.head, CountryHead):
@@ -372,6 +373,17 @@ class Learner:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted == "bfloat16")
 
 
+def _check_width(backbone: Backbone, size: int, device: torch.device) -> None:
+    """Refuse what ends the process: oneDNN's backward pass writes beyond its arrays (seen with torch 2.15 and AMX)."""
+    width = backbone.config.width
+    if device.type == "cpu" and width < _NARROW and size > _SMALL:
+        raise UsageError(
+            f"backbone_width is {width}: on a CPU, PyTorch crashes in training networks narrower than {_NARROW} "
+            f"channels on images of more than {_SMALL} pixels (here {size}); use {_NARROW} or more"
+        )
+
+
+_NARROW, _SMALL = 16, 48
 _HINT = "lower learning_rate, set gradient_clip, or look at these rows"
 
 

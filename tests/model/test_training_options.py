@@ -82,6 +82,12 @@ def scored(monkeypatch):
     monkeypatch.setattr(learner.Learner, "keep_if_best", keep_if_best)
 
 
+def test_a_network_that_crashes_the_process_is_refused(config, photos):
+    with pytest.raises(UsageError, match=r"backbone_width is 8: .* narrower than 16 channels on .* 48 pixels"):
+        train(changed(config, stage="finetune", crop=64))
+    assert train(changed(config, stage="finetune", crop=48, steps=1)).spec.crop == 48
+
+
 def test_patience_counts_validations_without_a_new_best(config, scored):
     """After the best at 6 come 9, 12 (no lower) and 15: three."""
     bundle = train(changed(config, patience=3))
