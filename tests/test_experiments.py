@@ -171,6 +171,7 @@ def clusters_of_chips(experiment):
     return heads.Data(features[~is_test], directions[~is_test], features[is_test], directions[is_test])
 
 
+@pytest.mark.hard
 @pytest.mark.parametrize("method", ["mvmf", "cross_entropy"])
 def test_heads_learn_and_are_judged_by_their_densities(experiment, clusters_of_chips, method):
     heads = experiment("heads")
@@ -192,6 +193,7 @@ def test_heads_learn_and_are_judged_by_their_densities(experiment, clusters_of_c
         np.testing.assert_array_equal(heads.judged(head, clusters_of_chips, is_judged=False)["nll"], by_loss["nll"])
 
 
+@pytest.mark.hard
 def test_probability_of_cells_sums_to_one_and_follows_the_components(experiment, clusters_of_chips):
     fig6, heads = experiment("fig6"), experiment("heads")
     for method in ("mvmf", "cross_entropy"):

@@ -79,6 +79,7 @@ def test_the_twin_that_takes_the_likeliest_cells_first_is_caught():
     assert s2.area_sr(twin).sum() > 1.05 * s2.area_sr(chosen).sum()
 
 
+@pytest.mark.hard
 def test_areas_are_the_least_possible_within_half_a_per_cent():
     """Cells are fine only along the borders of the regions: against all of the density in cells."""
     mixture = random_mixture(7, n=2, c=20, low=3.0, high=12.0)

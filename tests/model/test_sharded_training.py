@@ -162,6 +162,7 @@ FUSED = {"fused_optimiser": "float32", "gradient_clip": None}
     [(2, 1, {})]
     + [pytest.param(*each, marks=pytest.mark.hard) for each in ((1, 3, {}), (3, 2, {}), (2, 1, FUSED), (1, 2, FUSED))],
 )
+@pytest.mark.hard
 def test_another_number_of_processes_goes_on(config, before, after, options):
     whole, other = config("whole", **options), config("other", **options)
     training.train(TrainingConfig(**whole))
