@@ -22,7 +22,6 @@ from torch import distributed as dist
 from geo_mvmf.errors import TrainingError
 
 PATIENCE = dt.timedelta(minutes=30)  # a rank that is silent for longer is taken for dead
-_JOINING = dt.timedelta(minutes=3)  # torchrun starts all at once; gloo at times waits for ever, and then has to be told
 
 
 class Ranks:
@@ -358,11 +357,11 @@ def joined() -> Iterator[Ranks]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        can_change = hasattr(dist, "set_timeout")  # not in the oldest versions of torch that will do
-        dist.init_process_group(backend, timeout=_JOINING if can_change else PATIENCE)
-        if can_change:
-            dist.set_timeout(PATIENCE)
-    except (RuntimeError, ValueError) as error:  # of torch: nobody answers at an address, variables are missing
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # of torch: addresses that nobody answers at, variables that are missing
         raise TrainingError(
             f"the processes of torchrun cannot be joined: {error}; start all of them by one torchrun"
         ) from error
