@@ -16,13 +16,14 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from geo_mvmf import durable, s2, sphere
+from geo_mvmf import durable, sphere
 from geo_mvmf.maps import estimates, ranks
+from geo_mvmf.model import measurement
 from geo_mvmf.model.class_head import CrossEntropyHead
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.heads import MvmfHead
 from geo_mvmf.model.learner import Learner
-from geo_mvmf.model.loss import cross_entropy_loss, mvmf_loss
+from geo_mvmf.model.loss import mvmf_loss
 from geo_mvmf.model.methods import Method
 from geo_mvmf.model.partition import initial_log_concentrations, partition_sphere
 from geo_mvmf.model.sources import Batch
@@ -127,7 +128,7 @@ def run(jobs: Sequence[Job], data: Data, out: Path, processes: int = 2) -> dict[
     Returns
     -------
     dict of Job to DataFrame
-        A row for every test chip: longitude, latitude (of the heaviest class, eq. 7), error_km, nll (nats per
+        A row for every test chip: error_km (of the heaviest class, eq. 7), nll (nats per
         steradian) and, of jobs that are judged, searched_probability and searched_area_km2, NaN for six chips of seven.
     """
     folder = out / "heads"
@@ -166,8 +167,9 @@ def trained(job: Job, data: Data) -> MvmfHead | CrossEntropyHead:
     number = data.features.shape[1]
     head: MvmfHead | CrossEntropyHead
     if job.method == "cross_entropy":
-        more = {} if job.smoothing_km is None else {"label_smoothing_km": job.smoothing_km}
-        head = CrossEntropyHead(number, cells.cell_ids, prior_counts=cells.counts, seed=job.seed, **more)
+        head = CrossEntropyHead(
+            number, cells.cell_ids, prior_counts=cells.counts, seed=job.seed, label_smoothing_km=job.smoothing_km
+        )
     else:
         concentrations = initial_log_concentrations(cells, job.log_concentration)
         head = MvmfHead(
@@ -211,22 +213,11 @@ def judged(head: MvmfHead | CrossEntropyHead, data: Data, *, is_judged: bool) ->
     parts = []
     for start in range(0, len(truth), _BLOCK):
         block = slice(start, start + _BLOCK)
-        parts.append(_judged_block(head, torch.from_numpy(np.array(data.test_features[block])), truth[block]))
+        features, targets = torch.from_numpy(np.array(data.test_features[block])), torch.from_numpy(truth[block])
+        error = measurement.errors_of(head, features, targets)
+        parts.append(pd.DataFrame({"error_km": error, "nll": _nll(head, features, targets)}))
     found = pd.concat(parts, ignore_index=True)
     return found.join(_searched(head, data)) if is_judged else found
-
-
-def _judged_block(head: MvmfHead | CrossEntropyHead, features: torch.Tensor, truth: FloatArray) -> pd.DataFrame:
-    with torch.no_grad():
-        heaviest = head.log_mixing_weights(features).argmax(dim=1).numpy()
-    if isinstance(head, MvmfHead):
-        places = head.mean_directions.detach().numpy()[heaviest]
-    else:
-        places = s2.centre(head.cell_ids[heaviest])
-    longitude, latitude = sphere.to_longitude_latitude(places)
-    found = pd.DataFrame({"longitude": longitude, "latitude": latitude})
-    found["error_km"] = sphere.angle(places, truth) * sphere.EARTH_RADIUS_KM
-    return found.assign(nll=_nll(head, features, truth))
 
 
 def judged_method(method: Method, data: Data, points: FloatArray | None = None) -> pd.DataFrame:
@@ -247,9 +238,8 @@ def judged_method(method: Method, data: Data, points: FloatArray | None = None) 
         estimated.append(estimates.estimate(mixture, "component"))
         nll.append(-np.diag(mixture.log_density(truth[block])))
     places = np.concatenate(estimated) if points is None else points
-    found = pd.DataFrame(places, columns=["longitude", "latitude"])
-    found["error_km"] = sphere.angle(sphere.to_directions(*places.T), truth) * sphere.EARTH_RADIUS_KM
-    return found.assign(nll=np.concatenate(nll)).join(_searched(method, data))
+    error = sphere.angle(sphere.to_directions(*places.T), truth) * sphere.EARTH_RADIUS_KM
+    return pd.DataFrame({"error_km": error, "nll": np.concatenate(nll)}).join(_searched(method, data))
 
 
 def _searched(method: Method, data: Data) -> pd.DataFrame:
@@ -265,12 +255,10 @@ def _searched(method: Method, data: Data) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).drop(columns="log_density").set_axis(rows)
 
 
-def _nll(head: MvmfHead | CrossEntropyHead, features: torch.Tensor, truth: FloatArray) -> FloatArray:
+def _nll(head: MvmfHead | CrossEntropyHead, features: torch.Tensor, targets: torch.Tensor) -> FloatArray:
     """Negative log density at the truth, whatever floor or smoothing the training had."""
+    if isinstance(head, CrossEntropyHead):
+        return measurement.losses_of(head, features, targets)
     with torch.no_grad():
-        if isinstance(head, MvmfHead):
-            coordinates = head.mean_directions, head.log_concentrations, torch.from_numpy(truth)
-            return mvmf_loss(features, head.weight, head.bias, *coordinates, reduction="none").double().numpy()
-        classes = head.classes(truth)
-        loss = cross_entropy_loss(features, head.weight, head.bias, torch.from_numpy(classes), reduction="none")
-    return np.asarray(loss.double().numpy() + np.log(s2.area_sr(head.cell_ids[classes])))
+        coordinates = head.mean_directions, head.log_concentrations, targets
+        return mvmf_loss(features, head.weight, head.bias, *coordinates, reduction="none").double().numpy()

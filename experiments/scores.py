@@ -17,7 +17,6 @@ from geo_mvmf import resampling
 from geo_mvmf.metrics import Estimate
 
 THRESHOLDS_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)
-BELOW_PIXELS_KM = 22.0  # three pixels: an accuracy within less says more of the pixels than of the method
 GROUPS = ((imagery.NEW, "month unseen"), (imagery.NEW, "season unseen"), (imagery.BLOCK, "month unseen"))
 Columns = dict[str, tuple[npt.NDArray[np.float64], bool]]  # values, and whether their median is meant
 

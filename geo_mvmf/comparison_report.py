@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from geo_mvmf import report, resampling
+from geo_mvmf import pictures, report, resampling
 from geo_mvmf.comparison import Comparison
-from geo_mvmf.map_axes import GREY, figure_of, png, thousands
+from geo_mvmf.map_axes import GREY, figure_of, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,25 +218,14 @@ def accuracy_curves(comparison: Comparison) -> bytes:
     >>> accuracy_curves(compare({"one": points, "two": points}))[1:4]
     b'PNG'
     """
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
-
     figure, axes = figure_of(8.0, 4.4)
     evaluations = list(comparison.evaluations.values())
     for (colour, style), evaluation in zip(_curves(len(evaluations)), evaluations, strict=True):
-        error = np.sort(evaluation.error_km[np.isfinite(evaluation.error_km)])
-        ends = np.concatenate([[0.5], np.clip(error, 0.5, 20100.0), [20100.0]])  # steps over the whole axis
-        share = np.concatenate([[0], np.arange(1, error.size + 1), [error.size]]) / max(evaluation.n, 1)
+        ends, share = pictures.within_distance(evaluation.error_km, evaluation.n)
         axes.step(ends, share, where="post", color=colour, lw=1.8, ls=style, label=_METHOD)
     radius = np.geomspace(0.5, 20100.0, 200)
     axes.plot(radius, evaluations[0].chance(radius), color=GREY, lw=1.0, ls="--", label="chance")
-    distances = [*evaluations[0].thresholds_km, 10000.0]
-    axes.set(xscale="log", xlim=(0.8, 20100), ylim=(0, 1), xlabel="great-circle distance to the truth (km)")
-    axes.set_ylabel("images within this distance")
-    axes.xaxis.set_major_locator(FixedLocator(distances))
-    axes.xaxis.set_major_formatter(FixedFormatter([thousands(distance) for distance in distances]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.grid(alpha=0.3)
+    pictures.label_distances(axes, evaluations[0].thresholds_km)
     _legend(axes, comparison.names)
     return png(figure)
 
@@ -261,8 +250,6 @@ def coverage_curves(comparison: Comparison) -> bytes:
     >>> coverage_curves(Comparison({"one": evaluation, "two": evaluation}))[1:4]
     b'PNG'
     """
-    from matplotlib.ticker import PercentFormatter
-
     figure, axes = figure_of(7.8, 5.0)
     levels, drawn = np.linspace(0.0, 1.0, 401), False
     evaluations = comparison.evaluations.values()
@@ -276,12 +263,7 @@ def coverage_curves(comparison: Comparison) -> bytes:
             drawn = True
         axes.plot(curve["level"], curve["share"], color=colour, lw=1.8, ls=style, label=_METHOD)
     axes.plot([0, 1], [0, 1], color="#aaaaaa", lw=0.8)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the region", ylabel="truths inside the region")
-    axes.text(0.03, 0.93, "regions too large", color=GREY, fontsize=9)
-    axes.text(0.97, 0.10, "regions too small", color=GREY, fontsize=9, ha="right")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_aspect("equal")
+    pictures.label_coverage(axes, 0.93)
     shown = [name for name, evaluation in comparison.evaluations.items() if evaluation.has_density]
     _legend(axes, shown, bbox_to_anchor=(1.02, 1.0))  # curves may be anywhere inside
     return png(figure)

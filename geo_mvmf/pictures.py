@@ -6,6 +6,7 @@ package. Colours are those of the QGIS styles, so that a page and a map beside i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -151,14 +152,10 @@ def accuracy_picture(evaluation: Evaluation) -> bytes:
     >>> accuracy_picture(evaluation)[1:4]
     b'PNG'
     """
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
-
     figure, axes = figure_of(8.0, 4.0)
     for (name, errors), style in zip(evaluation.errors_by_estimator.items(), _CURVE_STYLES, strict=False):
-        error = np.sort(errors[np.isfinite(errors)])
-        ends = np.concatenate([[0.5], np.clip(error, 0.5, 20100.0), [20100.0]])  # steps over the whole axis
-        share = np.concatenate([[0], np.arange(1, error.size + 1), [error.size]]) / max(evaluation.n, 1)
         label = f"these predictions: {name}" if evaluation.other_errors_km else "these predictions"
+        ends, share = within_distance(errors, evaluation.n)
         axes.step(ends, share, where="post", color=CURVE, lw=1.8, ls=style, label=label)
     radius = np.geomspace(0.5, 20100.0, 200)
     axes.plot(radius, evaluation.chance(radius), "--", color=GREY, label="chance (uniform on the sphere)")
@@ -176,14 +173,7 @@ def accuracy_picture(evaluation: Evaluation) -> bytes:
         zorder=5,
         label="95 % interval",
     )
-    axes.set(xscale="log", xlim=(0.8, 20100), ylim=(0, 1), xlabel="great-circle distance to the truth (km)")
-    axes.set_ylabel("images within this distance")
-    distances = [*evaluation.thresholds_km, 10000.0]
-    axes.xaxis.set_major_locator(FixedLocator(distances))
-    axes.xaxis.set_major_formatter(FixedFormatter([thousands(distance) for distance in distances]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.grid(alpha=0.3)
+    label_distances(axes, evaluation.thresholds_km)
     axes.legend(fontsize=9, loc="upper left")
     return png(figure)
 
@@ -212,8 +202,6 @@ def coverage_picture(evaluation: Evaluation, *, title: str = "") -> bytes:
     >>> coverage_picture(evaluation)[1:4]
     b'PNG'
     """
-    from matplotlib.ticker import PercentFormatter
-
     figure, axes = figure_of(5.6, 5.0)
     curve = evaluation.curve(np.linspace(0.0, 1.0, 401))
     axes.fill_between(curve["level"], curve["low"], curve["high"], color="#dddddd", label="calibrated (95 % band)")
@@ -224,15 +212,75 @@ def coverage_picture(evaluation: Evaluation, *, title: str = "") -> bytes:
     spread = np.maximum(np.stack([value - found["low"], found["high"] - value]), 0.0)
     label = "50, 80, 90, 95 % (95 % intervals)"
     axes.errorbar(levels, value, yerr=spread, fmt="o", color=MARK, ms=4, capsize=3, clip_on=False, label=label)
+    label_coverage(axes, 0.66)
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.legend(fontsize=9, loc="upper left")
+    return png(figure)
+
+
+def within_distance(error_km: FloatArray, n: int) -> tuple[FloatArray, FloatArray]:
+    """Give the share of images within each distance, as steps over the whole axis.
+
+    Parameters
+    ----------
+    error_km : ndarray of float64, shape (m,)
+        Not finite where there is no prediction.
+    n : int
+        Images that count.
+
+    Returns
+    -------
+    ends, share : ndarray of float64, shape (k,)
+        Kilometres where a step begins, and its height; drawn with where="post".
+
+    Examples
+    --------
+    >>> within_distance(np.array([12.0, np.nan]), 2)[1].tolist()
+    [0.0, 0.5, 0.5]
+    """
+    error = np.sort(error_km[np.isfinite(error_km)])
+    ends = np.concatenate([[0.5], np.clip(error, 0.5, 20100.0), [20100.0]])
+    return ends, np.concatenate([[0], np.arange(1, error.size + 1), [error.size]]) / max(n, 1)
+
+
+def label_distances(axes: Axes, thresholds_km: Sequence[float]) -> None:
+    """Make the axes of shares of images within distances.
+
+    Parameters
+    ----------
+    axes : Axes
+    thresholds_km : sequence of float
+        Distances that are marked.
+    """
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
+
+    axes.set(xscale="log", xlim=(0.8, 20100), ylim=(0, 1), xlabel="great-circle distance to the truth (km)")
+    axes.set_ylabel("images within this distance")
+    distances = [*thresholds_km, 10000.0]
+    axes.xaxis.set_major_locator(FixedLocator(distances))
+    axes.xaxis.set_major_formatter(FixedFormatter([thousands(distance) for distance in distances]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(alpha=0.3)
+
+
+def label_coverage(axes: Axes, height: float) -> None:
+    """Make the axes of a P-P curve.
+
+    Parameters
+    ----------
+    axes : Axes
+    height : float
+        Where "regions too large" stands, 0..1: clear of the legend.
+    """
+    from matplotlib.ticker import PercentFormatter
+
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the region", ylabel="truths inside the region")
-    axes.text(0.03, 0.66, "regions too large", color=GREY, fontsize=9)
+    axes.text(0.03, height, "regions too large", color=GREY, fontsize=9)
     axes.text(0.97, 0.10, "regions too small", color=GREY, fontsize=9, ha="right")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_aspect("equal")
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.legend(fontsize=9, loc="upper left")
-    return png(figure)
 
 
 def _edges(centres: FloatArray, others: FloatArray) -> FloatArray:
