@@ -108,6 +108,7 @@ def read_options(text: str, *, needs: tuple[str, ...] = ()) -> argparse.Namespac
         path = options.data / FILES.get(name, name)
         if not path.exists():
             sys.exit(f"skipped: {path} is not there; docs/experiments/README.md says which data this needs")
+    options.out /= options.scale  # what one scale left there is not the other's
     options.out.mkdir(parents=True, exist_ok=True)
     return options
 
