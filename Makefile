@@ -52,13 +52,14 @@ SCALE ?= small
 OUT ?= experiments_output
 experiments: $(STAMP)  ## run the paper's experiments: make experiments DATA=folder [SCALE=small|full] [OUT=folder]
 	@test -n "$(DATA)" || { echo "give the imagery: make experiments DATA=folder; see docs/experiments/README.md"; exit 2; }
+	@$(BIN)/python experiments/check_data.py "$(DATA)"
 	@$(BIN)/python experiments/fig2.py
 	@$(BIN)/python experiments/theory.py --scale $(SCALE)
-	@$(BIN)/python experiments/fig3.py --data $(DATA) --out $(OUT) --scale $(SCALE)
-	@$(BIN)/python experiments/fig4.py --data $(DATA) --out $(OUT) --scale $(SCALE)
-	@$(BIN)/python experiments/fig5.py --data $(DATA) --out $(OUT) --scale $(SCALE)
-	@$(BIN)/python experiments/fig6.py --data $(DATA) --out $(OUT) --scale $(SCALE)
-	@$(BIN)/python experiments/table1.py --data $(DATA) --out $(OUT) --scale $(SCALE)
+	@$(BIN)/python experiments/fig3.py --data "$(DATA)" --out "$(OUT)" --scale $(SCALE)
+	@$(BIN)/python experiments/fig4.py --data "$(DATA)" --out "$(OUT)" --scale $(SCALE)
+	@$(BIN)/python experiments/fig5.py --data "$(DATA)" --out "$(OUT)" --scale $(SCALE)
+	@$(BIN)/python experiments/fig6.py --data "$(DATA)" --out "$(OUT)" --scale $(SCALE)
+	@$(BIN)/python experiments/table1.py --data "$(DATA)" --out "$(OUT)" --scale $(SCALE)
 
 sample: $(STAMP)  ## regenerate sample_data/ from Natural Earth
 	@$(BIN)/python sample_data/make_sample_data.py

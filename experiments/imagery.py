@@ -40,6 +40,7 @@ NEW, BLOCK, BUFFERED, BESIDE = "new places", "test blocks", "test blocks + 475 k
 # Of the figures and of Table 1: three seasons are trained in one of their months each, and autumn is never seen.
 TRAINED = ("01", "04", "07")
 KINDS = {"02": "month unseen", "05": "month unseen", "08": "month unseen", "10": "season unseen", "11": "season unseen"}
+PICTURE = "world.2004{}.3x5400x2700.jpg"  # of a month
 FILES = {
     "countries": "natural_earth/ne_50m_admin_0_countries.json",
     "land": "natural_earth/ne_50m_land.json",
@@ -89,6 +90,29 @@ class Bar(terminal.Reporter):
         super().__init__("bar" if sys.stderr.isatty() else "none")
 
 
+def missing(data: Path, needs: tuple[str, ...]) -> str:
+    """Say which files a data folder lacks; empty where it has all.
+
+    Parameters
+    ----------
+    data : Path
+    needs : tuple of str
+        "blue_marble" or keys of `FILES`.
+
+    Returns
+    -------
+    str
+    """
+    files = [FILES[name] for name in needs if name in FILES]
+    files += [f"blue_marble/{PICTURE.format(month)}" for month in MONTHS if "blue_marble" in needs]
+    if not (lacking := [name for name in files if not (data / name).is_file()]):
+        return ""
+    return (
+        f"{data} lacks {len(lacking)} of the {len(files)} files that this needs: {', '.join(lacking)}. "
+        "docs/experiments/README.md says what they are and which folder to give (the one that holds blue_marble)"
+    )
+
+
 def read_options(text: str, *, needs: tuple[str, ...] = ()) -> argparse.Namespace:
     """Read the command line of an experiment on imagery; without the data say so and stop.
 
@@ -97,17 +121,15 @@ def read_options(text: str, *, needs: tuple[str, ...] = ()) -> argparse.Namespac
     text : str
         The script's docstring.
     needs : tuple of str
-        Files of the data folder, or keys of `FILES`.
+        "blue_marble" or keys of `FILES`.
     """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with blue_marble, natural_earth, photo_points")
     parser.add_argument("--out", type=Path, required=True, help="working folder; what is there is used again")
     parser.add_argument("--scale", choices=SCALES, default="small")
     options = parser.parse_args()
-    for name in needs or ("blue_marble", "countries", "land"):
-        path = options.data / FILES.get(name, name)
-        if not path.exists():
-            sys.exit(f"skipped: {path} is not there; docs/experiments/README.md says which data this needs")
+    if lacking := missing(options.data, needs or ("blue_marble", "countries", "land")):
+        sys.exit(lacking)
     options.out /= options.scale  # what one scale left there is not the other's
     options.out.mkdir(parents=True, exist_ok=True)
     return options
@@ -120,7 +142,7 @@ def georeference(data: Path, folder: Path, months: tuple[str, ...] = MONTHS) -> 
     for month in months:
         found[month] = folder / f"{month}.tif"
         if not found[month].exists():
-            picture = data / f"world.2004{month}.3x5400x2700.jpg"
+            picture = data / PICTURE.format(month)
             scenes.georeference(picture, found[month], bounds=(-180.0, -90.0, 180.0, 90.0))
     return found
 
@@ -297,7 +319,7 @@ def single_thread() -> None:
 
 def data_files(data: Path) -> list[Path]:
     """The files that experiments on imagery read."""
-    return [*sorted((data / "blue_marble").glob("world.2004*.jpg")), data / FILES["countries"], data / FILES["land"]]
+    return [*sorted((data / "blue_marble").glob(PICTURE.format("*"))), data / FILES["countries"], data / FILES["land"]]
 
 
 def main() -> None:

@@ -46,6 +46,17 @@ def training(imagery):
     return np.concatenate([drawn(edge, 2000), drawn(shapely.difference(world, imagery.kept_out()), 2000)], axis=1)
 
 
+def test_what_a_data_folder_lacks_is_said_before_anything_is_computed(imagery, tmp_path):
+    (tmp_path / "blue_marble").mkdir()
+    for month in imagery.MONTHS:
+        (tmp_path / "blue_marble" / imagery.PICTURE.format(month)).touch()
+    assert not imagery.missing(tmp_path, ("blue_marble",))
+    (tmp_path / "blue_marble" / imagery.PICTURE.format("07")).unlink()
+    assert "lacks 1 of the 8 files" in imagery.missing(tmp_path, ("blue_marble",))
+    assert "world.200407" in imagery.missing(tmp_path, ("blue_marble", "land"))
+    assert "photo_points/coordinates_100K.csv" in imagery.missing(tmp_path / "blue_marble", ("points",))
+
+
 def test_no_crop_roams_into_a_test_block(imagery, training):
     reach_km = imagery.ROAM * imagery.PIXEL_KM * 0.999
     for bearing in range(0, 360, 15):  # along the border of the square over which the crop's middle roams
