@@ -28,6 +28,7 @@ from geo_mvmf.suggestions import suggestion
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
+BoolArray = npt.NDArray[np.bool_]
 
 _CENTRES = (
     *table_columns.DEGREE_ALIASES,
@@ -101,7 +102,8 @@ def read_classes(
     ------
     BadInputError
         If the file cannot be read, has no such column, or says nowhere where its classes are; if two rows of a table
-        of centres or cells have the same name.
+        of centres or cells have the same name; if longitude and latitude are swapped: nine of ten classes lie in
+        the S2 cell or polygon of their row, but only with the two exchanged.
 
     Warns
     -----
@@ -190,16 +192,18 @@ def _cells(
             ids = s2_ids.from_token(texts)
         except ValueError:  # most numbers of classes, most H3 cells ...
             continue
-        if known not in _SAY_S2:
-            away = _away(ids, _evidence(frame, polygons, points, name))
-            if away.sum() > (1.0 - _LEAST_SHARE) * len(ids):
-                row = int(np.argmax(away))
-                warnings.warn(
-                    f"{name}: {lower[known]!r} is not taken for S2 cells: {int(away.sum())} of {len(ids)} classes lie "
-                    f"elsewhere, first row {row + 1}, {texts[row]!r}; rename the column to s2_token if they are",
-                    stacklevel=3,
-                )
-                continue
+        evidence = _evidence(frame, polygons, points, name)
+        away = _away(ids, evidence)
+        if evidence is not None:
+            _check_swapped(away, _away(ids, _swapped(evidence)), evidence, "S2 cell", name)
+        if known not in _SAY_S2 and away.sum() > (1.0 - _LEAST_SHARE) * len(ids):
+            row = int(np.argmax(away))
+            warnings.warn(
+                f"{name}: {lower[known]!r} is not taken for S2 cells: {int(away.sum())} of {len(ids)} classes lie "
+                f"elsewhere, first row {row + 1}, {texts[row]!r}; rename the column to s2_token if they are",
+                stacklevel=3,
+            )
+            continue
         ordered = np.sort(ids)
         overlap = np.flatnonzero(s2_ids.range_min(ordered[1:]) <= s2_ids.range_max(ordered[:-1]))
         if overlap.size:
@@ -220,7 +224,7 @@ def _evidence(
     return points if places is None else places
 
 
-def _away(ids: IdArray, places: FloatArray | None) -> npt.NDArray[np.bool_]:
+def _away(ids: IdArray, places: FloatArray | None) -> BoolArray:
     """Which places are not even in the circle about their cell; none where there are no places."""
     if places is None:
         return np.zeros(len(ids), dtype=np.bool_)
@@ -228,6 +232,21 @@ def _away(ids: IdArray, places: FloatArray | None) -> npt.NDArray[np.bool_]:
     chords = np.linalg.norm(directions - s2.centre(ids), axis=-1)
     reach = 2.0 * np.sin((s2.bounding_radius(ids) + _ROUNDED) / 2.0)
     return np.asarray(~(chords <= reach))
+
+
+def _swapped(places: FloatArray) -> FloatArray:
+    """Places the other way round; NaN where these are none."""
+    return np.where(np.abs(places[:, :1]) <= 90.0, places[:, ::-1], np.nan)
+
+
+def _check_swapped(away: BoolArray, away_swapped: BoolArray, places: FloatArray, shape: str, name: str) -> None:
+    """Refuse places that lie in the cell or polygon of their row only the other way round."""
+    if away.mean() >= _LEAST_SHARE and (~away_swapped).mean() >= _LEAST_SHARE:
+        raise BadInputError(
+            f"{name}: longitude and latitude are swapped: {int((~away).sum())} of {len(away)} classes lie in the "
+            f"{shape} of their row as they stand, {int((~away_swapped).sum())} the other way round; the first stands "
+            f"at longitude {places[0, 0]:g}, latitude {places[0, 1]:g}; exchange the two"
+        )
 
 
 def _places(frame: pd.DataFrame, name: str) -> FloatArray | None:
@@ -249,8 +268,10 @@ def _checked(x: FloatArray, y: FloatArray, crs: pyproj.CRS, problems: dict[int, 
     absent = np.flatnonzero(~np.isfinite(places).all(axis=1))
     if absent.size:
         row = int(absent[0])
+        fits = crs.is_geographic and (np.abs(np.stack([x, y])) <= [[90.0], [180.0]]).all()
+        whole = table_columns.ALL_SWAPPED if fits and table_columns.are_several(absent.size, len(x)) else ""
         raise BadInputError(
-            f"{name}: row {row + 1}: {problems.get(row, 'no longitude and latitude')}; a class needs them"
+            f"{name}: row {row + 1}: {problems.get(row, 'no longitude and latitude')}; a class needs them{whole}"
         )
     return places
 
@@ -262,5 +283,10 @@ def _of_polygons(polygons: gpd.GeoDataFrame, frame: pd.DataFrame, names: list[st
         names = [str(value) for value in values]
     # one mean direction in a row cannot be that of a class of several rows
     places = _places(frame, name) if len(np.unique(index)) == len(index) else None
+    if places is not None:
+        outside, swapped = (
+            ~shapely.intersects_xy(polygons.geometry.to_numpy(), *each.T) for each in (places, _swapped(places))
+        )
+        _check_swapped(outside, swapped, places, "polygon", name)
     placed = polygons.assign(class_index=index)
     return ClassTable(names, places, np.empty(0, dtype=np.uint64), placed, name)

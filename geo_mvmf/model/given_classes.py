@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import geopandas as gpd
 import numpy as np
@@ -15,11 +16,12 @@ from shapely.geometry.base import BaseGeometry
 from geo_mvmf import s2, sphere
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs.class_files import ClassTable, read_classes
-from geo_mvmf.model.classes import Partition, means_of_locations
-from geo_mvmf.model.cleaning import clean_places
+from geo_mvmf.model.classes import Partition, means_of_locations, nearest
+from geo_mvmf.model.cleaning import PartitionWarning, clean_places
 
 FloatArray = npt.NDArray[np.float64]
 
+_FARTHER, _MOST = 10.0, 0.9  # swapped: so many times as near, or so large a share of the images inside
 _LEAST_MOMENT = 1e-12  # steradians: below it a polygon has no middle (it is empty, or as even as the whole sphere)
 
 
@@ -63,6 +65,13 @@ def partition_by_file(
     ValueError
         `mean_direction` is neither.
 
+    Warns
+    -----
+    PartitionWarning
+        There are more classes than locations, or longitude and latitude of classes or locations may be swapped:
+        locations are ten times as near to the centres the other way round (medians), or nine of ten lie in classes
+        only then.
+
     Examples
     --------
     >>> towns = pd.DataFrame({"town": ["Essen", "Perth"], "lon": [7.0, 115.9], "lat": [51.5, -32.0]})
@@ -82,7 +91,11 @@ def partition_by_file(
     counts = np.zeros(len(means), dtype=np.int64)
     found = Partition(cells, counts, means, cleaning, "file", names, table.polygons)
     classes = found.assign(used[:, 0], used[:, 1])
-    own, counts = means_of_locations(sphere.to_directions(used[:, 0], used[:, 1]), classes, means)
+    directions = sphere.to_directions(used[:, 0], used[:, 1])
+    own, counts = means_of_locations(directions, classes, means)
+    for remark in (_too_many(counts, len(used)), _swapped(table, found, used, classes)):
+        if remark:
+            warnings.warn(f"{table.source}: {remark}", PartitionWarning, stacklevel=2)
     return Partition(
         cells,
         counts,
@@ -128,6 +141,45 @@ def centroid_direction(polygon: BaseGeometry) -> FloatArray:
             angle = np.arctan2(length, (corners[:-1] * corners[1:]).sum(axis=1))
             total += (poles * (angle / np.where(length > 0.0, length, 1.0))[:, None]).sum(axis=0) / 2.0
     return total
+
+
+def _too_many(counts: npt.NDArray[np.int64], images: int) -> str:
+    if len(counts) <= images:
+        return ""
+    return (
+        f"{len(counts)} classes for {images} images: {int((counts == 0).sum())} classes hold none, and what begins "
+        "there learns hardly anything; join classes, or take those of method kmeans or s2 with a smaller number"
+    )
+
+
+def _swapped(table: ClassTable, found: Partition, used: FloatArray, classes: npt.NDArray[np.int64]) -> str:
+    """Compare the classes with the images as they stand and the other way round."""
+    if found.has_cells or found.polygons is not None:
+        inside, possible = int((classes >= 0).sum()), used[np.abs(used[:, 0]) <= 90.0]
+        if inside >= (1.0 - _MOST) * len(used) or len(possible) < _MOST * len(used):
+            return ""
+        swapped = int((found.assign(possible[:, 1], possible[:, 0]) >= 0).sum())
+        if swapped < _MOST * len(used):
+            return ""
+        told = f"{inside} of {len(used)} images are in a class, with the two exchanged {swapped}"
+    elif table.places is not None and (np.abs(table.places) <= 90.0).all():
+        directions = sphere.to_directions(used[:, 0], used[:, 1])
+        turned = sphere.to_directions(table.places[:, 1], table.places[:, 0])
+        here, there = (_median_km(means, directions) for means in (found.mean_directions, turned))
+        if here <= _FARTHER * there:
+            return ""
+        told = (
+            f"half of the {len(used)} images are more than {here:,.0f} km from the nearest of {len(turned)} centres, "
+            f"with the two exchanged in the centres {there:,.0f} km"
+        )
+    else:
+        return ""
+    return f"are longitude and latitude of the classes, or of the images, swapped? {told}; exchange the columns if so"
+
+
+def _median_km(means: FloatArray, directions: FloatArray) -> float:
+    chord = float(np.median(nearest(means, directions)[1]))
+    return float(2.0 * np.arcsin(min(chord / 2.0, 1.0)) * sphere.EARTH_RADIUS_KM)
 
 
 def _mean_directions(table: ClassTable) -> FloatArray:

@@ -13,6 +13,7 @@ from geo_mvmf.inputs import polygons, table_columns
 from geo_mvmf.inputs.class_files import read_classes
 from geo_mvmf.inputs.photo_places import read_photo_places
 from geo_mvmf.maps import outlines
+from geo_mvmf.model.cleaning import PartitionWarning
 from geo_mvmf.model.given_classes import centroid_direction, partition_by_file
 
 TOWNS = pd.DataFrame({"town": ["Essen", "Perth", "Suva"], "lon": [7.0, 115.9, 178.4], "lat": [51.5, -32.0, -18.1]})
@@ -181,3 +182,52 @@ def test_what_cannot_be_used_is_told(source, options, message):
 def test_a_mean_direction_that_is_none_is_told():
     with pytest.raises(ValueError, match="mean_direction 'median'"):
         partition_by_file([0.0], [0.0], TOWNS, mean_direction="median")
+
+
+GERMANY = pd.DataFrame({"lon": [7.0, 13.4, 9.9, 11.6], "lat": [51.5, 52.5, 53.6, 48.1]})
+SWAPPED = GERMANY.rename(columns={"lon": "lat", "lat": "lon"})
+
+
+def near_germany(n=40):
+    generator = np.random.default_rng(0)
+    return np.resize(GERMANY.lon, n) + generator.normal(size=n), np.resize(GERMANY.lat, n) + generator.normal(size=n)
+
+
+@pytest.mark.parametrize("turned", ["classes", "images"])
+def test_swapped_centres_are_noticed_by_their_distances_from_the_images(turned):
+    """In range either way: only the images tell. The right file, and a file half of whose towns are right, pass."""
+    x, y = near_germany()
+    told = r"swapped\? half of the 40 images are more than \d,\d{3} km from the nearest of 4 centres, .* \d\d+ km; exch"
+    with pytest.warns(PartitionWarning, match=told):
+        partition_by_file(*((x, y) if turned == "classes" else (y, x)), SWAPPED if turned == "classes" else GERMANY)
+    partition_by_file(x, y, GERMANY)
+    partition_by_file(x, y, pd.concat([GERMANY, SWAPPED]))
+
+
+def test_swapped_polygons_are_noticed_by_the_images_in_them():
+    x, y = near_germany()
+    squares = [box(*pair, pair[0] + 10.0, pair[1] + 10.0) for pair in ((3.0, 44.0), (3.0, 54.0), (13.0, 50.0))]
+    turned = layer([shapely.transform(each, lambda corners: corners[:, ::-1]) for each in squares])
+    with pytest.warns(PartitionWarning, match=r"\b0 of 40 images are in a class, with the two exchanged \d\d;"):
+        partition_by_file(x, y, turned)
+    partition_by_file(x, y, layer(squares))
+
+
+def test_swapped_places_of_cells_and_polygons_and_those_out_of_range_are_refused():
+    tokens = s2.to_token(s2.cell_ids(sphere.to_directions(GERMANY.lon, GERMANY.lat), 8))
+    shapes = [box(x - 1, y - 1, x + 1, y + 1) for x, y in GERMANY.to_numpy()]
+    for shape, (right, wrong) in {
+        "S2 cell": (table.assign(cell=tokens) for table in (GERMANY, SWAPPED)),
+        "polygon": (layer(shapes, **table) for table in (GERMANY, SWAPPED)),
+    }.items():
+        with pytest.raises(BadInputError, match=rf"swapped: 0 of 4 classes lie in the {shape} .* 4 the other way"):
+            read_classes(wrong)
+        assert len(read_classes(right).places) == 4
+    far = SWAPPED.assign(lat=[107.0, 113.4, 109.9, 11.6])
+    with pytest.raises(BadInputError, match=r"row 1: latitude 107\.0 .*probably the whole file has longitude and lat"):
+        read_classes(far)
+
+
+def test_more_classes_than_images_are_said():
+    with pytest.warns(PartitionWarning, match="4 classes for 2 images: 2 classes hold none"):
+        partition_by_file([7.0, 13.4], [51.5, 52.5], GERMANY)
