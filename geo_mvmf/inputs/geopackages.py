@@ -29,7 +29,7 @@ _ENVELOPE_BYTES = {0: 0, 1: 32, 2: 48, 3: 48, 4: 64}  # GeoPackageBinaryHeader, 
 _SPATIAL_INDEX = re.compile(  # of a layer of any name: quoted as SQL quotes it, or a plain word
     r'CREATE\s+VIRTUAL\s+TABLE\s+(?:"(?:[^"]|"")*"|\w+)\s+USING\s+rtree\s*\([^;]*\)\s*', re.IGNORECASE
 )
-_POLYGONAL = ("POLYGON", "MULTIPOLYGON")
+_TYPES = {"polygons": ("POLYGON", "MULTIPOLYGON"), "points": ("POINT",)}
 _NOT_A_LAYER = frozenset(["layer_styles", "qgis_projects"])  # what QGIS keeps beside the data
 
 
@@ -66,7 +66,7 @@ class _Entry(NamedTuple):
     geometry_type: str = ""
 
 
-def read_geopackage(path: Path, layer: str | None = None, *, of_polygons: bool = False) -> GeoPackageLayer:
+def read_geopackage(path: Path, layer: str | None = None, *, kind: str = "") -> GeoPackageLayer:
     """Read one layer of a GeoPackage.
 
     Parameters
@@ -75,8 +75,8 @@ def read_geopackage(path: Path, layer: str | None = None, *, of_polygons: bool =
         Checked to be a regular file that begins as SQLite files do.
     layer : str, optional
         Its name; may be left out where there is only one with geometry.
-    of_polygons : bool
-        Of several without a name the only one of polygons is meant; a warning says which it is.
+    kind : {"", "polygons", "points"}
+        Of several without a name the only one of such geometries is meant; a warning says which it is.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def read_geopackage(path: Path, layer: str | None = None, *, of_polygons: bool =
     try:
         with _connect(path) as database:
             kinds = _check_schema(database, path)
-            entry = _choose(_contents(database, path, kinds), layer, path, of_polygons=of_polygons)
+            entry = _choose(_contents(database, path, kinds), layer, path, kind)
             if kinds.get(entry.name.lower()) != "table":
                 raise BadInputError(f"{path}: layer {entry.name!r} is a view; save it as a table of its own")
             return _read(database, path, entry)
@@ -220,7 +220,7 @@ def _contents(database: sqlite3.Connection, path: Path, kinds: dict[str, str]) -
     return [_Entry(name, *columns.get(name.lower(), (None, None, ""))) for name in names]
 
 
-def _choose(entries: list[_Entry], layer: str | None, path: Path, *, of_polygons: bool) -> _Entry:
+def _choose(entries: list[_Entry], layer: str | None, path: Path, kind: str) -> _Entry:
     names = ", ".join(repr(entry.name) for entry in entries) or "none"
     if layer is not None:
         for entry in entries:
@@ -230,13 +230,16 @@ def _choose(entries: list[_Entry], layer: str | None, path: Path, *, of_polygons
     data = [entry for entry in entries if entry.name.lower() not in _NOT_A_LAYER]
     spatial = [entry for entry in data if entry.geometry_column is not None]
     candidates = spatial or data
-    polygonal = [entry for entry in spatial if entry.geometry_type.upper() in _POLYGONAL]
-    if of_polygons and len(candidates) > 1 and len(polygonal) == 1:
-        only = polygonal[0].name
-        warnings.warn(f"{path}: of its layers ({names}) the only one of polygons is read: {only!r}", stacklevel=2)
-        return polygonal[0]
+    meant = [entry for entry in spatial if entry.geometry_type.upper() in _TYPES.get(kind, ())]
+    if len(candidates) > 1 and len(meant) == 1:
+        only = meant[0].name
+        warnings.warn(f"{path}: of its layers ({names}) the only one of {kind} is read: {only!r}", stacklevel=2)
+        return meant[0]
     if len(candidates) != 1:
-        raise BadInputError(f"{path} has {len(candidates)} layers ({names}); choose one by its name (layer=, --layer)")
+        raise BadInputError(
+            f"{path} has {len(candidates)} layers ({names}); choose one by its name (layer=, --layer), or give a "
+            "file that holds it alone"
+        )
     return candidates[0]
 
 

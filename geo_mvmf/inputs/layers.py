@@ -80,7 +80,7 @@ def read_layer(
     source: str | os.PathLike[str] | gpd.GeoDataFrame,
     *,
     layer: str | None = None,
-    of_polygons: bool = False,
+    kind: str = "",
     wanted: str = WANTED,
 ) -> Layer:
     """Read a vector layer without changing it.
@@ -91,8 +91,8 @@ def read_layer(
         A .geojson, .json, .gpkg, .parquet or .geoparquet file.
     layer : str, optional
         For a GeoPackage with several.
-    of_polygons : bool
-        Of several the only one of polygons is meant, unless a name is given; a warning says which it is.
+    kind : {"", "polygons", "points"}
+        Of several the only one of such geometries is meant, unless a name is given; a warning says which it is.
     wanted : str
         For the message about a file of another kind.
 
@@ -114,14 +114,14 @@ def read_layer(
     if not isinstance(source, str | os.PathLike):
         raise BadInputError(f"a layer is a path or a GeoDataFrame, not {type(source).__name__}")
     path = check_layer_file(source, wanted)
-    kind = LAYER_SUFFIXES[path.suffix.lower()]
-    if layer is not None and kind != "sqlite":
+    content = LAYER_SUFFIXES[path.suffix.lower()]
+    if layer is not None and content != "sqlite":
         raise BadInputError(f"{path} has no layers to choose from; leave out the layer {layer!r}")
-    if kind == "sqlite":
-        found = read_geopackage(path, layer, of_polygons=of_polygons)
+    if content == "sqlite":
+        found = read_geopackage(path, layer, kind=kind)
         return Layer(found.frame, found.geometries, found.broken, found.crs, str(path))
     with open_regular_file(path) as file:
-        return _read_geojson(file, path) if kind == "json" else _read_parquet(file, path)
+        return _read_geojson(file, path) if content == "json" else _read_parquet(file, path)
 
 
 def check_layer_file(source: str | os.PathLike[str], wanted: str = WANTED) -> Path:

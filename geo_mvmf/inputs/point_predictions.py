@@ -20,7 +20,9 @@ TRUE = ("true_longitude", "true_latitude")
 _NAMES = {name for pair in table_columns.DEGREE_ALIASES for name in pair}
 
 
-def read_point_predictions(source: str | os.PathLike[str] | pd.DataFrame, *, needs_truth: bool = True) -> pd.DataFrame:
+def read_point_predictions(
+    source: str | os.PathLike[str] | pd.DataFrame, *, needs_truth: bool = True, layer: str | None = None
+) -> pd.DataFrame:
     """Read point predictions of any system.
 
     Parameters
@@ -31,6 +33,8 @@ def read_point_predictions(source: str | os.PathLike[str] | pd.DataFrame, *, nee
         An empty prediction is an image without one.
     needs_truth : bool
         Whether the true places must be in this table.
+    layer : str, optional
+        For a GeoPackage with several; the only one of points need not be named, a warning says which it is.
 
     Returns
     -------
@@ -56,7 +60,7 @@ def read_point_predictions(source: str | os.PathLike[str] | pd.DataFrame, *, nee
     longitude, latitude, or leave both empty: an image without a prediction counts as wrong
     """
     wanted = (*PREDICTED, *TRUE) if needs_truth else PREDICTED
-    frame, name = _frame(source)
+    frame, name = _frame(source, layer)
     shown = table_columns.listed(frame.columns)
     frame = frame.rename(columns=_plain_names(list(frame.columns)))
     found: dict[str, str] = {}
@@ -89,7 +93,7 @@ def _plain_names(columns: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _frame(source: str | os.PathLike[str] | pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def _frame(source: str | os.PathLike[str] | pd.DataFrame, layer: str | None) -> tuple[pd.DataFrame, str]:
     if isinstance(source, pd.DataFrame):
         plain = pd.DataFrame(source).drop(columns="geometry", errors="ignore")
         return plain.rename(columns=str).reset_index(drop=True), "the DataFrame"
@@ -97,15 +101,20 @@ def _frame(source: str | os.PathLike[str] | pd.DataFrame) -> tuple[pd.DataFrame,
         inside = "predictions.nc in it" if (Path(source) / "predictions.nc").is_file() else "a predictions file (.nc)"
         raise BadInputError(f"{source} is a folder; give {inside}, or a table of points")
     if Path(source).suffix.lower() in table_sources.CSV_SUFFIXES:
+        if layer is not None:
+            raise BadInputError(f"{source} has no layers to choose from; leave out the layer {layer!r}")
         keys = {"image_id", "path", *(prefix + name for prefix in ("", "true_") for name in _NAMES)}
         frame = table_sources.read_csv(
             source, lambda names, _: [name for name in names if name.strip().lower() in keys]
         )
         return frame, str(source)
-    layer = read_layer(
-        source, wanted="predictions (.nc) or a table of points (.csv .gpkg .parquet .geojson) are wanted"
+    found = read_layer(
+        source,
+        layer=layer,
+        kind="points",
+        wanted="predictions (.nc) or a table of points (.csv .gpkg .parquet .geojson) are wanted",
     )
-    return layer.frame.rename(columns=str).reset_index(drop=True), layer.name
+    return found.frame.rename(columns=str).reset_index(drop=True), found.name
 
 
 def _places(frame: pd.DataFrame, pair: tuple[str, str], name: str) -> tuple[Any, Any]:

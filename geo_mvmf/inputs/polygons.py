@@ -71,7 +71,7 @@ def read_polygons(
     >>> read_polygons(europe).total_bounds.tolist()
     [-10.0, 35.0, 30.0, 70.0]
     """
-    found = read_layer(source, layer=layer, of_polygons=True)
+    found = read_layer(source, layer=layer, kind="polygons")
     if found.geometries is None or not len(found.geometries):
         raise BadInputError(f"{found.name} holds no polygon")
     own = resolve_crs(found.crs, crs, found.name, elsewhere=ASSIGN_CRS)
