@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from geo_mvmf import evaluation as evaluations
 from geo_mvmf import pictures as drawing
-from geo_mvmf import report
+from geo_mvmf import report, resampling
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +116,9 @@ def write_points_report(
 
 
 def _compared(evaluation: Evaluation) -> str:
-    return f"{evaluation.n} images have a known place and are compared; {evaluation.n_without_truth} have none."
+    few = evaluation.few_clusters
+    said = f" They are in {few} clusters: intervals need {resampling.LEAST_CLUSTERS}." if few is not None else ""
+    return f"{evaluation.n} images have a known place and are compared; {evaluation.n_without_truth} have none.{said}"
 
 
 def _curves(evaluation: Evaluation) -> list[tuple[str, bytes]]:

@@ -21,19 +21,20 @@ from geo_mvmf import evaluation as evaluations
 from geo_mvmf import metrics, resampling, sphere
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.evaluation import Evaluation
-from geo_mvmf.measures import COVERAGE_LEVELS
+from geo_mvmf.measures import ALL, COVERAGE_LEVELS
 
 if TYPE_CHECKING:
     from geo_mvmf.predictions import Predictions
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 SAME_PLACE_KM = 0.01
 """Truths of an image that are farther apart than this are of different images."""
 
 COLUMNS = (
-    "method", "measure", "estimator", "value", "low", "high", "n", "n_nan",
+    "method", "group", "measure", "estimator", "value", "low", "high", "n", "n_nan",
     "difference", "difference_low", "difference_high", "verdict",
 )  # fmt: skip
 """Of the table: the figures of `Evaluation.table`, and what they are more than the first method's."""
@@ -53,8 +54,8 @@ class Comparison:
     Parameters
     ----------
     evaluations : mapping of str to Evaluation
-        By the methods' names; all of the same images in the same order, with the same clusters. The first is what the
-        others are compared with.
+        By the methods' names; all of the same images in the same order, with the same clusters and groups. The first
+        is what the others are compared with.
     seed : int
         Of the bootstrap.
 
@@ -81,11 +82,22 @@ class Comparison:
         return next(iter(self.evaluations.values())).n
 
     @property
-    def few_clusters(self) -> int | None:
-        """How many clusters there are, if too few for intervals; None if enough, or if every image is its own."""
+    def clusters(self) -> npt.NDArray[Any]:
+        """What intervals count, (N,): clusters, or images where each is its own."""
         clusters = self.evaluations[self.names[0]].clusters
-        number = resampling.LEAST_CLUSTERS if clusters is None else int(np.unique(clusters).size)
-        return number if number < resampling.LEAST_CLUSTERS else None
+        return np.arange(self.n) if clusters is None else clusters
+
+    @property
+    def groups(self) -> dict[str, BoolArray]:
+        """Which images are in each group, (N,); empty where no grouping was asked for."""
+        names = self.evaluations[self.names[0]].groups
+        return {str(name): names == name for name in sorted({*names} - {""})}
+
+    @property
+    def small_groups(self) -> dict[str, int]:
+        """Groups of too few clusters (or images) for intervals of differences, and of how many they are."""
+        sizes = {name: int(np.unique(self.clusters[chosen]).size) for name, chosen in self.groups.items()}
+        return {name: size for name, size in sizes.items() if size < resampling.LEAST_CLUSTERS}
 
     def table(self) -> pd.DataFrame:
         """Give every figure of every method, and its difference to the first method's.
@@ -93,11 +105,11 @@ class Comparison:
         Returns
         -------
         DataFrame
-            Columns `COLUMNS`. The differences are of the images that both methods say something of; low and high are
-            the ends of the 95 % interval. The verdict is "better" or "worse" where the interval leaves out 0 (of
-            figures that have a better side: accuracies, errors, likelihood, searched area), else "not told apart"; of
-            fewer than 8 clusters (or images, where each is its own) "too few clusters to tell", and there is no
-            interval; empty for the first method.
+            Columns `COLUMNS`; group is "all", then each group by itself. The differences are of the images that both
+            methods say something of; low and high are the ends of the 95 % interval. The verdict is "better" or
+            "worse" where the interval leaves out 0 (of figures that have a better side: accuracies, errors, likelihood,
+            searched area), else "not told apart"; where the group has fewer than 8 clusters (or images, where each is
+            its own) "too few clusters to tell", without an interval; empty for the first method.
         """
         return self._table.copy()
 
@@ -105,25 +117,25 @@ class Comparison:
     def _table(self) -> pd.DataFrame:
         first, rows = self.names[0], []
         single = {name: per_image(evaluation) for name, evaluation in self.evaluations.items()}
+        chosen = {ALL: np.ones(self.n, dtype=bool), **self.groups}
         for name, evaluation in self.evaluations.items():
-            figures = evaluation.table()
-            for row in figures[figures["group"] == "all"].to_dict("records"):
+            for row in evaluation.table().to_dict("records"):
                 measure, found = str(row["measure"]), (np.nan, np.nan, np.nan, "")
                 if name != first and measure in single[name] and measure in single[first]:  # points have no densities
-                    found = self._difference(measure, single[name][measure], single[first][measure])
-                if self.few_clusters is not None:
-                    row |= {"low": np.nan, "high": np.nan}
-                rows.append((name, *(row[column] for column in COLUMNS[1:8]), *found))
+                    found = self._difference(measure, single[name], single[first], chosen[row["group"]])
+                rows.append((name, *(row[column] for column in COLUMNS[1:9]), *found))
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
-    def _difference(self, measure: str, mine: FloatArray, theirs: FloatArray) -> tuple[float, float, float, str]:
-        clusters = self.evaluations[self.names[0]].clusters
-        clusters = np.arange(self.n) if clusters is None else clusters
+    def _difference(
+        self, measure: str, ours: Mapping[str, FloatArray], firsts: Mapping[str, FloatArray], chosen: BoolArray
+    ) -> tuple[float, float, float, str]:
+        mine, theirs, clusters = (each[chosen] for each in (ours[measure], firsts[measure], self.clusters))
         counted = clusters
         if measure in _MEDIANS:
             found = resampling.difference_of_medians(mine, theirs, clusters, seed=self.seed)
         else:
-            found = resampling.mean_difference(mine, theirs, clusters, seed=self.seed)
+            most = _most(measure)
+            found = resampling.mean_difference(mine, theirs, clusters, bounds=(-most, most), seed=self.seed)
             counted = clusters[~(np.isnan(mine) | np.isnan(theirs))]
         verdict = _verdict(measure, found.low, found.high, int(np.unique(counted).size))
         return found.value, found.low, found.high, verdict
@@ -133,6 +145,7 @@ def compare(
     methods: Mapping[str, Predictions | pd.DataFrame],
     truth: pd.DataFrame | None = None,
     *,
+    by: str | None = None,
     cluster_by: str | None = None,
     block_level: int | None = None,
     seed: int = 0,
@@ -146,6 +159,8 @@ def compare(
         others are compared with. Names are shown as they are, and are of characters that can be.
     truth : DataFrame, optional
         As of `evaluate`.
+    by : str, optional
+        Column of the first method's rows, or of `truth`, to group by: every group is compared by itself, too.
     cluster_by : str, optional
         Column of the first method's rows, or of `truth`, whose values name images that belong together: intervals then
         draw whole clusters.
@@ -181,7 +196,7 @@ def compare(
         _check_name(name)
     found: dict[str, Evaluation] = {}
     for name, predictions in methods.items():
-        of_first = {"cluster_by": cluster_by, "block_level": block_level} if not found else {}
+        of_first = {"by": by, "cluster_by": cluster_by, "block_level": block_level} if not found else {}
         try:
             found[name] = evaluations.evaluate(predictions, truth, seed=seed, **of_first)  # type: ignore[arg-type]  # two kinds of option
         except BadInputError as error:
@@ -191,7 +206,7 @@ def compare(
     aligned = {first_name: first}
     for name, evaluation in others:
         order = _order(first_name, first, name, evaluation)
-        aligned[name] = dataclasses.replace(_taken(evaluation, order), clusters=first.clusters)
+        aligned[name] = dataclasses.replace(_taken(evaluation, order), clusters=first.clusters, groups=first.groups)
         _check_truth(first_name, first, name, aligned[name])
     return Comparison(aligned, seed)
 
@@ -233,6 +248,13 @@ def per_image(evaluation: Evaluation) -> dict[str, FloatArray]:
         found["nll_of_training_density_nats"] = evaluation.nll_training
         found["gain_over_training_density_nats"] = evaluation.nll_training - evaluation.nll
     return found
+
+
+def _most(measure: str) -> float:
+    """The largest difference that there can be: ends of intervals are not beyond it."""
+    if measure.startswith(("accuracy_at_", "coverage_of_")) or measure == "mean_searched_probability":
+        return 1.0
+    return metrics.BEST_GEO_SCORE if measure == "geo_score" else np.inf
 
 
 def _verdict(measure: str, low: float, high: float, clusters: int) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 from geo_mvmf import pictures, report, resampling
 from geo_mvmf.comparison import Comparison
 from geo_mvmf.map_axes import GREY, figure_of, png
+from geo_mvmf.measures import ALL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,14 +71,41 @@ def write_comparison_report(
 
 
 def _of_intervals(comparison: Comparison, counted: str) -> str:
-    least = resampling.LEAST_CLUSTERS
-    if comparison.few_clusters is not None:
+    least, few_clusters = resampling.LEAST_CLUSTERS, comparison.evaluations[comparison.names[0]].few_clusters
+    if few_clusters is not None:
         return (
-            f"The images are in {comparison.few_clusters} clusters ({counted}). Intervals need {least}: of fewer "
+            f"The images are in {few_clusters} clusters ({counted}). Intervals need {least}: of fewer "
             "nothing can be told, and none are shown."
         )
     few = f" They need {least} images: of fewer nothing can be told." if comparison.n < least else ""
-    return f"Intervals hold 95 % and count {counted}.{few} {_HOW_TO_READ}"
+    return f"Intervals hold 95 % and count {counted}.{few} {_HOW_TO_READ} {of_small_groups(comparison)}".rstrip()
+
+
+def of_small_groups(comparison: Comparison) -> str:
+    """Say which groups are too small for intervals of differences.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    str
+        Empty where none is.
+
+    Examples
+    --------
+    >>> from geo_mvmf.comparison import compare
+    >>> points = pd.DataFrame({"image_id": ["a", "b"], "longitude": 0.0, "latitude": 0.0, "land": ["Mali", "Peru"],
+    ...                        "true_longitude": 0.0, "true_latitude": 1.0})
+    >>> of_small_groups(compare({"one": points, "two": points}, by="land"))
+    'Groups of fewer than 8 images, of which nothing can be told: Mali (1), Peru (1).'
+    """
+    small = comparison.small_groups
+    counted = "images" if comparison.evaluations[comparison.names[0]].clusters is None else "clusters"
+    shown = ", ".join(f"{name} ({size})" for name, size in small.items())
+    least = resampling.LEAST_CLUSTERS
+    return f"Groups of fewer than {least} {counted}, of which nothing can be told: {shown}." if small else ""
 
 
 def side_by_side(comparison: Comparison) -> pd.DataFrame:
@@ -104,12 +132,9 @@ def side_by_side(comparison: Comparison) -> pd.DataFrame:
     columns, notes = [], pd.Series(dtype=object)
     for evaluation in comparison.evaluations.values():
         figures = report.figures(evaluation)
-        figures = figures[figures["Group"] == "all"] if "Group" in figures else figures
+        figures = figures[figures["Group"] == ALL] if "Group" in figures else figures
         figures = figures.set_index("Measure")
-        is_shown = comparison.few_clusters is None
-        interval = figures["95 % interval"].map(
-            lambda text, is_shown=is_shown: f" ({text})" if text and is_shown else ""
-        )
+        interval = figures["95 % interval"].map(lambda text: f" ({text})" if text else "")
         columns.append(figures["Value"] + interval)
         notes = figures["To compare"].combine_first(notes)
     order = list(dict.fromkeys(measure for column in columns for measure in column.index))
@@ -129,7 +154,8 @@ def differences(comparison: Comparison) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Text: Method, Measure, Difference, 95 % interval, Verdict; of the figures that have a better side.
+        Text: Group (where there are groups; "all" first), Method, Measure, Difference, 95 % interval, Verdict; of the
+        figures that have a better side.
 
     Examples
     --------
@@ -142,6 +168,7 @@ def differences(comparison: Comparison) -> pd.DataFrame:
     table = comparison.table()
     rows = [
         (
+            row["group"],
             row["method"],
             words(row["measure"]),
             *_amounts(row["measure"], *(row[column] for column in _DIFFERENCE)),
@@ -149,7 +176,12 @@ def differences(comparison: Comparison) -> pd.DataFrame:
         )
         for row in table[table["verdict"] != ""].to_dict("records")
     ]
-    return pd.DataFrame(rows, columns=["Method", "Measure", "Difference", "95 % interval", "Verdict"])
+    names = ["Group", "Method", "Measure", "Difference", "95 % interval", "Verdict"]
+    # the groups in their order, and in each all methods
+    found = pd.DataFrame(rows, columns=names).sort_values(
+        "Group", kind="stable", key=lambda group: group.map([ALL, *comparison.groups].index), ignore_index=True
+    )
+    return found if comparison.groups else found.drop(columns="Group")
 
 
 _DIFFERENCE = ("difference", "difference_low", "difference_high")

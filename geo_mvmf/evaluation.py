@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from geo_mvmf import baselines, measures, metrics, s2, sphere
+from geo_mvmf import baselines, measures, metrics, resampling, s2, sphere
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.inputs import point_predictions
 from geo_mvmf.maps import estimates, ranks
@@ -96,6 +96,12 @@ class Evaluation:
     def n(self) -> int:
         """Number of images with a truth."""
         return int(self.error_km.size)
+
+    @property
+    def few_clusters(self) -> int | None:
+        """How many clusters there are, if too few for intervals; None if enough, or if every image is its own."""
+        number = resampling.LEAST_CLUSTERS if self.clusters is None else int(np.unique(self.clusters).size)
+        return number if number < resampling.LEAST_CLUSTERS else None
 
     @property
     def accuracy(self) -> metrics.Accuracy:
@@ -189,7 +195,7 @@ def evaluate(
         that it does not name was not predicted. Without it the truth that came with the images is used
         (columns true_longitude, true_latitude).
     by : str, optional
-        Column of the predictions, or of `truth`, to group by.
+        Column of the predictions, or of `truth`, to group by; "all" is no name of a group.
     estimators : sequence of str
         Further estimators, computed from the densities, whose accuracy is wanted beside that of the predictions' own:
         as `estimate` names them; one with a radius is written as best_within@200.
@@ -208,7 +214,8 @@ def evaluate(
     Raises
     ------
     BadInputError
-        If no image has a truth, an image_id is in the truth twice, a column is missing, or a point is no place.
+        If no image has a truth, an image_id is in the truth twice, a column is missing, a group is named "all", or a
+        point is no place.
     UsageError
         If options contradict each other.
 
@@ -236,7 +243,7 @@ def evaluate(
     shared: dict[str, Any] = {
         "image_id": rows["image_id"].to_numpy(object)[known],
         "error_km": _distance(rows, rows[["longitude", "latitude"]].to_numpy(float))[known],
-        "groups": _named(rows, by)[known] if by is not None else np.full(known.size, "", dtype=object),
+        "groups": _groups(rows.iloc[known], by),
         "clusters": _clusters(rows.iloc[known], cluster_by, block_level),
         "n_without_truth": len(rows) - known.size,
         "truth": rows[list(point_predictions.TRUE)].to_numpy(float)[known],
@@ -315,6 +322,15 @@ def _named(rows: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:
         raise BadInputError(f"cannot group by {column!r}: the columns are {has}{meant}")
     values = rows[column]
     return values.astype(str).where(values.notna() & (values.astype(str) != ""), "unknown").to_numpy(object)
+
+
+def _groups(rows: pd.DataFrame, by: str | None) -> npt.NDArray[np.object_]:
+    if by is None:
+        return np.full(len(rows), "", dtype=object)
+    names = _named(rows, by)
+    if measures.ALL in names:
+        raise BadInputError(f"cannot group by {by!r}: {measures.ALL!r} in it stands for all images here; rename it")
+    return names
 
 
 def _clusters(rows: pd.DataFrame, cluster_by: str | None, block_level: int | None) -> npt.NDArray[Any] | None:

@@ -2,7 +2,8 @@
 
 Shares of independent images have Wilson intervals, which stay honest at 0 and 100 %, where a bootstrap's would have no
 width; medians have those of the binomial distribution, means those of the bootstrap. Where images belong together
-(clusters) intervals are bootstraps of whole clusters (of a share of 0 or 100 %: Wilson's, of so many clusters).
+(clusters) intervals are bootstraps of whole clusters (of a share of 0 or 100 %: Wilson's, of so many clusters), and of
+fewer than 8 clusters NaN.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ BoolArray = npt.NDArray[np.bool_]
 
 COVERAGE_LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Credible levels whose coverage is in the table: of a calibrated model the share is the level."""
+
+ALL = "all"
+"""The group of all images."""
 
 COLUMNS = ("group", "measure", "estimator", "value", "low", "high", "n", "n_nan")
 """Of the table; the estimator is empty where a figure is of the density and not of a point."""
@@ -51,7 +55,7 @@ def tidy(evaluation: Evaluation) -> pd.DataFrame:
     >>> float(table.set_index("measure").loc["accuracy_at_200_km", "value"])
     0.5
     """
-    rows = _rows(evaluation, np.ones(evaluation.n, dtype=bool), "all")
+    rows = _rows(evaluation, np.ones(evaluation.n, dtype=bool), ALL)
     for group in sorted(set(evaluation.groups) - {""}):
         rows += _rows(evaluation, evaluation.groups == group, str(group))
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -123,20 +127,21 @@ class _Intervals:
         """Of the known images; how many are not is counted."""
         n_nan = int((~known).sum())
         if self.clusters is not None:
-            found = resampling.mean_of_clusters(np.where(known, hits, np.nan), self.clusters)
-            if found.value not in (0.0, 1.0):
+            found = resampling.mean_of_clusters(np.where(known, hits, np.nan), self.clusters, bounds=(0.0, 1.0))
+            groups = int(np.unique(self.clusters[known]).size)
+            if found.value not in (0.0, 1.0) or groups < resampling.LEAST_CLUSTERS:
                 return found
             # all draws are alike, and their interval has no width: Wilson's of so many clusters
-            groups = int(np.unique(self.clusters[known]).size)
             low, high = metrics.wilson_interval(found.value * groups, groups)
             return found._replace(low=float(low), high=float(high))
         count, n = int(hits[known].sum()), int(known.sum())
         low, high = metrics.wilson_interval(count, n)
         return Estimate(count / n if n else np.nan, float(low), float(high), known.size, n_nan)
 
-    def mean(self, values: FloatArray) -> Estimate:
+    def mean(self, values: FloatArray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
+        """`bounds` are those of any such mean; draws of single images cannot leave them."""
         if self.clusters is not None:
-            return resampling.mean_of_clusters(values, self.clusters)
+            return resampling.mean_of_clusters(values, self.clusters, bounds=bounds)
         return metrics.mean_with_interval(values)
 
     def median(self, values: FloatArray) -> Estimate:
@@ -167,8 +172,8 @@ def _of_points(
         share = intervals.share(error <= km, np.ones(error.size, dtype=bool))
         rows.append((f"accuracy_at_{km:g}_km", share._replace(n_nan=int(missing.sum()))))
     rows.append(("median_error_km", intervals.median(error)))
-    rows.append(("mean_error_km", intervals.mean(error)))
-    score = intervals.mean(metrics.geo_score(error))  # without a prediction: 0
+    rows.append(("mean_error_km", intervals.mean(error, (0.0, np.inf))))
+    score = intervals.mean(metrics.geo_score(error), (0.0, metrics.BEST_GEO_SCORE))  # without a prediction: 0
     rows.append(("geo_score", score._replace(n_nan=int(missing.sum()))))
     return rows
 
@@ -177,10 +182,11 @@ def _of_densities(intervals: _Intervals, evaluation: Evaluation, chosen: BoolArr
     searched = evaluation.searched_probability[chosen]
     known = np.isfinite(searched)
     rows = [(f"coverage_of_{level:g}_region", intervals.share(searched <= level, known)) for level in COVERAGE_LEVELS]
-    rows.append(("mean_searched_probability", intervals.mean(searched)))
+    rows.append(("mean_searched_probability", intervals.mean(searched, (0.0, 1.0))))
     rows.append(("median_searched_area_km2", intervals.median(evaluation.searched_area_km2[chosen])))
     if evaluation.expected_error_km is not None:
-        rows.append(("mean_expected_error_km", intervals.mean(evaluation.expected_error_km[chosen])))
+        expected = evaluation.expected_error_km[chosen]
+        rows.append(("mean_expected_error_km", intervals.mean(expected, (0.0, np.inf))))
     nll = evaluation.nll[chosen]
     rows.append(("nll_nats", intervals.mean(nll)))
     if evaluation.nll_training is not None:

@@ -23,6 +23,9 @@ THRESHOLDS_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)
 UNIFORM_NLL = math.log(4.0 * math.pi)
 """Negative log-likelihood of the uniform density, nats against area on the unit sphere."""
 
+BEST_GEO_SCORE = 5000.0
+"""The GeoScore of an estimate without error."""
+
 GEO_SCORE_SCALE_KM = 1492.7
 """Distance at which the GeoScore falls to 5000 / e (PRIOR_ART 8: plonk, osv5m, PIGEON)."""
 
@@ -205,7 +208,7 @@ def geo_score(error_km: npt.ArrayLike) -> FloatArray:
     [5000.0, 0.0]
     """
     errors = np.asarray(error_km, dtype=np.float64)
-    return np.where(np.isnan(errors), 0.0, 5000.0 * np.exp(-errors / GEO_SCORE_SCALE_KM))
+    return np.where(np.isnan(errors), 0.0, BEST_GEO_SCORE * np.exp(-errors / GEO_SCORE_SCALE_KM))
 
 
 def wilson_interval(hits: npt.ArrayLike, n: int) -> tuple[FloatArray, FloatArray]:

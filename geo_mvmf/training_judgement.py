@@ -264,7 +264,7 @@ def share_of(hits: npt.NDArray[np.bool_], block_ids: IdArray) -> Estimate:
     True
     """
     clusters = clusters_of(block_ids)
-    found = resampling.mean_of_clusters(hits.astype(float), clusters)
+    found = resampling.mean_of_clusters(hits.astype(float), clusters, bounds=(0.0, 1.0))
     if found.value not in (0.0, 1.0) and hits.size >= LEAST_IMAGES:
         return found
     number = np.unique(clusters).size

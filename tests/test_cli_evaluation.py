@@ -1,7 +1,9 @@
 """The command `evaluate` on points of any system: figures, page, and what it refuses."""
 
+import geopandas as gpd
 import pandas as pd
 import pytest
+import shapely
 from click.testing import CliRunner
 
 from geo_mvmf import cli
@@ -55,3 +57,20 @@ def test_a_point_that_is_no_place_is_refused_with_its_row(points):
     result = run(points)
     assert result.exit_code == 3
     assert "points.csv: row 2: latitude -130.0" in result.stderr
+
+
+def test_of_a_geopackage_the_only_layer_of_points_is_read_and_others_are_named(points, tmp_path):
+    frame, out = pd.read_csv(points).dropna(), tmp_path / "points.gpkg"
+    ours = gpd.GeoDataFrame(frame, geometry=gpd.points_from_xy(frame.longitude, frame.latitude), crs="EPSG:4326")
+    ours.to_file(out, layer="points", engine="pyogrio")
+    ours.set_geometry(shapely.buffer(ours.geometry, 1.0)).to_file(out, layer="regions", engine="pyogrio")
+    result = run(out)
+    assert result.exit_code == 0, result.output
+    assert "the only one of points is read: 'points'" in result.stderr
+    ours.iloc[:1].to_file(out, layer="best", engine="pyogrio")
+    refused = run(out)
+    assert refused.exit_code == 3
+    assert "3 layers ('points', 'regions', 'best'); choose one by its name (layer=, --layer)" in refused.stderr
+    named = run(out, "--layer", "best")
+    assert (named.exit_code, named.stderr) == (0, "")
+    assert run(points, "--layer", "best").exit_code == 3

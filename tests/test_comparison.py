@@ -156,6 +156,7 @@ def told_apart(low, high):
 def test_equal_methods_of_few_clusters_are_seldom_told_apart(k, monkeypatch):
     """The broken twin draws the clusters again as if the draws of few differed as much as those of many."""
     monkeypatch.setattr(resampling, "RESAMPLES", 500)
+    monkeypatch.setattr(metrics, "_RESAMPLES", 500)
     found, twin, times = 0, 0, 150
     clusters = np.repeat(np.arange(k), 4)
     for seed in range(times):
@@ -164,7 +165,7 @@ def test_equal_methods_of_few_clusters_are_seldom_told_apart(k, monkeypatch):
         estimate = resampling.mean_difference(difference, np.zeros_like(difference), clusters)
         assert np.isnan(estimate.low) == (k < resampling.LEAST_CLUSTERS)
         found += told_apart(estimate.low, estimate.high) and not np.isnan(estimate.low)
-        twin += told_apart(*resampling.mean_of_clusters(difference, clusters)[1:3])
+        twin += told_apart(*metrics.mean_with_interval(difference.reshape(k, 4).mean(axis=1))[1:3])
     assert found <= 15  # of 150; of 5 % it is more once in 200
     assert twin > 15 or k >= resampling.LEAST_CLUSTERS
 
@@ -181,6 +182,42 @@ def test_few_clusters_and_few_images_have_no_verdict(opened):
         assert rows["low"].isna().all() == bool(options)  # of images alone a figure has its interval
         assert set(differences(found)["95 % interval"]) == {"unknown"}
         assert not options or not side_by_side(found)["other"].str.contains(" to ").any()
+
+
+def test_groups_are_compared_by_themselves(opened):
+    """Each as if it were all there is; groups of too few walks are told."""
+    land = np.repeat(["Mali", "Peru"], [45, 15])  # 15 and 5 walks of three images
+    points = opened["points"].assign(land=land, walk=[f"walk {i // 3}" for i in range(N)])
+    other = shifted(points).drop(columns="land").iloc[::-1]
+    found = compare({"points": points, "other": other}, by="land", cluster_by="walk")
+    assert found.small_groups == {"Peru": 5}
+    assert comparison_report.of_small_groups(found).endswith(
+        "fewer than 8 clusters, of which nothing can be told: Peru (5)."
+    )
+    assert found.table()["group"].unique().tolist() == ["all", "Mali", "Peru"]
+    alone = compare({"points": points[land == "Mali"], "other": other.iloc[15:]}, cluster_by="walk").table()
+    mine = found.table().query("group == 'Mali'").assign(group="all").reset_index(drop=True)
+    pd.testing.assert_frame_equal(mine, alone)
+    few = found.table().query("method == 'other' and group == 'Peru'")
+    assert set(few["verdict"]) == {comparison.TOO_FEW}
+    assert few[["low", "high", "difference_low", "difference_high"]].isna().all(axis=None)
+    assert few["difference"].notna().all()
+    shown = differences(found)
+    assert shown["Group"].drop_duplicates().tolist() == ["all", "Mali", "Peru"]
+    assert side_by_side(found)["Measure"].is_unique  # of all images
+
+
+def test_the_command_compares_groups(opened, tmp_path):
+    opened["points"].assign(all_same=1, land="all").to_csv(tmp_path / "a.csv", index=False)
+    shifted(opened["points"].assign(walk="")).to_csv(tmp_path / "b.csv", index=False)
+    files, table = (tmp_path / "a.csv", tmp_path / "b.csv"), tmp_path / "t.csv"
+    result = run(*files, "--by", "all_same", "--table", table)
+    assert result.exit_code == 0, result.output
+    assert f"1 groups of all_same: in {table}" in result.output
+    assert pd.read_csv(table)["group"].unique().tolist() == ["all", "1"]
+    refused = run(*files, "--by", "land")
+    assert refused.exit_code == 3
+    assert "cannot group by 'land': 'all' in it stands for all images here; rename it" in refused.stderr
 
 
 def test_names_are_shown_to_the_letter(opened, tmp_path, monkeypatch):

@@ -186,14 +186,18 @@ def test_clusters_widen_intervals_and_change_no_value(simulated):
     found, _, truth = simulated
     ids = found.rows["image_id"]
     table = pd.DataFrame(
-        {"image_id": ids, "longitude": truth[:, 0], "latitude": truth[:, 1], "walk": np.arange(N) // 8}
+        {"image_id": ids, "longitude": truth[:, 0], "latitude": truth[:, 1], "walk": np.arange(N) // 4}
     )
     alone = geo_mvmf.evaluate(found, table).table()
     together = geo_mvmf.evaluate(found, table, cluster_by="walk").table()
     pd.testing.assert_frame_equal(alone.drop(columns=["low", "high"]), together.drop(columns=["low", "high"]))
     assert ((together["low"] <= together["value"]) & (together["value"] <= together["high"])).all()
-    never = together.set_index("measure").loc["accuracy_at_1_km"]  # five clusters without a hit: not a width of 0
-    assert (never["value"], never["low"], never["high"]) == (0.0, 0.0, pytest.approx(metrics.wilson_interval(0, 5)[1]))
+    never = together.set_index("measure").loc["accuracy_at_1_km"]  # ten clusters without a hit: not a width of 0
+    assert (never["value"], never["low"], never["high"]) == (0.0, 0.0, pytest.approx(metrics.wilson_interval(0, 10)[1]))
+    few = geo_mvmf.evaluate(found, table.assign(walk=np.arange(N) // 8), cluster_by="walk")
+    assert few.few_clusters == 5
+    assert few.table()[["low", "high"]].isna().all(axis=None)
+    assert together["low"].notna().all()
     blocks = geo_mvmf.evaluate(found, table, block_level=2)
     assert len(np.unique(blocks.clusters)) < N
     with pytest.raises(UsageError, match="choose one"):

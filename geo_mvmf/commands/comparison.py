@@ -18,6 +18,7 @@ from geo_mvmf.terminal import Reporter
 @click.option("--names", help="Of the methods, such as MvMF,PlaNet; else their files'.")
 @click.option("--out", type=click.Path(path_type=Path), help="Report page (.html).")
 @click.option("--table", type=click.Path(path_type=Path), help="All figures and differences (.csv).")
+@click.option("--by", help="Column to group by, such as continent: every group is compared by itself, too.")
 @click.option("--cluster-by", help="Column of images that belong together: intervals count these.")
 @click.option("--block-level", type=click.IntRange(0, 30), help="Or: images in one S2 cell of this level do.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of resampling and of ranks.")
@@ -31,6 +32,7 @@ def compare(
     names: str | None,
     out: Path | None,
     table: Path | None,
+    by: str | None,
     cluster_by: str | None,
     block_level: int | None,
     seed: int,
@@ -50,6 +52,7 @@ def compare(
     from geo_mvmf import comparison as module
     from geo_mvmf import comparison_report, durable
     from geo_mvmf.inputs import point_predictions, tables
+    from geo_mvmf.measures import ALL
     from geo_mvmf.predictions import open_predictions
 
     places = None if truth is None else tables.read_truth(truth)
@@ -59,10 +62,17 @@ def compare(
         else point_predictions.read_point_predictions(path, needs_truth=truth is None)
         for name, path in named.items()
     }
-    result = module.compare(found, places, cluster_by=cluster_by, block_level=block_level, seed=seed)
+    result = module.compare(found, places, by=by, cluster_by=cluster_by, block_level=block_level, seed=seed)
     figures = result.table()
     lines = [comparison_report.side_by_side(result).to_string(index=False)]
-    lines += ["", f"Differences to {result.names[0]}:", comparison_report.differences(result).to_string(index=False)]
+    differences = comparison_report.differences(result)
+    written = [str(path) for path in (out, table) if path is not None]
+    shown = differences[differences["Group"] == ALL].drop(columns="Group") if by and written else differences
+    lines += ["", f"Differences to {result.names[0]}:", shown.to_string(index=False)]
+    if len(shown) < len(differences):
+        lines.append(f"{len(result.groups)} groups of {by}: in {' and '.join(written)}")
+    if small := comparison_report.of_small_groups(result):
+        lines.append(small)
     if out is not None:  # first: of what can fail, a table is the least
         clusters = cluster_by if block_level is None else f"S2 cells of level {block_level}"
         comparison_report.write_comparison_report(out, result, clusters=clusters or "", overwrite=overwrite)

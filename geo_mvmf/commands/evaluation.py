@@ -8,12 +8,14 @@ import click
 
 from geo_mvmf.commands import options
 from geo_mvmf.commands.estimators import estimators as estimator_names
+from geo_mvmf.errors import UsageError
 from geo_mvmf.terminal import Reporter
 
 
 @click.command()
 @click.argument("predictions", type=click.Path(path_type=Path))
 @click.argument("truth", required=False, type=click.Path(path_type=Path))
+@click.option("--layer", help="Of PREDICTIONS, a GeoPackage with several. Default: the only one of points.")
 @click.option("--out", type=click.Path(path_type=Path), help="Report page (.html) or table (.csv).")
 @click.option("--by", help="Column to group by, such as continent.")
 @click.option("--estimators", help="Others beside the predictions' own, such as mode,best_within@200.")
@@ -27,6 +29,7 @@ def evaluate(
     *,
     predictions: Path,
     truth: Path | None,
+    layer: str | None,
     out: Path | None,
     by: str | None,
     estimators: str | None,
@@ -49,14 +52,18 @@ def evaluate(
     from geo_mvmf import album_report, durable
     from geo_mvmf import evaluation as module
     from geo_mvmf.inputs import point_predictions, tables
+    from geo_mvmf.measures import ALL
     from geo_mvmf.predictions import open_predictions
+    from geo_mvmf.resampling import LEAST_CLUSTERS
 
     is_store = predictions.suffix.lower() == ".nc"
+    if is_store and layer is not None:
+        raise UsageError(f"--layer {layer!r}: {predictions} is a predictions file, which has no layers; leave it out")
     places = None if truth is None else tables.read_truth(truth)
     if is_store:
         found = open_predictions(predictions)
     else:
-        points = point_predictions.read_point_predictions(predictions, needs_truth=truth is None)
+        points = point_predictions.read_point_predictions(predictions, needs_truth=truth is None, layer=layer)
     result = module.evaluate(
         found if is_store else points,
         places,
@@ -67,10 +74,12 @@ def evaluate(
         seed=seed,
     )
     figures = result.table()
-    shown = figures if out is None else figures[figures["group"] == "all"]
+    shown = figures if out is None else figures[figures["group"] == ALL]
     lines = [shown.to_string(index=False, float_format=lambda value: f"{value:.4g}")]
     if len(shown) < len(figures):
         lines.append(f"{figures['group'].nunique() - 1} groups of {by}: in {out}")
+    if result.few_clusters is not None:
+        lines.append(f"the images are in {result.few_clusters} clusters: intervals need {LEAST_CLUSTERS}")
     if result.n_without_truth:
         total = result.n + result.n_without_truth
         lines.append(f"{result.n_without_truth} of {total} images have no truth: they are not compared")
