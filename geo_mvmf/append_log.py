@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from geo_mvmf import durable
+from geo_mvmf.errors import ImageError, OutputError
+from geo_mvmf.inputs.regular_files import check_regular_file
 
 
 class AppendLog:
@@ -22,7 +24,8 @@ class AppendLog:
     Raises
     ------
     OutputError
-        If the file cannot be made or opened for writing.
+        If the file cannot be made or opened for writing, or what has its name is no regular file: a pipe would be
+        waited for.
 
     Examples
     --------
@@ -38,6 +41,7 @@ class AppendLog:
         self.path = Path(path)
         with durable.output_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            _check_kind(self.path)
             _cut_half_line(self.path)
             self._file = self.path.open("a", encoding="utf-8")
 
@@ -67,6 +71,15 @@ class AppendLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_kind(path: Path) -> None:
+    if not path.exists():
+        return
+    try:
+        check_regular_file(path)
+    except ImageError as error:
+        raise OutputError(f"{error}, and a log cannot be kept in it: move it away, or choose another folder") from error
 
 
 def _cut_half_line(path: Path) -> None:

@@ -470,7 +470,11 @@ def test_prepare_and_train(tmp_path):
     assert result.stdout.startswith("status: 12 ok"), result.output
     written = model.stat().st_mtime_ns
     again = run("train", tmp_path / "train.toml")
-    assert again.stdout == f"{model}: finished before, nothing was trained; add --overwrite to begin anew\n"
+    complete, further, longer, anew = again.stdout.splitlines()
+    assert re.match(rf"{model}: this run was complete already \(2 steps, [12] epochs?\); nothing was trained", complete)
+    assert further.endswith(f'stage = "finetune" with init_bundle = "{model}"')
+    assert f"raise steps in {tmp_path / 'train.toml'}, and name another out there or add --overwrite" in longer
+    assert anew.endswith("add --overwrite")
     assert model.stat().st_mtime_ns == written
     assert run("train", tmp_path / "train.toml", "--overwrite").stdout == trained.stdout
 

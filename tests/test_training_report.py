@@ -75,6 +75,12 @@ def config(photos):
     )
 
 
+NONE = {"validation": "none", "validation_fraction": 0.05, "validate_steps": None}
+NO_COMPONENTS = {
+    "train_mean_directions": False, "train_log_concentrations": False, "mean_direction_learning_rate": 1e-5,
+}  # fmt: skip
+
+
 def trained(config, **options):
     changed = dataclasses.replace(config, **options)
     progress.run(train_job(changed))
@@ -229,7 +235,7 @@ def test_shares_lie_within_each_other_and_hold_all_at_the_end():
 
 @pytest.mark.hard
 def test_a_classifier_is_judged_by_its_cells(config, tmp_path):
-    planet = {"head": "cross_entropy", "train_mean_directions": False, "train_log_concentrations": False}
+    planet = NO_COMPONENTS | {"head": "cross_entropy"}
     run = trained(config, **planet, out=str(tmp_path / "planet"), steps=4)
     said, text = written(run, tmp_path / "planet.html")
     assert said[0].startswith("Half of the")
@@ -239,7 +245,7 @@ def test_a_classifier_is_judged_by_its_cells(config, tmp_path):
 @pytest.mark.hard
 def test_a_run_that_classified_countries_has_its_classes(config, photos, tmp_path):
     wanted = {"stage": "backbone", "polygons": str(photos / "halves.geojson"), "label_column": "name"}
-    run = trained(config, **wanted, out=str(tmp_path / "backbone"))
+    run = trained(config, **wanted, **NO_COMPONENTS, num_components=None, out=str(tmp_path / "backbone"))
     said, text = written(run, tmp_path / "backbone.html")
     log = [json.loads(line) for line in (tmp_path / "backbone" / "log.jsonl").read_text().splitlines()]
     best = next(record for record in log if record["event"] == "end")["accuracy"]
@@ -254,7 +260,7 @@ def test_a_run_that_classified_countries_has_its_classes(config, photos, tmp_pat
 
 @pytest.mark.hard
 def test_runs_without_held_out_images_or_without_an_end_say_so(config, run, tmp_path):
-    alone = trained(config, validation="none", out=str(tmp_path / "alone"), steps=2)
+    alone = trained(config, **NONE, out=str(tmp_path / "alone"), steps=2)
     assert written(alone, tmp_path / "alone.html")[0][0].startswith("No images were held out")
     job = train_job(dataclasses.replace(config, out=str(tmp_path / "stopped"), checkpoint_steps=2))
     for event in job:

@@ -6,13 +6,16 @@ import math
 import shlex
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from geo_mvmf.commands import options
 from geo_mvmf.errors import UsageError
 from geo_mvmf.terminal import Reporter
+
+if TYPE_CHECKING:
+    from geo_mvmf.model.configuration import TrainingConfig
 
 LEAST_SHIFT = -2.0
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.2, 5.0
@@ -77,14 +80,14 @@ def train(report: Reporter, *, config: Path, overwrite: bool) -> None:
         report = Reporter("none", tell=lambda _: None)
     settings = read_config(config)
     before = _made_at(release.released_path(settings))
-    found = report.run(training.train_job(settings, overwrite=overwrite))
+    found = report.run(training.train_job(config, overwrite=overwrite))
     report.wrote("bundle", found)
+    end = run_folder.end_record(found.parent)
     if before is not None and _made_at(found) == before:  # the run was finished, and no file came in its place
-        report.result(f"{found}: finished before, nothing was trained; add --overwrite to begin anew")
+        report.result(_complete(config, settings, found, end))
         return
     run = shlex.quote(str(found.parent))
     report.say(f"what the run is worth, where it fails, what to do next: geo-mvmf report {run} --out report.html")
-    end = run_folder.end_record(found.parent)
     early = ""
     if "stopped_early" in end:
         early = (
@@ -92,6 +95,27 @@ def train(report: Reporter, *, config: Path, overwrite: bool) -> None:
             f"validations since step {end.get('step')}"
         )
     report.result(f"wrote {found}{early}")
+
+
+def _complete(config: Path, settings: TrainingConfig, found: Path, end: dict[str, Any]) -> str:
+    """Say of a run that was finished how long it was, and how to train further, longer or anew."""
+    steps, epochs = end.get("steps", settings.steps), end.get("epochs")
+    if epochs is None and settings.steps is None:  # of a version that did not tell: what it was asked for
+        epochs = settings.num_epochs
+    counted = ((steps, "step"), (epochs, "epoch"))
+    length = ", ".join(f"{number:.12g} {what}{'s' * (number != 1)}" for number, what in counted if number is not None)
+    if "stopped_early" in end:
+        length += f", stopped early after {end['stopped_early']} steps"
+    longer = "epochs" if settings.steps is None else "steps"
+    further = f'stage = "finetune" with init_bundle = "{found}"'
+    if settings.stage == "backbone":
+        further = f'stage = "head" with weights = "{found}"'
+    return (
+        f"{found}: this run was complete already ({length}); nothing was trained\n"
+        f"to train on from it: another TOML file, {further}\n"
+        f"to train longer: raise {longer} in {config}, and name another out there or add --overwrite\n"
+        "to begin anew as it is: add --overwrite"
+    )
 
 
 def _made_at(path: Path) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from geo_mvmf.inputs import mistaken
 from geo_mvmf.model.augmentation import Augmentation
 from geo_mvmf.model.option_combinations import check_combinations
 from geo_mvmf.model.option_values import STAGES, check_values
-from geo_mvmf.model.partition_options import PartitionOptions, check_given
+from geo_mvmf.model.partition_options import PartitionOptions
 
 __all__ = ["STAGES", "TrainingConfig", "config_from_dict", "read_config"]
 
@@ -25,7 +25,7 @@ _PATHS = ("table", "root", "out", "init_bundle", "validation_table", "polygons",
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Everything that decides a training run.
+    """Everything that decides a training run. One that begins refuses options that do nothing (`idle_options`).
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class TrainingConfig:
     max_level : int
         Deepest S2 level of the partition.
     mean_direction : {"centre", "photos"}
-        Initial mean direction: centre of the S2 cell or polygon, or mean of its photos.
+        Initial mean direction: centre of the S2 cell or polygon, or mean of its photos; k-means has the latter.
     initial_log_concentration : "auto" or float
         Per component from its cell's size or its distance to others, or one value (the paper's is 16).
     train_mean_directions, train_log_concentrations : bool
@@ -114,7 +114,7 @@ class TrainingConfig:
     features_dtype, cache_dir
         Of the feature cache (stage head); by default inside the run folder.
     augment : Augmentation
-        Table ``[augment]`` of the TOML file.
+        Table ``[augment]`` of the TOML file; of stages backbone and finetune.
     polygons, label_column
         Stage backbone: the country layer, and the column that names a country (default: every row is one).
     half : bool
@@ -277,7 +277,13 @@ def read_config(path: str | os.PathLike[str]) -> TrainingConfig:
         ) from error
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as TOML: {error}") from error
-    return config_from_dict(values, where=str(path), base=path.parent)
+    config = config_from_dict(values, where=str(path), base=path.parent)
+    if config.partition == "kmeans" and values.get("mean_direction") == "centre":  # given, although it is the default
+        raise UsageError(
+            f"{path}: mean_direction 'centre' does nothing: k-means has the mean of the photos of each class in any "
+            "case; leave it out"
+        )
+    return config
 
 
 def config_from_dict(
@@ -319,8 +325,6 @@ def config_from_dict(
     if str(options.get("weights", "")).endswith((".safetensors", ".pth", ".pt")):
         options["weights"] = os.path.normpath(Path(base).absolute() / options["weights"])
     try:
-        if options.get("partition") == "kmeans":  # where it is not named, it is the default and means nothing
-            check_given("kmeans", {"mean_direction": options.get("mean_direction")})
         return TrainingConfig(**options, augment=Augmentation(**augment))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error

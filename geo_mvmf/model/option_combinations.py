@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from geo_mvmf.errors import UsageError
-from geo_mvmf.model.partition_options import check_given
 
 if TYPE_CHECKING:
     from geo_mvmf.model.configuration import TrainingConfig
@@ -91,8 +90,6 @@ def _check_fused(config: TrainingConfig) -> None:
 
 def _check_partition(config: TrainingConfig) -> None:
     _ = config.partition_options  # which checks itself
-    if config.mean_direction != "centre":  # the default, which means nothing to a method without a choice
-        check_given(config.partition, {"mean_direction": config.mean_direction})
     if config.head == "cross_entropy" and config.partition == "kmeans":
         raise UsageError(
             "head cross_entropy: its density is uniform on S2 cells, and the classes of partition 'kmeans' are none; "

@@ -13,7 +13,7 @@ import torch
 from geo_mvmf import append_log, durable, folder_lock
 from geo_mvmf.errors import BadInputError, ImageError, OutputError, UsageError
 from geo_mvmf.inputs.regular_files import open_regular_file
-from geo_mvmf.model import checkpoint, devices, epilogue_choice, products
+from geo_mvmf.model import checkpoint, devices, epilogue_choice, idle_options, products
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.country_head import HEAD_FILE
 from geo_mvmf.model.ranks import Ranks
@@ -58,7 +58,7 @@ def holding(folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def begin(
-    config: TrainingConfig, result: Path, ranks: Ranks, *, overwrite: bool
+    config: TrainingConfig, result: Path, ranks: Ranks, *, overwrite: bool, where: str = ""
 ) -> tuple[dict[str, Any], checkpoint.Checkpoint | None, list[str]]:
     """Look at the run folder, on rank 0, and tell the others what is there.
 
@@ -72,6 +72,8 @@ def begin(
         Who trains; all have to call it at the same time.
     overwrite : bool
         Whether to throw away what is there.
+    where : str
+        What messages about options begin with: the TOML file.
 
     Returns
     -------
@@ -86,7 +88,7 @@ def begin(
     Raises
     ------
     UsageError
-        The run was started with other options.
+        The run was started with other options, or a new one was given some that do nothing.
     OutputError
         The folder holds something else.
     TrainingError
@@ -103,7 +105,7 @@ def begin(
     damaged: list[str] = []
     finished, folder = False, Path(config.out)
     if ranks.rank == 0:
-        _open_folder(config, folder, overwrite=overwrite)
+        _open_folder(config, folder, overwrite=overwrite, where=where)
         finished = result.exists()
         newest, damaged = (None, []) if finished else checkpoint.read_newest(folder)
     facts = None if newest is None else newest.facts | {"step": newest.step}
@@ -242,23 +244,30 @@ def start_record(
     return record
 
 
-def _open_folder(config: TrainingConfig, folder: Path, *, overwrite: bool) -> None:
+def _open_folder(config: TrainingConfig, folder: Path, *, overwrite: bool, where: str) -> None:
     path = folder / "config.json"
-    if overwrite:
-        for name in ("config.json", "log.jsonl", "bundle.safetensors", "backbone.safetensors", HEAD_FILE):
-            (folder / name).unlink(missing_ok=True)
-        for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
-            old.unlink()
-        for old in checkpoint.checkpoint_paths(folder):
-            old.unlink()
-    wanted = json.loads(json.dumps(config.to_dict()))
     results = (folder / "bundle.safetensors", folder / "backbone.safetensors")
-    if not checkpoint.checkpoint_paths(folder) and not any(result.exists() for result in results):
+    begun = bool(checkpoint.checkpoint_paths(folder)) or any(result.exists() for result in results)
+    wanted = json.loads(json.dumps(config.to_dict()))
+    if overwrite or not begun:
+        idle_options.check_idle(config, where=where)  # before anything is thrown away
+        if overwrite:
+            _clear(folder)
         durable.write_json(path, wanted, overwrite=True)  # nothing is lost yet
     elif path.exists():
         _compare(path, wanted)
+        idle_options.check_idle(config, where=where, begun=True)
     else:
         raise OutputError(f"{folder}: holds a run without config.json; choose another folder, or use overwrite")
+
+
+def _clear(folder: Path) -> None:
+    for name in ("config.json", "log.jsonl", "bundle.safetensors", "backbone.safetensors", HEAD_FILE):
+        (folder / name).unlink(missing_ok=True)
+    for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        old.unlink()
+    for old in checkpoint.checkpoint_paths(folder):
+        old.unlink()
 
 
 def _compare(path: Path, wanted: dict[str, Any]) -> None:

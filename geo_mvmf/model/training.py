@@ -57,7 +57,7 @@ def train(
     Raises
     ------
     UsageError
-        If an option is wrong, or the run folder was started with other options.
+        If an option is wrong or does nothing, or the run folder was started with other options.
     BadInputError
         If tables, images or weights cannot be used.
     TrainingError
@@ -74,8 +74,7 @@ def train(
     geo_mvmf.errors.UsageError: stage backbone makes a backbone and no bundle: run train_job, whose result is the
     path of its weights
     """
-    config = _as_config(config)
-    if config.stage == "backbone":
+    if _as_config(config).stage == "backbone":
         raise UsageError(
             "stage backbone makes a backbone and no bundle: run train_job, whose result is the path of its weights"
         )
@@ -113,12 +112,13 @@ def train_job(
     >>> job = train_job(TrainingConfig(stage="head", table="/no/such.csv", out="/tmp/geo-mvmf-doctest-run"))
     >>> job.close()
     """
+    where = "" if isinstance(config, TrainingConfig) else str(config)
     config = _as_config(config)
     scalar_log.check_installed(config)
     folder, result = Path(config.out), released_path(config)
     with joined() as ranks, run_folder.holding(folder, ranks):
         _check_ranks(config, ranks)
-        begun, newest, damaged = run_folder.begin(config, result, ranks, overwrite=overwrite)
+        begun, newest, damaged = run_folder.begin(config, result, ranks, overwrite=overwrite, where=where)
         if begun["finished"]:
             yield Progress("train", 1, 1, f"finished before: {result}")
             return result
@@ -142,7 +142,7 @@ def train_job(
             yield Progress("write", 0, 1, str(result))
             write_release(config, prepared, run.learner, stopped=run.stopped)
             early = {} if run.stopped is None else {"stopped_early": run.stopped}
-            log.write({"event": "end", "result": result.name, **run.learner.best, **early})
+            log.write({"event": "end", "result": result.name, **run.learner.best, **early, **run.length()})
         ranks.tell("written")  # nobody leaves before that
     yield Progress("write", 1, 1, str(result))
     return result
@@ -246,6 +246,11 @@ class _Run:
                 self._save(done)
                 saved = time.monotonic()
             yield Progress("train", done, self.total, speed.message(self.losses[-1], self.total - done))
+
+    def length(self) -> dict[str, float]:
+        """How long the run was in the end, in steps and in epochs."""
+        steps = self.stopped or self.total
+        return {"steps": steps, "epochs": round(steps / self.steps_per_epoch, 2)}
 
     def _orders(self) -> Iterator[npt.NDArray[np.int64]]:
         """Rows of every step from the first that is left, a pure function of (seed, step); of this rank."""

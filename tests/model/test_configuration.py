@@ -68,8 +68,6 @@ def test_names_of_torchvisions_weights_are_no_paths():
         ({"tensorboard": 1}, "tensorboard is 1; bool is needed"),
         ({"augment": {"gamma": -0.1}}, r"gamma is -0.1; 0\.\.4 is allowed"),
         ({"augment": {"scale": 1.5}}, r"scale is 1.5; 0\.\.1 is allowed"),
-        ({"partition": "kmeans", "mean_direction": "photos"}, "mean_direction photos is of partition s2 or planet or"),
-        ({"partition": "kmeans", "mean_direction": "centre"}, "mean_direction centre is of partition s2 or planet or"),
     ],
 )
 def test_each_wrong_option_is_named(options, message):
@@ -107,12 +105,6 @@ def test_another_file_given_for_the_configuration_is_told_by_its_kind(tmp_path, 
     path.write_bytes(content)
     with pytest.raises(UsageError, match=f"cannot be read as TOML: {kind}; give a text file with stage"):
         read_config(path)
-
-
-def test_a_method_without_a_choice_of_mean_directions_takes_none_from_a_library_either():
-    with pytest.raises(UsageError, match="mean_direction photos is of partition"):
-        TrainingConfig(stage="head", table="a.csv", out="run", partition="kmeans", mean_direction="photos")
-    assert TrainingConfig(stage="head", table="a.csv", out="run", partition="kmeans").mean_direction == "centre"
 
 
 def test_every_option_is_documented():

@@ -12,11 +12,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
-from geo_mvmf import durable, sphere
+from geo_mvmf import durable
 from geo_mvmf.errors import UsageError
 from geo_mvmf.model import checkpoint, ranks, training
 from geo_mvmf.model.bundle import load_bundle
@@ -28,18 +26,9 @@ SCRIPT = Path(__file__).with_name("rank_of_training.py")
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    directions = sphere.random_directions(53, rng)
-    longitude, latitude = sphere.to_longitude_latitude(directions)
-    names = [f"{number:02d}.png" for number in range(53)]
-    for name, direction in zip(names, directions, strict=True):
-        pixels = 127 + 120 * direction + rng.normal(0, 4, (8, 8, 3))
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
+def photos(make_photos):
+    folder = make_photos(53)
     Path(folder, "07.png").write_bytes(b"no picture")
-    table = pd.DataFrame({"path": names, "longitude": longitude, "latitude": latitude})
-    table.to_csv(folder / "photos.csv", index=False)
     return folder
 
 

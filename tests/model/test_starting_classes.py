@@ -106,9 +106,9 @@ def test_a_head_of_every_partition_trains_predicts_and_is_trained_on(photos, tmp
     assert rows["status"].eq("ok").all()
     assert np.isfinite(rows[["longitude", "latitude", "training_density_percentile", "radius_90_km"]]).all(axis=None)
     if method == "kmeans":
-        again = config_of(
-            photos, tmp_path / "more", {}, head=head, init_bundle=str(tmp_path / "run/bundle.safetensors")
-        )
+        own = {"backbone": "wide_resnet50_2", "backbone_width": 64}  # the default: the bundle brings its own
+        start = str(tmp_path / "run" / "bundle.safetensors")
+        again = config_of(photos, tmp_path / "more", own, head=head, init_bundle=start)
         more = reloaded(quietly(train, again))
         np.testing.assert_array_equal(more.training_counts, wanted.counts)
         np.testing.assert_array_equal(more.training_area.counts, area.counts)

@@ -33,20 +33,8 @@ from geo_mvmf.model.training import train, train_job
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """A hundred images whose colour tells where they are."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    directions = sphere.random_directions(100, rng)
-    longitude, latitude = sphere.to_longitude_latitude(directions)
-    names = [f"{number:03d}.png" for number in range(100)]
-    for name, direction in zip(names, directions, strict=True):
-        pixels = 127 + 120 * direction + rng.normal(0, 4, (8, 8, 3))
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
-    table = pd.DataFrame({"path": names, "longitude": longitude, "latitude": latitude})
-    table["held_out"] = [number % 5 == 0 for number in range(100)]
-    table.to_csv(folder / "photos.csv", index=False)
-    return folder
+def photos(make_photos):
+    return make_photos(100)
 
 
 @pytest.fixture
@@ -87,8 +75,11 @@ def stopped(config, step):
     return config
 
 
+BY_COLUMN = {"validation": "column", "validation_column": "held_out", "validation_fraction": 0.05}
+
+
 def test_it_learns_where_the_colours_are(config, photos):
-    config = changed(config, steps=100, schedule="cosine", validation="column", validation_column="held_out")
+    config = changed(config, steps=100, schedule="cosine", **BY_COLUMN)
     bundle = train(config)
     uniform = np.log(4 * np.pi)
     summary = bundle.metadata["training"]
@@ -106,6 +97,10 @@ def test_it_learns_where_the_colours_are(config, photos):
     assert metrics.median_error_km(error_km).value < 3500  # chance is 10,000
 
 
+# What the configuration above says of pixels and of components, which some runs have none of, and would refuse.
+FEATURES = {"stage": "head", "augment": Augmentation()}
+CELLS = {"head": "cross_entropy", "initial_log_concentration": "auto"}
+NONE = {"validation": "none", "validation_fraction": 0.05}
 VARIANTS = {
     "plain": {},
     "running mean, trained coordinates": {
@@ -114,12 +109,12 @@ VARIANTS = {
         "train_log_concentrations": True,
         "validation": "blocks",
     },
-    "baseline": {"head": "cross_entropy", "gradient_clip": 1.0, "balance": "area", "optimiser": "adamw"},
-    "smoothed labels": {"head": "cross_entropy", "stage": "head", "label_smoothing_km": 500.0},
+    "baseline": CELLS | {"gradient_clip": 1.0, "balance": "area", "optimiser": "adamw"},
+    "smoothed labels": FEATURES | CELLS | {"label_smoothing_km": 500.0},
     "dropout": {"backbone": "mobilenet_v3_small", "backbone_width": 64, "steps": 4, "crop": 32, "resize": 32},
-    "head": {"stage": "head", "balance": "cell"},
-    "fused": {"stage": "head", "fused_optimiser": "bfloat16", "ema_decay": 0.9},
-    "from files": {"cache_images_gigabytes": 0.0, "validation": "none"},
+    "head": FEATURES | {"balance": "cell"},
+    "fused": FEATURES | {"fused_optimiser": "bfloat16", "ema_decay": 0.9},
+    "from files": {"cache_images_gigabytes": 0.0, **NONE},
     "in parts": {"accumulate": 3, "ema_decay": 0.9, "normalisation": "image"},
 }
 
@@ -341,7 +336,7 @@ def test_unreadable_images_are_left_out_and_do_not_change_the_others(config, pho
     for memory, out in ((1.0, "a"), (0.0, "b")):
         run = changed(config, table=str(folder / "photos.csv"), out=str(tmp_path / out), cache_images_gigabytes=memory)
         assert train(run).metadata["training"]["best"]["nll"] < 3
-    head = changed(config, table=str(folder / "photos.csv"), out=str(tmp_path / "head"), stage="head")
+    head = changed(config, table=str(folder / "photos.csv"), out=str(tmp_path / "head"), **FEATURES)
     count = train(head).metadata["training"]
     assert count["num_training"] + count["num_validation"] == 99
 
@@ -350,7 +345,7 @@ def test_no_readable_image_is_an_error(config, tmp_path):
     (tmp_path / "a.png").write_bytes(b"nothing")
     (tmp_path / "table.csv").write_text("path,longitude,latitude\na.png,1,2\n")
     for memory in (1.0, 0.0):
-        run = changed(config, table=str(tmp_path / "table.csv"), cache_images_gigabytes=memory, validation="none")
+        run = changed(config, table=str(tmp_path / "table.csv"), cache_images_gigabytes=memory, **NONE)
         with pytest.raises(TrainingError, match=r"can be read|left to train|batches of 1 image"):
             train(run, overwrite=True)
     (tmp_path / "table.csv").write_text("path,longitude,latitude\na.png,,\n")
@@ -362,9 +357,8 @@ def test_a_second_table_can_be_the_validation(config, photos, tmp_path):
     table = pd.read_csv(photos / "photos.csv")
     table.iloc[:30].to_csv(photos / "first.csv", index=False)
     table.iloc[30:40].to_csv(photos / "second.csv", index=False)
-    config = changed(
-        config, table=str(photos / "first.csv"), validation="table", validation_table=str(photos / "second.csv")
-    )
+    second = {"validation": "table", "validation_table": str(photos / "second.csv"), "validation_fraction": 0.05}
+    config = changed(config, table=str(photos / "first.csv"), **second)
     summary = train(config).metadata["training"]
     assert (summary["num_training"], summary["num_validation"]) == (30, 10)
 
@@ -381,9 +375,9 @@ def test_blocks_hold_out_whole_cells(config):
 
 def test_an_unclear_validation_column_is_refused(config, photos):
     with pytest.raises(BadInputError, match="true or false"):
-        train(changed(config, validation="column", validation_column="longitude"))
+        train(changed(config, **BY_COLUMN | {"validation_column": "longitude"}))
     with pytest.raises(BadInputError, match="not in the table"):
-        train(changed(config, validation="column", validation_column="nothing"))
+        train(changed(config, **BY_COLUMN | {"validation_column": "nothing"}))
 
 
 def test_finetuning_starts_from_a_bundle_with_its_head(config, tmp_path):
@@ -391,6 +385,9 @@ def test_finetuning_starts_from_a_bundle_with_its_head(config, tmp_path):
     config = changed(
         config,
         num_components=None,
+        initial_log_concentration="auto",
+        backbone="wide_resnet50_2",
+        backbone_width=64,
         crop=None,
         init_bundle=str(tmp_path / "first" / "bundle.safetensors"),
         learning_rate=0.0,
@@ -399,7 +396,8 @@ def test_finetuning_starts_from_a_bundle_with_its_head(config, tmp_path):
         train_mean_directions=True,
         mean_direction_learning_rate=0.0,
     )
-    for options, message in (({"crop": 9}, "trained with 8"), ({"head": "cross_entropy"}, "is mvmf")):
+    cells = {"head": "cross_entropy", "train_mean_directions": False, "mean_direction_learning_rate": 1e-5}
+    for options, message in (({"crop": 9}, "trained with 8"), (cells, "is mvmf")):
         with pytest.raises(UsageError, match=message):
             train(changed(config, **options))
     second = train(config)
@@ -417,9 +415,12 @@ def test_stage_backbone_learns_countries_and_its_weights_start_a_next_stage(conf
         crs="OGC:CRS84",
     )
     layer.to_file(tmp_path / "countries.gpkg")
+    head = config
     config = changed(
         config,
         stage="backbone",
+        num_components=None,
+        initial_log_concentration="auto",
         polygons=str(tmp_path / "countries.gpkg"),
         label_column="name",
         steps=40,
@@ -434,9 +435,7 @@ def test_stage_backbone_learns_countries_and_its_weights_start_a_next_stage(conf
     backbone = build_backbone("chip_resnet10", width=8, weights=str(path))
     state = sealed.read_sealed(path)[1]
     np.testing.assert_array_equal(backbone.network[0].weight.detach().numpy(), state["network.0.weight"])
-    head = changed(
-        config, stage="head", polygons=None, label_column=None, weights=str(path), out=str(tmp_path / "head")
-    )
+    head = changed(head, **FEATURES, steps=40, weights=str(path), out=str(tmp_path / "head"))
     assert train(head).num_components == 18
     with pytest.raises(BadInputError, match="no column 'nome'"):
         progress.run(train_job(changed(config, label_column="nome"), overwrite=True))

@@ -15,12 +15,10 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 from shapely.geometry import box
 
-from geo_mvmf import durable, sphere
+from geo_mvmf import durable
 from geo_mvmf.model import checkpoint
 from geo_mvmf.model.augmentation import Augmentation
 from geo_mvmf.model.configuration import TrainingConfig
@@ -76,18 +74,8 @@ CONTEXT.set_forkserver_preload(["geo_mvmf.model.training", "PIL.PngImagePlugin"]
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    directions = sphere.random_directions(48, rng)
-    longitude, latitude = sphere.to_longitude_latitude(directions)
-    names = [f"{number:02d}.png" for number in range(48)]
-    for name, direction in zip(names, directions, strict=True):
-        pixels = 127 + 120 * direction + rng.normal(0, 4, (8, 8, 3))
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
-    pd.DataFrame({"path": names, "longitude": longitude, "latitude": latitude}).to_csv(
-        folder / "photos.csv", index=False
-    )
+def config(make_photos):
+    folder = make_photos(48)
     return TrainingConfig(
         stage="finetune",
         table=str(folder / "photos.csv"),
@@ -209,7 +197,8 @@ def countries(config):
     )
     path = Path(config.table).parent / "countries.gpkg"
     layer.to_file(path)
-    return dataclasses.replace(config, stage="backbone", polygons=str(path), label_column="name")
+    no_components = {"num_components": None, "initial_log_concentration": "auto", "train_mean_directions": False}
+    return dataclasses.replace(config, stage="backbone", polygons=str(path), label_column="name", **no_components)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +223,7 @@ def test_six_kills_and_the_bundle_is_the_same(config, undisturbed, tmp_path):
 @pytest.mark.hard
 @pytest.mark.timeout(1200)
 def test_many_kills_of_stage_head_and_its_feature_cache(config, tmp_path):
-    config = dataclasses.replace(config, stage="head", ema_decay=0.0)
+    config = dataclasses.replace(config, stage="head", ema_decay=0.0, augment=Augmentation())
     first, whole, run = (dataclasses.replace(config, out=str(tmp_path / name)) for name in ("first", "whole", "run"))
     assert run_to_the_end(first) == 0  # it may have waited for the fork server's imports
     start = time.monotonic()
@@ -250,7 +239,7 @@ def test_many_kills_of_stage_head_and_its_feature_cache(config, tmp_path):
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_many_kills_of_a_head_with_the_fused_update(config, tmp_path, kind):
     """In float32 to the bits of the plain optimiser, even; in bfloat16 with the same rounding at random."""
-    config = dataclasses.replace(config, stage="head", fused_optimiser=kind)
+    config = dataclasses.replace(config, stage="head", fused_optimiser=kind, augment=Augmentation())
     whole, run = (dataclasses.replace(config, out=str(tmp_path / name)) for name in ("whole", "run"))
     expected = train(whole).digest
     plain = train(dataclasses.replace(whole, out=str(tmp_path / "plain"), fused_optimiser="none")).digest

@@ -5,11 +5,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
 
 from geo_mvmf import cli, sphere
 from geo_mvmf.errors import TrainingError, UsageError
@@ -25,19 +23,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Forty images whose colour tells where they are."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    directions = sphere.random_directions(40, rng)
-    longitude, latitude = sphere.to_longitude_latitude(directions)
-    names = [f"{number:02d}.png" for number in range(40)]
-    for name, direction in zip(names, directions, strict=True):
-        pixels = 127 + 120 * direction + rng.normal(0, 4, (8, 8, 3))
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
-    table = pd.DataFrame({"path": names, "longitude": longitude, "latitude": latitude})
-    table.to_csv(folder / "photos.csv", index=False)
-    return folder
+def photos(make_photos):
+    return make_photos(40)
 
 
 @pytest.fixture
@@ -60,6 +47,9 @@ def config(photos, tmp_path):
         validation_fraction=0.2,
         device="cpu",
     )
+
+
+NONE = {"validation": "none", "validation_fraction": 0.05, "validate_steps": None}
 
 
 def changed(config, **options):
@@ -252,7 +242,7 @@ def test_no_readable_image_in_any_part_is_an_error(config):
 
 @pytest.mark.parametrize("head", ["mvmf", "cross_entropy"])
 def test_the_bias_begins_at_counts_or_zero_or_is_not_there(config, tmp_path, head):
-    config = changed(config, head=head, num_components=6, validation="none")
+    config = changed(config, head=head, num_components=6, initial_log_concentration="auto", **NONE)
     found = {}
     for bias in ("counts", "zeros", "none"):
         whole = changed(config, bias=bias, out=str(tmp_path / bias))
@@ -278,7 +268,7 @@ def test_the_bias_begins_at_counts_or_zero_or_is_not_there(config, tmp_path, hea
 
 @pytest.mark.parametrize("fused", ["none", "float32"])  # fused, no parameter is left to the other optimiser
 def test_a_run_without_a_bias_goes_on_to_the_same_bits(config, tmp_path, fused):
-    config = changed(config, bias="none", validation="none", checkpoint_steps=5, fused_optimiser=fused)
+    config = changed(config, bias="none", checkpoint_steps=5, fused_optimiser=fused, **NONE)
     whole = Path(train(config).path).read_bytes()
     part = changed(config, out=str(tmp_path / "stopped"))
     job = train_job(part)
