@@ -210,6 +210,7 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(predicting, "PART_ROWS", PART_ROWS)
 
 
+@pytest.mark.hard
 def test_parts_of_another_bundle_are_not_used(small_parts, long_table, bundle_path, tmp_path):
     table, whole = long_table
     other = untrained_bundle(seed=5)
@@ -226,6 +227,7 @@ def test_parts_of_another_bundle_are_not_used(small_parts, long_table, bundle_pa
 @pytest.mark.parametrize(
     "changed", ["image_id", *(pytest.param(name, marks=pytest.mark.hard) for name in ("estimator", "claims", "column"))]
 )
+@pytest.mark.hard
 def test_parts_of_another_question_are_not_used(small_parts, bundle_path, long_table, tmp_path, changed):
     folder, _ = long_table
     frame = pd.DataFrame({"path": [f"{i:02d}.png" for i in range(18)], "lon": 1.0, "lat": 2.0, "note": "a"})
@@ -273,6 +275,7 @@ def test_an_interrupted_writing_of_layers_goes_on_from_the_predictions_file(long
     assert "a.nc: exists already" in refused.stderr
 
 
+@pytest.mark.hard
 def test_a_run_that_was_killed_between_its_files_writes_those_that_are_missing(long_table, bundle_path, tmp_path):
     table, _ = long_table
     command = ("predict", table, "--bundle", bundle_path, "--out", tmp_path / "out")
@@ -290,6 +293,7 @@ def test_a_run_that_was_killed_between_its_files_writes_those_that_are_missing(l
     assert "exists already" in refused.stderr
 
 
+@pytest.mark.hard
 def test_a_strict_run_goes_on_too_but_not_from_failed_rows(long_table, bundle_path, tmp_path):
     table, _ = long_table
     command = ("predict", table / "00.png", "--bundle", bundle_path, "--out", tmp_path / "a.csv", "--strict")
@@ -316,6 +320,7 @@ def test_parts_of_an_image_that_was_replaced_are_not_used(small_parts, bundle_pa
     assert differences(out, tmp_path / "fresh.nc") == []
 
 
+@pytest.mark.hard
 def test_nothing_is_replaced_unasked_and_all_of_it_when_asked(long_table, bundle_path, tmp_path):
     table, whole = long_table
     out = tmp_path / "a.nc"

@@ -74,6 +74,7 @@ def test_blocks_change_nothing(monkeypatch):
     assert np.allclose(whole[1], parts[1], rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.hard
 def test_memory_of_log_density_is_bounded():
     import tracemalloc
 

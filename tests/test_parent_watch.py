@@ -66,6 +66,7 @@ def guarded(parent, guard="parent_watch.guard(0)"):
                 os.kill(pid, 9)
 
 
+@pytest.mark.hard
 def test_neither_a_dead_parent_nor_an_ended_input_alone_ends_it():
     with guarded("leaves") as (parent, writer, pid):
         writer.write(b"!")  # the child was heard of: it is guarded

@@ -269,7 +269,8 @@ def test_the_feature_distance_and_training_area_are_of_the_bundle(make_album, tm
 # --- acceptance rows ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator", ["component", pytest.param("mode", marks=pytest.mark.hard)])
+@pytest.mark.hard
+@pytest.mark.parametrize("estimator", ["component", "mode"])
 def test_row_19_a_batch_repeats_no_constant_work(bundle, make_album, tmp_path, monkeypatch, estimator):
     """What does not depend on the image is done as often for 64 images as for one; calls are counted, not seconds."""
     make_album(tmp_path, 64)

@@ -192,7 +192,8 @@ def test_the_layer_stays_until_the_new_one_is_there(asked, tmp_path):
 # --- a finished prediction whose outputs are missing ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overwrite", some(True, of=(True, False)))
+@pytest.mark.hard
+@pytest.mark.parametrize("overwrite", [True, False])
 def test_a_cancel_during_regions_keeps_the_points_and_the_prediction(asked, tmp_path, counted, overwrite):
     store, points, regions = tmp_path / "a.nc", tmp_path / "p.gpkg", tmp_path / "r.gpkg"
     asked |= {"out": store, "points": points, "regions": regions, "overwrite": overwrite, **LEVELS}

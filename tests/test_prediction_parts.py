@@ -100,7 +100,7 @@ def many_components(sharpness):
     return dataclasses.replace(plain, head=head.eval(), cell_ids=cells, counts=np.arange(cells.size))
 
 
-@pytest.mark.parametrize("estimator", ["component", "mode"])
+@pytest.mark.parametrize("estimator", ["component", pytest.param("mode", marks=pytest.mark.hard)])
 def test_the_components_that_an_image_keeps_tell_as_much_of_it_as_all(table, monkeypatch, estimator):
     """What is left out holds 1e-4 of the weight; the truth is judged by all components, for it may lie out there."""
     table = table.assign(longitude=np.linspace(-170.0, 170.0, len(table)), latitude=-75.0)

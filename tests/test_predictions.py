@@ -71,6 +71,7 @@ raster = found.density(geo_mvmf.Grid.globe(10.0), "1.png")
 """
 
 
+@pytest.mark.hard
 def test_row_18_predictions_reopen_without_torch_and_pickle(found, tmp_path):
     """In a process where torch cannot be imported and an audit hook notes every class a pickle would load."""
     code = READER + "print(json.dumps([raster.values.sum(), list(regions['area_km2']), unpickled]))"

@@ -72,6 +72,7 @@ def test_few_images_need_no_processes(store, monkeypatch):
     assert len(result_of(region_job.regions_job(store, np.arange(0), LEVELS, workers=8))[0]) == 0
 
 
+@pytest.mark.hard
 def test_an_interruption_leaves_no_process_and_ends_nobody_elses(store):
     job = region_job.regions_job(store, np.flatnonzero(store.is_predicted), LEVELS, workers=2)
     next(job)
@@ -86,6 +87,7 @@ def test_an_interruption_leaves_no_process_and_ends_nobody_elses(store):
     theirs.join()
 
 
+@pytest.mark.hard
 def test_a_process_that_is_ended_from_outside_is_a_clear_error(store):
     job = region_job.regions_job(store, np.tile(np.flatnonzero(store.is_predicted), 20), LEVELS, workers=2)
     next(job)

@@ -202,6 +202,7 @@ def test_a_hundred_components_need_a_bounded_number_of_cells():
     assert cells.cell_ids.size < 500_000
 
 
+@pytest.mark.hard
 def test_thirty_thousand_flat_components_take_bounded_memory():
     import tracemalloc
 
@@ -219,7 +220,8 @@ def test_thirty_thousand_flat_components_take_bounded_memory():
     assert peak < 1e9
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.hard) for seed in (1, 2))])
+@pytest.mark.hard
+@pytest.mark.parametrize("seed", range(3))
 def test_patches_hold_every_component_that_reaches_them(seed):
     """At its nodes a patch has the density of the whole mixture, however few of its components it was told of."""
     mixture = mixed(c=60, seed=seed)

@@ -168,6 +168,7 @@ def on_a_full_disk(folder):
     return outcomes
 
 
+@pytest.mark.hard
 def test_a_full_disk_is_an_error_that_names_the_file_and_harms_nothing(tmp_path):
     code = (
         "import json, pathlib, runpy, sys\n"

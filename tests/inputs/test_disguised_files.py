@@ -181,6 +181,7 @@ def read_table_and_its_images(path):
 READERS = (photos.read_photo, photos.read_metadata, polygons.read_polygons, read_table_and_its_images)
 
 
+@pytest.mark.hard
 def test_disguised_files_are_refused_and_lead_nowhere(canary, listener, tmp_path):
     cases = 0
     made = payloads(canary, listener.port, tmp_path)

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geo_mvmf.errors import BadInputError, UsageError
@@ -173,6 +173,7 @@ def _as_lists(path):
     return parts, path
 
 
+@settings(max_examples=40)
 @given(st.lists(st.from_regex(r"[aAbB019²٣._\x01-]{1,6}(/[aB019._-]{1,5}){0,2}", fullmatch=True), max_size=9))
 def test_natural_keys_sort_numbers_as_numbers(names):
     assert sorted(names, key=natural_key) == sorted(names, key=_as_lists)

@@ -526,6 +526,7 @@ def test_bombs_are_refused_from_the_header_in_little_memory(bombs):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.hard
 def test_broken_twin_without_a_budget_a_bomb_goes_off(bombs):
     twin = PEAK.replace("photos.read_photo(path, resize=int(sys.argv[1]), crop=int(sys.argv[1]))", "decode(path)")
     twin = (

@@ -280,6 +280,7 @@ def test_no_rows(house):
     assert tables.training_rows(table).tolist() == []
 
 
+@pytest.mark.hard
 def test_ten_thousand_columns(house):
     names = ",".join(f"c{n}" for n in range(10_000))
     table = read(house, f"path,{names}\na.jpg,{','.join('1' * 10_000)}\n")

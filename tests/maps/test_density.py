@@ -159,7 +159,7 @@ class TestValues:
         north, south = (raster * raster.cell_area_km2)[0].sum("x").to_numpy()
         assert (north, south) == pytest.approx((1.0, 0.0), abs=1e-5)
 
-    @pytest.mark.parametrize("crs", [6933, 8857])
+    @pytest.mark.parametrize("crs", [6933, pytest.param(8857, marks=pytest.mark.hard)])
     def test_narrow_cells_keep_their_probability_where_a_pole_or_a_rim_cuts_raster_cells(self, mixture_of, crs):
         peaks = mixture_of(sphere.to_directions([0.0, 179.5, 20.0], [89.0, 10.0, 70.0]), 9.0)
         grid = Grid.from_bounds(-17.4e6, -8.5e6, 17.4e6, 8.5e6, 5.8e5, crs=crs)
@@ -224,6 +224,7 @@ class TestAreas:
             expected = by_brute_force(uniform, grid, cells, 40) * sphere.EARTH_AREA_KM2
             assert density.cell_area_km2(grid).ravel()[cells] == pytest.approx(expected, rel=1e-4)
 
+    @pytest.mark.hard
     def test_outside_the_domain_is_nan_and_what_is_inside_counts(self, edges_of_the_earth, mass_of, mixture_of):
         grid = Grid.from_bounds(-18.1e6, -9.1e6, 18.1e6, 9.1e6, 1e6, crs="ESRI:54009")
         areas = density.cell_area_km2(grid)

@@ -55,6 +55,7 @@ def test_mixtures_against_forty_thousand_samples(c, low, high):
         assert judged["log_density"] == pytest.approx(value, abs=1e-9)
 
 
+@pytest.mark.hard
 def test_row_17_searched_probability_of_simulated_truths_is_uniform():
     """A p-region covers the truth p of the time (binomial bounds, 1000 draws)."""
     mixture = random_mixture(7, 25, 5, 9)

@@ -379,6 +379,7 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_bits(kind, head, tmp_pat
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.hard
 def test_twins_that_forget_moments_steps_or_seed_at_resuming_are_caught(tmp_path, monkeypatch):
     options = config(fused_optimiser="bfloat16")
     expected = go_on(make_learner(options), range(12)).tensors()["model.head.weight"]

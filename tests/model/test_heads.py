@@ -110,6 +110,7 @@ def test_projection_of_frozen_mean_directions_does_nothing():
     torch.testing.assert_close(head.mean_directions, before, rtol=0, atol=1e-15)
 
 
+@pytest.mark.hard
 def test_trained_mean_directions_and_concentrations_find_the_data():
     """Fitting all of it: two towns, two components begun 1,500 km away."""
     towns = sphere.to_directions([2.35, 13.4], [48.86, 52.52])

@@ -79,6 +79,7 @@ def test_any_content_survives_and_the_order_of_mappings_does_not_matter(tmp_path
     assert all((found[name] == array).all() and found[name].dtype == array.dtype for name, array in arrays.items())
 
 
+@pytest.mark.hard
 def test_every_single_flipped_bit_is_detected(small):
     sealed.write_sealed(small, {"a": np.arange(9, dtype=np.uint8)}, {}, overwrite=True)
     content = small.read_bytes()

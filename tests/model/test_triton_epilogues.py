@@ -34,6 +34,7 @@ def run(environment, *arguments):
 
 
 @needs_triton
+@pytest.mark.hard
 def test_kernels_in_the_interpreter():
     run({"TRITON_INTERPRET": "1"}, "-k", "test_kernels or 12.0-partly")
 

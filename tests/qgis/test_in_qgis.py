@@ -78,6 +78,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.hard
 def test_workers_that_misbehave_get_one_clear_message_each(probe, fake_python, asked):
     steps = [check(python=str(fake_python(behaviour))) for behaviour in FAILURES]
     seen = probe({"do": "run_each", "steps": steps})
