@@ -60,7 +60,7 @@ def near_pairs(points: FloatArray, mean_directions: FloatArray, chords: FloatArr
     Parameters
     ----------
     points : ndarray of float64, shape (M, 3)
-        Unit vectors.
+        Unit vectors, or of both places from `apart`.
     mean_directions : ndarray of float64, shape (C, 3)
         Unit vectors.
     chords : ndarray of float64, shape (C,)
@@ -92,6 +92,29 @@ def near_pairs(points: FloatArray, mean_directions: FloatArray, chords: FloatArr
             component = some[found["i"]]
             kept = found["v"] <= chords[component]
             yield Pairs(found["j"][kept].astype(np.int64), component[kept], found["v"][kept])
+
+
+def apart(directions: FloatArray, image: IntArray) -> FloatArray:
+    """Place the directions of different images so far from each other that no component reaches across.
+
+    Parameters
+    ----------
+    directions : ndarray of float64, shape (P, 3)
+        Unit vectors.
+    image : ndarray of int64, shape (P,)
+        Number of the image that each belongs to.
+
+    Returns
+    -------
+    ndarray of float64, shape (P, 4)
+        Distances between those of one image are as they were, to the last bit.
+
+    Examples
+    --------
+    >>> apart(np.eye(3)[:2], np.array([0, 1])).tolist()
+    [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 8.0]]
+    """
+    return np.column_stack([directions, 8.0 * image])  # the sphere is 2 across, and two reaches are 4 at most
 
 
 def squared_chords(points: FloatArray, mean_directions: FloatArray) -> FloatArray:

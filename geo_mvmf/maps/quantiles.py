@@ -16,7 +16,6 @@ IntArray = npt.NDArray[np.int64]
 
 _DROPPED_BITS = 17  # of a float32: bins of 8 bits of exponent and 6 of fraction, so values in one differ by 1.6 %
 _TOP = np.uint32(0x7FFFFFFF)
-_BINS = 1 << (31 - _DROPPED_BITS)
 
 
 class Bins(NamedTuple):
@@ -27,7 +26,7 @@ class Bins(NamedTuple):
     number : ndarray of int64, shape (n,)
         Bin of each value; higher values have higher numbers, or lower ones where descending.
     mass : ndarray of float64, shape (bins,)
-        Mass of each bin.
+        Mass of each bin from the first to the last that has values.
     until : ndarray of float64, shape (bins,)
         Mass of each bin and all before it.
     """
@@ -67,7 +66,8 @@ def binned(values: npt.NDArray[np.floating], mass: FloatArray, *, descending: bo
     # the bits of floats that are not negative are in the order of their values
     bits = np.asarray(values, dtype=np.float32).view(np.uint32)
     number = ((_TOP - bits if descending else bits) >> _DROPPED_BITS).astype(np.int64)
-    held = np.asarray(np.bincount(number, mass, minlength=_BINS), dtype=np.float64)
+    number -= number.min()  # of all bins there could be, most are below the lowest or above the highest value
+    held = np.asarray(np.bincount(number, mass), dtype=np.float64)
     return Bins(number, held, np.cumsum(held))
 
 
@@ -130,7 +130,7 @@ def sums_above(
     [1.0, 3.0]
     """
     bins = binned(values, mass, descending=True)
-    amounts = np.bincount(bins.number, amount, minlength=_BINS)
+    amounts = np.bincount(bins.number, amount)
     until = np.cumsum(amounts)
     result = []
     for share in shares:

@@ -11,7 +11,7 @@ components matter, the nodes are a stratified sample instead (`sunflowers`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from geo_mvmf import s2, sphere, vmf
-from geo_mvmf.maps import near, quantiles
+from geo_mvmf.maps import near, own_nodes, quantiles
 from geo_mvmf.maps.once import OncePerComponents
 from geo_mvmf.maps.sunflowers import Nodes, Sunflowers
 from geo_mvmf.mixture import CellMixture, VmfMixture
@@ -34,9 +34,6 @@ _TAIL = 1e-4  # weight of the lightest components that a summary leaves out
 _FEW = 96  # mattering components up to which they have rings
 _IMAGES_AT_ONCE = 16  # densities of so many images are computed together
 _CELL_POINTS = 1 << 14  # points that stand for the cells of one image of a CellMixture
-_RINGS = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.995, 0.9999)  # quantiles between rings
-_NODES = 6  # of a ring
-_REACH = 24.0  # nats below its peak at which a component is no longer felt
 _SIGMAS = 6.5  # a cap's edge further from a component than this holds all or nothing of it (1e-8)
 
 
@@ -256,13 +253,14 @@ def _all_nodes(mixture: VmfMixture | CellMixture, tail: float = _TAIL) -> Iterat
     for start in range(0, len(mixture), _IMAGES_AT_ONCE):
         weights = np.exp(mixture.log_mixing_weights[start : start + _IMAGES_AT_ONCE])
         chosen = [_mattering(row, tail) for row in weights]
-        broad = [i for i, few in enumerate(chosen) if few.size > MANY]
-        # components of a few images alone are nobody else's: what is made of them need not be kept
-        make = _sunflowers if tail else Sunflowers.of
-        flowers = make(mixture.mean_directions, mixture.log_concentrations) if broad else None
+        # what was left out before is not there to be shared: of those components every image has its own
+        is_broad = [tail > 0.0 and few.size > MANY for few in chosen]
+        broad = np.flatnonzero(is_broad)
+        flowers = _sunflowers(mixture.mean_directions, mixture.log_concentrations) if broad.size else None
         shared = flowers.nodes(weights[broad], [chosen[i] for i in broad]) if flowers else iter(())
-        for i, few in enumerate(chosen):
-            yield next(shared) if few.size > MANY else _own_nodes(mixture, few, weights[i], is_whole=tail > 0.0)
+        own = _own_nodes(mixture, weights, chosen, np.flatnonzero(~np.array(is_broad)), is_whole=tail > 0.0)
+        for i in range(len(chosen)):
+            yield next(shared) if is_broad[i] else own[i]
 
 
 def _mattering(weights: FloatArray, tail: float) -> IntArray:
@@ -273,17 +271,30 @@ def _mattering(weights: FloatArray, tail: float) -> IntArray:
     return np.flatnonzero(weights >= ordered[min(cut, weights.size - 1)])
 
 
-def _own_nodes(mixture: VmfMixture, chosen: IntArray, weights: FloatArray, *, is_whole: bool) -> Nodes:
-    """Nodes of an image's own components; what is made of all components of a bundle is made once."""
-    share = weights[chosen] / weights[chosen].sum()
-    components = mixture.mean_directions[chosen], mixture.log_concentrations[chosen]
-    if chosen.size > _FEW:
-        return next(Sunflowers.of(*components).nodes(share[None], [np.arange(chosen.size)]))
-    if is_whole and chosen.size == mixture.num_components:
-        operator = _operators(mixture.mean_directions, mixture.log_concentrations)
-    else:
-        operator = _Operator.of(*components)
-    return operator.nodes(share, operator.density(share[:, None])[:, 0])
+def _own_nodes(
+    mixture: VmfMixture, weights: FloatArray, chosen: Sequence[IntArray], images: IntArray, *, is_whole: bool
+) -> dict[int, Nodes]:
+    """Nodes of images over their own components; what is made of all components of a bundle is made once."""
+    result: dict[int, Nodes] = {}
+    together: dict[Callable[..., Iterator[Nodes]], list[int]] = {own_nodes.rings: [], own_nodes.sunflowers: []}
+    for i in images.tolist():
+        size = chosen[i].size
+        if size > _FEW:
+            together[own_nodes.sunflowers].append(i)
+        elif not is_whole or size < mixture.num_components:
+            together[own_nodes.rings].append(i)
+        else:
+            operator = _operators(mixture.mean_directions, mixture.log_concentrations)
+            share = weights[i] / weights[i].sum()
+            result[i] = operator.nodes(share, operator.density(share[:, None])[:, 0])
+    for make, some in together.items():
+        if some:
+            entries = np.concatenate([chosen[i] for i in some])
+            share = np.concatenate([weights[i, chosen[i]] / weights[i, chosen[i]].sum() for i in some])
+            components = mixture.mean_directions[entries], mixture.log_concentrations[entries]
+            made = make(*components, share, np.array([chosen[i].size for i in some]))
+            result.update(zip(some, made, strict=True))
+    return result
 
 
 _sunflowers = OncePerComponents(Sunflowers.of)
@@ -302,7 +313,7 @@ class _Operator:
 
     @classmethod
     def of(cls, mean_directions: FloatArray, log_concentrations: FloatArray) -> _Operator:
-        direction, share = _ring_nodes(mean_directions, log_concentrations)
+        direction, share = own_nodes.ring_nodes(mean_directions, log_concentrations)
         direction = np.concatenate([direction, mean_directions])
         matrix = _density_matrix(direction, mean_directions, log_concentrations)
         return cls(direction, share, matrix)
@@ -326,32 +337,9 @@ class _Operator:
 _operators = OncePerComponents(_Operator.of)
 
 
-def _ring_nodes(mu: FloatArray, log_kappa: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Directions of the nodes, (J * C, 3), those of one node of all components together; their shares, (J, 1)."""
-    edges = np.array(_RINGS)
-    radius = vmf.cap_quantile(edges[:, None], log_kappa[None, :])  # (R + 1, C)
-    height = 2.0 * np.sin(radius / 2.0) ** 2
-    mass, area = np.diff(edges), 2.0 * np.pi * np.diff(height, axis=0)
-    kappa = np.exp(log_kappa)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # where the density equals the ring's mean: log c - kappa h = log(mass / area)
-        at = (vmf.log_normaliser(log_kappa) - np.log(mass[:, None] / area)) / kappa
-    middle = 0.5 * (height[:-1] + height[1:])
-    at = np.where((at >= height[:-1]) & (at <= height[1:]), at, middle)
-    angle = 2.0 * np.arcsin(np.sqrt(np.clip(at, 0.0, 2.0) / 2.0))  # (R, C)
-    basis = sphere.tangent_basis(mu)  # (C, 2, 3)
-    directions, shares = [], []
-    for ring in range(mass.size):
-        turn = 2.0 * np.pi * (np.arange(_NODES) + 0.5 * ring) / _NODES + ring
-        sideways = np.cos(turn)[:, None, None] * basis[:, 0] + np.sin(turn)[:, None, None] * basis[:, 1]
-        directions.append(np.cos(angle[ring])[:, None] * mu + np.sin(angle[ring])[:, None] * sideways)
-        shares.append(np.full((_NODES, 1), mass[ring] / _NODES))
-    return np.concatenate(directions).reshape(-1, 3), np.concatenate(shares)
-
-
 def _density_matrix(nodes: FloatArray, mu: FloatArray, log_kappa: FloatArray) -> sparse.csr_array:
     """Density of each component at each node it reaches, (nodes, C)."""
-    chord = near.chord_of(log_kappa, _REACH)
+    chord = near.chord_of(log_kappa, own_nodes.RING_REACH)
     lists = cKDTree(nodes).query_ball_point(mu, chord)
     counts = np.array([len(found) for found in lists], dtype=np.int64)
     rows = np.concatenate([np.asarray(found, dtype=np.int64) for found in lists])

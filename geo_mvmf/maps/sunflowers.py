@@ -1,14 +1,18 @@
-"""Nodes of mixtures in which many components matter: sunflowers about the mean directions, shared by all images.
+"""Nodes of mixtures in which many components matter: sunflowers about the mean directions.
 
 Where hundreds of components hold an image's mass, none needs many nodes. Each has a few that are spread evenly over
 its own probability in the spiral of a sunflower (Vogel 1979), turned and shifted from component to component so that
 the errors of neighbours cancel. All nodes together are a stratified sample of the mixture: sums over them have no
 bias, however few nodes a component has, and a component has the more of them the more it weighs.
+
+Images in which nearly everything matters share their nodes, and matrices that relate them to all components. Images
+over a few components each have nodes of their own, made for several images at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,8 +26,12 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Singles = npt.NDArray[np.float32]
 
-_SEVERAL, _MANY = 4, 32  # nodes of a component that is not light, and of a heavy one
-_HEAVIER = (1.0 / 4096.0, 1.0 / 256.0)  # mixing weights from which a component has several nodes, and many
+SEVERAL, MANY = 4, 32
+"""Nodes of a component that is not light, and of a heavy one."""
+
+HEAVIER = (1.0 / 4096.0, 1.0 / 256.0)
+"""Mixing weights from which a component has several nodes, and many."""
+
 _HELD = 0.9999  # of a component's mass lies where its nodes may be
 _REACH = 10.0  # nats below its peak at which a component is no longer felt
 _FAINT = 1e-6  # of a heavy component's peak: what adds less than this at its own peak is left out
@@ -59,8 +67,8 @@ class Nodes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sunflowers:
-    """Nodes of a set of components, and the matrices from mixing weights to densities at the nodes.
+class Felt:
+    """Components, and which of them may be felt where each has its nodes.
 
     Parameters
     ----------
@@ -68,16 +76,146 @@ class Sunflowers:
         Unit vectors.
     log_concentrations : ndarray of float64, shape (C,)
         Natural logarithms of kappa.
-    densest : ndarray of float64, shape (C,)
-        Density of each component at its mean direction, per steradian.
+    starts, others : ndarray of int64 (C + 1,) and of int32 (P,)
+        Where component i has its nodes, components others[starts[i]:starts[i + 1]] may be felt.
+    reach : float
+        Nats below its peak at which a component is no longer felt.
+
+    Examples
+    --------
+    >>> felt = Felt.of(np.eye(3), np.full(3, 9.0))
+    >>> felt.others[felt.starts[1] : felt.starts[2]].tolist()
+    [1]
+    """
+
+    mean_directions: FloatArray
+    log_concentrations: FloatArray
+    starts: IntArray
+    others: npt.NDArray[np.int32]
+    reach: float
+
+    @classmethod
+    def of(
+        cls,
+        mean_directions: FloatArray,
+        log_concentrations: FloatArray,
+        image: IntArray | None = None,
+        *,
+        reach: float = _REACH,
+    ) -> Felt:
+        """Find which components may be felt where.
+
+        Parameters
+        ----------
+        mean_directions : ndarray of float64, shape (C, 3)
+        log_concentrations : ndarray of float64, shape (C,)
+        image : ndarray of int64, shape (C,), optional
+            Components of different images feel nothing of each other.
+        reach : float
+            Nats.
+
+        Examples
+        --------
+        See `Felt`.
+        """
+        places = mean_directions if image is None else near.apart(mean_directions, image)
+        chord = near.chord_of(log_concentrations, reach)
+        own = near.chord_of(log_concentrations, -float(np.log1p(-_HELD)))
+        octave = np.floor(np.log2(own)).astype(np.int64)
+        owners, others = [], []
+        for number in np.unique(octave):
+            group = np.flatnonzero(octave == number)
+            for pairs in near.near_pairs(places[group], places, chord + own[group].max()):
+                owner = group[pairs.point]
+                kept = pairs.chord <= chord[pairs.component] + own[owner]
+                owners.append(owner[kept].astype(np.int32))
+                others.append(pairs.component[kept].astype(np.int32))
+        owner, other = np.concatenate(owners), np.concatenate(others)
+        order = np.lexsort((other, owner))
+        starts = np.searchsorted(owner[order], np.arange(len(places) + 1)).astype(np.int64)
+        return cls(mean_directions, log_concentrations, starts, other[order], reach)
+
+    @functools.cached_property
+    def densest(self) -> FloatArray:
+        """Density of each component at its mean direction, per steradian, (C,)."""
+        return np.exp(vmf.log_normaliser(self.log_concentrations))
+
+    def in_blocks(self, chosen: IntArray, number: int) -> list[IntArray]:
+        """Split components so that about a million densities of one component at one node are made at a time.
+
+        Parameters
+        ----------
+        chosen : ndarray of int64, shape (H,)
+        number : int
+            Nodes of each.
+
+        Examples
+        --------
+        >>> [some.tolist() for some in Felt.of(np.eye(3), np.full(3, 9.0)).in_blocks(np.arange(3), 1 << 20)]
+        [[0], [1], [2]]
+        """
+        values = np.cumsum(number * (self.starts[chosen + 1] - self.starts[chosen])) // _VALUES_AT_ONCE
+        return [some for some in np.split(chosen, np.flatnonzero(np.diff(values)) + 1) if some.size]
+
+    def densities(self, peak: FloatArray, chosen: IntArray, points: FloatArray, *, is_heavy: bool) -> FloatArray:
+        """Give the density at points of some components.
+
+        Parameters
+        ----------
+        peak : ndarray of float64, shape (C,)
+            Mixing weight times density at the mean direction, per steradian.
+        chosen : ndarray of int64, shape (H,)
+            Components whose points these are, at least one.
+        points : ndarray of float64, shape (J, H, 3)
+            Unit vectors.
+        is_heavy : bool
+            Whether what adds next to nothing at a component's own peak is left out; else what has fallen too far below
+            its own peak is.
+
+        Returns
+        -------
+        ndarray of float64, shape (J, H)
+            Per steradian.
+
+        Examples
+        --------
+        >>> felt = Felt.of(np.eye(3), np.full(3, 9.0))
+        >>> felt.densities(np.ones(3), np.arange(2), np.eye(3)[None, :2], is_heavy=True).tolist()
+        [[1.0, 1.0]]
+        """
+        sizes = self.starts[chosen + 1] - self.starts[chosen]
+        owner = np.repeat(np.arange(chosen.size), sizes)
+        first = np.cumsum(sizes) - sizes
+        other = self.others[self.starts[chosen][owner] + np.arange(owner.size) - first[owner]]
+        if is_heavy:
+            strong = peak[other] >= _FAINT * peak[chosen][owner]  # a component itself always is
+            owner, other = owner[strong], other[strong]
+        squared = np.zeros((len(points), owner.size))
+        for axis in range(3):
+            gap = points[..., axis].take(owner, axis=1)
+            gap -= self.mean_directions[other, axis]
+            squared += np.square(gap, out=gap)
+        below = 0.5 * np.exp(self.log_concentrations[other]) * squared  # nats
+        value = peak[other] * np.exp(-below)
+        if not is_heavy:
+            value *= below <= self.reach
+        return np.add.reduceat(value, np.searchsorted(owner, np.arange(chosen.size)), axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sunflowers:
+    """Nodes of a set of components, and the matrices from mixing weights to densities at the nodes.
+
+    Parameters
+    ----------
+    felt : Felt
+        The components.
     direction : ndarray of float32, shape (3, 5 C)
         One node of each component, then four of each; rounded to half a metre.
     single : csr_array of float32, shape (2 C, C)
         Density of each component at the one node of each, and at its mean direction.
     several : csr_array of float32, shape (4 C, C)
         Density of each component at the four nodes of each.
-    starts, felt : ndarray of int64 (C + 1,) and of int32 (P,)
-        Where component i has its nodes, components felt[starts[i]:starts[i + 1]] may be felt.
 
     Examples
     --------
@@ -87,14 +225,10 @@ class Sunflowers:
     ((3, 96), 1.0)
     """
 
-    mean_directions: FloatArray
-    log_concentrations: FloatArray
-    densest: FloatArray
+    felt: Felt
     direction: Singles
     single: sparse.csr_array
     several: sparse.csr_array
-    starts: IntArray
-    felt: npt.NDArray[np.int32]
 
     @classmethod
     def of(cls, mean_directions: FloatArray, log_concentrations: FloatArray) -> Sunflowers:
@@ -109,18 +243,15 @@ class Sunflowers:
         --------
         See `Sunflowers`.
         """
-        starts, felt = _felt(mean_directions, log_concentrations)
-        one, four = (_flowers(mean_directions, log_concentrations, number) for number in (1, _SEVERAL))
-        owner = np.repeat(np.arange(len(mean_directions)), np.diff(starts))
+        felt = Felt.of(mean_directions, log_concentrations)
+        one, four = (flowers(mean_directions, log_concentrations, number) for number in (1, SEVERAL))
+        owner = np.repeat(np.arange(len(mean_directions)), np.diff(felt.starts))
 
         def densities(points: Sequence[FloatArray]) -> sparse.csr_array:
-            blocks = [_block(each, mean_directions, log_concentrations, starts, felt, owner) for each in points]
-            return sparse.csr_array(sparse.vstack(blocks, format="csr"))
+            return sparse.csr_array(sparse.vstack([_block(each, felt, owner) for each in points], format="csr"))
 
-        direction = np.concatenate([_coordinates(one), _coordinates(four)], axis=1)
-        single, several = densities([one[0], mean_directions]), densities(list(four))
-        densest = np.exp(vmf.log_normaliser(log_concentrations))
-        return cls(mean_directions, log_concentrations, densest, direction, single, several, starts, felt)
+        direction = np.concatenate([coordinates(one), coordinates(four)], axis=1)
+        return cls(felt, direction, densities([one[0], mean_directions]), densities(list(four)))
 
     def nodes(self, weights: FloatArray, chosen: Sequence[IntArray]) -> Iterator[Nodes]:
         """Give each image's nodes.
@@ -147,11 +278,11 @@ class Sunflowers:
 
     def _of_image(self, weights: FloatArray, chosen: IntArray, single: Singles, peak: float) -> Nodes:
         own = weights[chosen]
-        light = chosen[own < _HEAVIER[0]]
+        light = chosen[own < HEAVIER[0]]
         parts = [
             (self.direction.take(light, axis=1), single[light], weights[light]),
-            self._of_several(weights, chosen[(own >= _HEAVIER[0]) & (own < _HEAVIER[1])]),
-            *self._of_many(weights, chosen[own >= _HEAVIER[1]]),
+            self._of_several(weights, chosen[(own >= HEAVIER[0]) & (own < HEAVIER[1])]),
+            *self._of_many(weights, chosen[own >= HEAVIER[1]]),
         ]
         direction, density, mass = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
         density = np.maximum(density, np.finfo(np.float32).tiny)
@@ -159,42 +290,52 @@ class Sunflowers:
 
     def _of_several(self, weights: FloatArray, chosen: IntArray) -> tuple[Singles, Singles, FloatArray]:
         size = weights.size
-        rows = (size * np.arange(_SEVERAL)[:, None] + chosen).ravel()
+        rows = (size * np.arange(SEVERAL)[:, None] + chosen).ravel()
         density = self.several[rows] @ weights.astype(np.float32)
-        return self.direction.take(size + rows, axis=1), density, np.tile(weights[chosen] / _SEVERAL, _SEVERAL)
+        return self.direction.take(size + rows, axis=1), density, np.tile(weights[chosen] / SEVERAL, SEVERAL)
 
     def _of_many(self, weights: FloatArray, chosen: IntArray) -> Iterator[tuple[Singles, Singles, FloatArray]]:
         """Nodes of heavy components, their densities summed over what is felt there, a few components at a time."""
-        values = np.cumsum(_MANY * (self.starts[chosen + 1] - self.starts[chosen])) // _VALUES_AT_ONCE
-        for some in np.split(chosen, np.flatnonzero(np.diff(values)) + 1):
-            if some.size:
-                points = _flowers(self.mean_directions[some], self.log_concentrations[some], _MANY, shifted=False)
-                density = self._density(weights, some, points)  # (32, some)
-                mass = np.tile(weights[some] / _MANY, _MANY)
-                yield _coordinates(points), density.ravel().astype(np.float32), mass
-
-    def _density(self, weights: FloatArray, chosen: IntArray, points: FloatArray) -> FloatArray:
-        """Densities, (J, H), at points of heavy components, (J, H, 3)."""
-        peak = weights * self.densest
-        sizes = self.starts[chosen + 1] - self.starts[chosen]
-        owner = np.repeat(np.arange(chosen.size), sizes)
-        first = np.cumsum(sizes) - sizes
-        other = self.felt[self.starts[chosen][owner] + np.arange(owner.size) - first[owner]]
-        strong = peak[other] >= _FAINT * peak[chosen][owner]  # a component itself always is
-        owner, other = owner[strong], other[strong]
-        gap = points[:, owner] - self.mean_directions[other]  # (J, P, 3)
-        kappa = np.exp(self.log_concentrations[other])
-        value = peak[other] * np.exp(-0.5 * kappa * np.einsum("jpk,jpk->jp", gap, gap))
-        return np.add.reduceat(value, np.searchsorted(owner, np.arange(chosen.size)), axis=1)
+        felt = self.felt
+        for some in felt.in_blocks(chosen, MANY):
+            points = flowers(felt.mean_directions[some], felt.log_concentrations[some], MANY, shifted=False)
+            density = felt.densities(weights * felt.densest, some, points, is_heavy=True)  # (32, some)
+            mass = np.tile(weights[some] / MANY, MANY)
+            yield coordinates(points), density.ravel().astype(np.float32), mass
 
 
-def _flowers(mu: FloatArray, log_kappa: FloatArray, number: int, *, shifted: bool = True) -> FloatArray:
-    """Place nodes that hold equal shares of each component, (number, C, 3).
+def flowers(
+    mu: FloatArray, log_kappa: FloatArray, number: int, component: IntArray | None = None, *, shifted: bool = True
+) -> FloatArray:
+    """Place nodes that hold equal shares of each component.
 
     Shifted, each lies somewhere in its share, elsewhere for each component; else in the middle of it, which is better
     for a component by itself.
+
+    Parameters
+    ----------
+    mu : ndarray of float64, shape (C, 3)
+        Mean directions.
+    log_kappa : ndarray of float64, shape (C,)
+        Log concentrations.
+    number : int
+        Nodes of each component.
+    component : ndarray of int64, shape (C,), optional
+        Number of each, 0..C - 1 by default: those of different numbers have their nodes turned and shifted differently.
+    shifted : bool
+
+    Returns
+    -------
+    ndarray of float64, shape (number, C, 3)
+        Unit vectors.
+
+    Examples
+    --------
+    >>> flowers(np.eye(3), np.full(3, 9.0), 4).shape
+    (4, 3, 3)
     """
-    place, component = np.arange(number)[:, None], np.arange(len(mu))
+    place = np.arange(number)[:, None]
+    component = np.arange(len(mu)) if component is None else component
     within = (0.5 + component / _PLASTIC) % 1.0 if shifted else 0.5
     radius = vmf.cap_quantile(_HELD * (place + within) / number, log_kappa)  # (number, C)
     turn = 2.0 * np.pi * ((place * _GOLDEN + component / _PLASTIC**2) % 1.0)
@@ -203,45 +344,34 @@ def _flowers(mu: FloatArray, log_kappa: FloatArray, number: int, *, shifted: boo
     return np.asarray(np.cos(radius)[..., None] * mu + np.sin(radius)[..., None] * sideways)
 
 
-def _coordinates(points: FloatArray) -> Singles:
-    """Points (..., 3) in single precision as three rows, (3, n)."""
+def coordinates(points: FloatArray) -> Singles:
+    """Give points in single precision as three rows.
+
+    Parameters
+    ----------
+    points : ndarray of float64, shape (..., 3)
+
+    Returns
+    -------
+    ndarray of float32, shape (3, n)
+
+    Examples
+    --------
+    >>> coordinates(np.eye(3)[:2]).tolist()
+    [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    """
     return np.ascontiguousarray(points.reshape(-1, 3).T, dtype=np.float32)
 
 
-def _felt(mu: FloatArray, log_kappa: FloatArray) -> tuple[IntArray, npt.NDArray[np.int32]]:
-    """Which components may be felt where each component has its nodes: starts (C + 1,) and components (P,)."""
-    reach = near.chord_of(log_kappa, _REACH)
-    own = near.chord_of(log_kappa, -float(np.log1p(-_HELD)))
-    octave = np.floor(np.log2(own)).astype(np.int64)
-    owners, others = [], []
-    for number in np.unique(octave):
-        group = np.flatnonzero(octave == number)
-        for pairs in near.near_pairs(mu[group], mu, reach + own[group].max()):
-            owner = group[pairs.point]
-            kept = pairs.chord <= reach[pairs.component] + own[owner]
-            owners.append(owner[kept].astype(np.int32))
-            others.append(pairs.component[kept].astype(np.int32))
-    owner, other = np.concatenate(owners), np.concatenate(others)
-    order = np.lexsort((other, owner))
-    starts = np.searchsorted(owner[order], np.arange(len(mu) + 1))
-    return starts.astype(np.int64), other[order]
-
-
-def _block(
-    points: FloatArray,
-    mu: FloatArray,
-    log_kappa: FloatArray,
-    starts: IntArray,
-    felt: npt.NDArray[np.int32],
-    owner: IntArray,
-) -> sparse.csr_array:
+def _block(points: FloatArray, felt: Felt, owner: IntArray) -> sparse.csr_array:
     """Density of each component at one point of each component, (C, C)."""
-    squared = np.zeros(felt.size)
+    mu, log_kappa, other = felt.mean_directions, felt.log_concentrations, felt.others
+    squared = np.zeros(other.size)
     for axis in range(3):
-        squared += (points[owner, axis] - mu[felt, axis]) ** 2
-    kept = squared <= near.chord_of(log_kappa, _REACH)[felt] ** 2
-    column = felt[kept]
+        squared += (points[owner, axis] - mu[other, axis]) ** 2
+    kept = squared <= near.chord_of(log_kappa, _REACH)[other] ** 2
+    column = other[kept]
     height = -0.5 * np.exp(log_kappa)[column] * squared[kept]
     value = np.exp(vmf.log_normaliser(log_kappa)[column] + height).astype(np.float32)
-    until = np.concatenate([[0], np.cumsum(kept)])[starts].astype(np.int32)
+    until = np.concatenate([[0], np.cumsum(kept)])[felt.starts].astype(np.int32)
     return sparse.csr_array((value, column, until), shape=(len(mu), len(mu)))

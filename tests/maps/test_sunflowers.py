@@ -83,7 +83,7 @@ def test_nodes_of_many_components_are_a_sample_without_bias(number):
     """The height above the mean direction is exponential with mean 1 / kappa, the turn about it uniform."""
     c, log_kappa = 2000, 10.0
     mu = np.tile([0.0, 0.0, 1.0], (c, 1))
-    nodes = sunflowers._flowers(mu, np.full(c, log_kappa), number).reshape(-1, 3)
+    nodes = sunflowers.flowers(mu, np.full(c, log_kappa), number).reshape(-1, 3)
     height = np.exp(log_kappa) * 0.5 * ((nodes - mu[0]) ** 2).sum(axis=1)
     assert height.mean() == pytest.approx(1.0, abs=0.01)
     assert np.quantile(height, (0.1, 0.5, 0.9)) == pytest.approx(-np.log([0.9, 0.5, 0.1]), abs=0.01)

@@ -1,0 +1,182 @@
+"""Nodes of images over a few components each, which no other image shares: made for several images at once.
+
+Of a million components an image keeps some hundred. What numpy has to be told for one such image takes longer than
+what it then computes, so the components of several images lie in one list, those of each image together, and an image
+has the same nodes in any company. Where dozens of components matter, each is cut into rings about its mean direction;
+where hundreds do, each has the few nodes of `sunflowers`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from geo_mvmf import sphere, vmf
+from geo_mvmf.maps.sunflowers import HEAVIER, MANY, SEVERAL, Felt, Nodes, flowers
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+RING_REACH = 24.0
+"""Nats below its peak at which a component is no longer felt on rings."""
+
+_RINGS = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.995, 0.9999)  # quantiles between rings
+_NODES = 6  # of a ring
+_TINY = np.finfo(np.float32).tiny
+
+
+def rings(
+    mean_directions: FloatArray, log_concentrations: FloatArray, weights: FloatArray, counts: IntArray
+) -> Iterator[Nodes]:
+    """Give the nodes of images over components of their own, on rings.
+
+    Parameters
+    ----------
+    mean_directions, log_concentrations, weights, counts
+        As `sunflowers`.
+
+    Yields
+    ------
+    Nodes
+        Of every image.
+
+    Examples
+    --------
+    >>> nodes = next(rings(np.eye(3), np.full(3, 9.0), np.array([0.5, 0.3, 0.2]), np.array([3])))
+    >>> nodes.direction.shape, round(float(nodes.mass.sum()), 6)
+    ((3, 234), 1.0)
+    """
+    felt = Felt.of(mean_directions, log_concentrations, np.repeat(np.arange(counts.size), counts), reach=RING_REACH)
+    places, share = ring_nodes(mean_directions, log_concentrations)
+    # the mean directions themselves hold no mass and find the peak
+    points = np.concatenate([places.reshape(len(share), -1, 3), mean_directions[None]])
+    density = _densities(felt, weights, points)
+    for start, stop in itertools.pairwise([0, *np.cumsum(counts).tolist()]):
+        its = slice(start, stop)
+        mass = (share * weights[its]).ravel()
+        direction = points[:-1, its].reshape(-1, 3).T
+        at_nodes = np.maximum(density[:-1, its].ravel(), _TINY)
+        yield Nodes(direction, at_nodes, mass / mass.sum(), float(density[:, its].max()), float(weights[its].max()))
+
+
+def sunflowers(
+    mean_directions: FloatArray, log_concentrations: FloatArray, weights: FloatArray, counts: IntArray
+) -> Iterator[Nodes]:
+    """Give the nodes of images over components of their own.
+
+    Parameters
+    ----------
+    mean_directions : ndarray of float64, shape (T, 3)
+        Unit vectors: the components of the first image, then those of the second, and so on.
+    log_concentrations : ndarray of float64, shape (T,)
+        Natural logarithms of kappa.
+    weights : ndarray of float64, shape (T,)
+        Mixing weights; those of an image sum to 1.
+    counts : ndarray of int64, shape (N,)
+        Components of each image, at least one.
+
+    Yields
+    ------
+    Nodes
+        Of every image: what `Sunflowers` of its components alone gives, to single precision.
+
+    Examples
+    --------
+    >>> nodes = next(sunflowers(np.eye(3), np.full(3, 9.0), np.array([0.5, 0.3, 0.2]), np.array([3])))
+    >>> nodes.direction.shape, round(float(nodes.mass.sum()), 6)
+    ((3, 96), 1.0)
+    """
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    felt = Felt.of(mean_directions, log_concentrations, np.repeat(np.arange(counts.size), counts))
+    at_peaks = _densities(felt, weights, mean_directions[None])[0]
+    first = np.repeat(ends[:-1], counts)
+    tiers = [_Tier(felt, weights, first, nodes) for nodes in (1, SEVERAL, MANY)]
+    for start, stop in itertools.pairwise(ends.tolist()):
+        parts = [tier.of(start, stop) for tier in tiers]
+        direction, density, mass = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
+        density = np.maximum(density, _TINY)
+        densest = max(float(at_peaks[start:stop].max()), float(density.max()))
+        yield Nodes(direction, density, mass / mass.sum(), densest, float(weights[start:stop].max()))
+
+
+def ring_nodes(mu: FloatArray, log_kappa: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Place nodes on rings about mean directions, where the density is the mean density of a ring.
+
+    Parameters
+    ----------
+    mu : ndarray of float64, shape (C, 3)
+        Mean directions.
+    log_kappa : ndarray of float64, shape (C,)
+        Log concentrations.
+
+    Returns
+    -------
+    direction : ndarray of float64, shape (J * C, 3)
+        Unit vectors, those of one node of all components together.
+    share : ndarray of float64, shape (J, 1)
+        Of its component's mass.
+
+    Examples
+    --------
+    >>> direction, share = ring_nodes(np.eye(3), np.full(3, 9.0))
+    >>> direction.shape, round(float(share.sum()), 4)
+    ((234, 3), 0.9999)
+    """
+    edges = np.array(_RINGS)
+    radius = vmf.cap_quantile(edges[:, None], log_kappa[None, :])  # (R + 1, C)
+    height = 2.0 * np.sin(radius / 2.0) ** 2
+    mass, area = np.diff(edges), 2.0 * np.pi * np.diff(height, axis=0)
+    kappa = np.exp(log_kappa)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # where the density equals the ring's mean: log c - kappa h = log(mass / area)
+        at = (vmf.log_normaliser(log_kappa) - np.log(mass[:, None] / area)) / kappa
+    middle = 0.5 * (height[:-1] + height[1:])
+    at = np.where((at >= height[:-1]) & (at <= height[1:]), at, middle)
+    angle = 2.0 * np.arcsin(np.sqrt(np.clip(at, 0.0, 2.0) / 2.0))  # (R, C)
+    basis = sphere.tangent_basis(mu)  # (C, 2, 3)
+    directions, shares = [], []
+    for ring in range(mass.size):
+        turn = 2.0 * np.pi * (np.arange(_NODES) + 0.5 * ring) / _NODES + ring
+        sideways = np.cos(turn)[:, None, None] * basis[:, 0] + np.sin(turn)[:, None, None] * basis[:, 1]
+        directions.append(np.cos(angle[ring])[:, None] * mu + np.sin(angle[ring])[:, None] * sideways)
+        shares.append(np.full((_NODES, 1), mass[ring] / _NODES))
+    return np.concatenate(directions).reshape(-1, 3), np.concatenate(shares)
+
+
+class _Tier:
+    """Nodes of those components of all images that have so many each."""
+
+    def __init__(self, felt: Felt, weights: FloatArray, first: IntArray, nodes: int) -> None:
+        is_heavy, is_light = weights >= HEAVIER[1], weights < HEAVIER[0]
+        chosen = np.flatnonzero({1: is_light, MANY: is_heavy}.get(nodes, ~is_light & ~is_heavy))
+        # as if the image were alone: by its number among its components, or among the heavy ones
+        before = np.searchsorted(chosen, first[chosen])
+        number = np.arange(chosen.size) - before if nodes == MANY else chosen - first[chosen]
+        mu, log_kappa = felt.mean_directions[chosen], felt.log_concentrations[chosen]
+        points = flowers(mu, log_kappa, nodes, number, shifted=nodes != MANY)
+        self._chosen = chosen
+        self._direction = np.moveaxis(points, -1, 0).astype(np.float32)  # (3, nodes, chosen)
+        self._density = _densities(felt, weights, points, chosen, is_heavy=nodes == MANY)
+        self._mass = np.tile(weights[chosen] / nodes, (nodes, 1))
+
+    def of(self, start: int, stop: int) -> tuple[npt.NDArray[np.floating], ...]:
+        """Directions (3, n), densities and masses of the nodes of components start..stop - 1."""
+        its = slice(*np.searchsorted(self._chosen, [start, stop]))
+        return self._direction[:, :, its].reshape(3, -1), self._density[:, its].ravel(), self._mass[:, its].ravel()
+
+
+def _densities(
+    felt: Felt, weights: FloatArray, points: FloatArray, chosen: IntArray | None = None, *, is_heavy: bool = False
+) -> npt.NDArray[np.float32]:
+    """Densities, (J, H), at points of all or of some components, (J, H, 3), a million values at a time."""
+    chosen = np.arange(weights.size) if chosen is None else chosen
+    result = np.empty(points.shape[:2], np.float32)
+    done = 0
+    for some in felt.in_blocks(chosen, len(points)):
+        its = slice(done, done + some.size)
+        result[:, its] = felt.densities(weights * felt.densest, some, points[:, its], is_heavy=is_heavy)
+        done += some.size
+    return result
