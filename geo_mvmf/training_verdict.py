@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float64]
 
 RISE_NATS = 0.05
-"""Rise of the validation NLL beyond its least, or fall at the very end, from which on it is worth a word."""
+"""Rise of the validation NLL beyond its least, fall at the very end, or gain by a temperature, that is worth a word."""
 
 _TOO_FEW = "too few images to tell"
-_LEAST_EFFECT = 0.005  # nats, of a temperature
 
 
 def km(value: float) -> str:
@@ -128,7 +127,7 @@ def usefulness(judgement: Judgement) -> str:
 
 
 def calibration(judgement: Judgement, held_out: HeldOut, bundle: Path) -> str:
-    """Say whether the probabilities are true, and what would mend them.
+    """Say whether the probabilities are true, and what would mend them: one verdict, by two measurements.
 
     Parameters
     ----------
@@ -140,48 +139,60 @@ def calibration(judgement: Judgement, held_out: HeldOut, bundle: Path) -> str:
     Returns
     -------
     str
+        Calibrated, where the regions hold what they promise and no temperature is worth its while; then none is
+        advised. Not quite, where regions do but a temperature lowers the NLL by 0.05 nats or more; not at all else.
     """
     if judgement.too_few:
         return f"Too few to tell whether it is calibrated: {judgement.too_few}."
     table = measures.coverage(judgement.evaluation)
     missed = table[(table["level"] < table["low"]) | (table["level"] > table["high"])]
-    known = table.loc[np.isfinite(table["value"]), ["level", "value"]].to_numpy(float).tolist()
-    shares = ", ".join(f"{percent(level)} regions hold {percent(value)}" for level, value in known)
-    mend = _mend(held_out, bundle)
-    if not len(missed):
-        n = judgement.evaluation.n
-        also = mend if _change(held_out) < -RISE_NATS else mend[:1]
-        return f"Calibrated, as far as {n} images can tell: the {shares} of the truths. {' '.join(also)}"
-    sure = (missed["value"] < missed["level"]).all()
-    wide = (missed["value"] > missed["level"]).all()
-    how = "too sure: regions are too small" if sure else "not sure enough: regions are too large" if wide else "uneven"
-    return f"Not calibrated, {how}: the {shares} of the truths. {' '.join(mend)}"
+    known = table.loc[np.isfinite(table["value"]), ["level", "value", "low", "high"]].to_numpy(float).tolist()
+    shares = ", ".join(
+        f"{percent(level)} regions hold {percent(value)} ({percent(low)} to {percent(high)})"
+        for level, value, low, high in known
+    )
+    best, change = _temperature(held_out)
+    n, gain, is_shown = judgement.evaluation.n, 0.0, True
+    if change is not None:
+        gain, is_shown = -change[0], change[2] < 0.0
+    if len(missed):
+        verdict = f"Not calibrated, {_fault(missed)}: the {shares} of the truths. {best}"
+        if is_shown:
+            return f"{verdict}. {_command(bundle)}"
+        return f"{verdict}, which is not shown to mend it; images that took no part would tell more."
+    if gain >= RISE_NATS and is_shown:
+        return (
+            f"Not quite calibrated: the {shares} of the truths, as they promise as far as {n} images can tell, but the "
+            f"densities can be better. {best}. {_command(bundle)}"
+        )
+    enough = "" if change is None else f": less than {RISE_NATS:g} nats, or not shown, so leave it as it is"
+    return f"Calibrated, as far as {n} images can tell: the {shares} of the truths. {best}{enough}."
 
 
-def _change(held_out: HeldOut) -> float:
-    """Of the NLL of left-out blocks, by the temperature that fits the others."""
-    found = held_out.scaling
-    return 0.0 if found is None else float((found.after - found.before).mean())
+def _fault(missed: pd.DataFrame) -> str:
+    if (missed["value"] < missed["level"]).all():
+        return "too sure: regions are too small"
+    return "not sure enough: regions are too large" if (missed["value"] > missed["level"]).all() else "uneven"
 
 
-def _mend(held_out: HeldOut, bundle: Path) -> tuple[str, str]:
-    command = (
+def _temperature(held_out: HeldOut) -> tuple[str, tuple[float, float, float] | None]:
+    """Tell of the temperature that fits best, and of the change of the NLL by it: value, low, high."""
+    found, change = held_out.scaling, held_out.nll_change
+    if found is None or change is None:
+        return "There are too few images or blocks of land to try a temperature", None
+    half = float(found.half_width[0])
+    temperature, low, high = (math.exp(found.log_temperature + each) for each in (0.0, -half, half))
+    shift = f" with a shift of the log concentrations by {found.shift:+.2f}" if found.half_width[1] else ""
+    by = "{:+.2f} nats ({:+.2f} to {:+.2f})".format(*change)
+    best = f"The best temperature, {temperature:.2f} ({low:.2f} to {high:.2f}){shift}"
+    return f"{best}, changes the NLL of left-out blocks by {by}", change
+
+
+def _command(bundle: Path) -> str:
+    return (
         f"The command that fits it: geo-mvmf calibrate {shlex.quote(str(bundle))} HELD_OUT_TABLE --out "
         "calibrated.safetensors, with images of known place that took no part in this run."
     )
-    found = held_out.scaling
-    if found is None:
-        return "Too few images or blocks of land to say which temperature would mend it.", command
-    half = float(found.half_width[0])
-    temperature, low, high = (math.exp(found.log_temperature + each) for each in (0.0, -half, half))
-    change = _change(held_out)
-    shift = f" and a shift of the log concentrations by {found.shift:+.2f}" if found.half_width[1] else ""
-    effect = (
-        f"lower the NLL of left-out blocks by {-change:.2f} nats" if change < -_LEAST_EFFECT else "not lower the NLL"
-    )
-    if change >= -_LEAST_EFFECT:
-        command = "So calibrating it is not shown to help; images that took no part would tell more."
-    return f"A temperature of {temperature:.2f} ({low:.2f} to {high:.2f}){shift} would {effect}.", command
 
 
 def split(config: TrainingConfig, held_out: HeldOut, training: int, ground_km: float | None) -> str:

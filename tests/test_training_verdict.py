@@ -1,5 +1,6 @@
 """The verdict: what is said, from how many images on, and what never from a few."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -29,7 +30,7 @@ def judgement_of(n, blocks):
 
 
 def said(judgement):
-    none = types.SimpleNamespace(scaling=None)
+    none = types.SimpleNamespace(scaling=None, nll_change=None)
     return [
         training_verdict.usable_radius(judgement),
         training_verdict.usefulness(judgement),
@@ -42,6 +43,45 @@ def test_enough_images_in_enough_blocks_have_a_verdict():
     assert "(95 % interval " in near
     assert use.startswith("It uses the image")
     assert calibrated.startswith("Calibrated, as far as 200 images can tell")
+
+
+def with_temperature(change):
+    """Held-out images whose best temperature is 1.2, and does this to the NLL of left-out blocks."""
+    scaled = types.SimpleNamespace(log_temperature=np.log(1.2), shift=0.0, half_width=np.array([0.1, 0.0]))
+    return types.SimpleNamespace(scaling=scaled, nll_change=change)
+
+
+def judgement_too_sure(n, blocks):
+    found = judgement_of(n, blocks)
+    searched = 1.0 - 0.3 * np.random.default_rng(1).random(n)
+    return dataclasses.replace(found, evaluation=dataclasses.replace(found.evaluation, searched_probability=searched))
+
+
+NO, SMALL, UNSHOWN, LARGE = None, (-0.02, -0.03, -0.01), (-0.2, -0.5, 0.1), (-0.2, -0.3, -0.1)
+
+
+@pytest.mark.parametrize(
+    ("judged", "change", "begins", "advised"),
+    [
+        (judgement_of, NO, "Calibrated, as far as 200 images can tell: the 50 % regions hold ", False),
+        (judgement_of, SMALL, "Calibrated, as far as 200", False),
+        (judgement_of, UNSHOWN, "Calibrated, as far as 200", False),
+        (judgement_of, LARGE, "Not quite calibrated: the 50 % regions hold ", True),
+        (judgement_too_sure, NO, "Not calibrated, too sure: regions are too small: the 50 % regions hold 0 % (", True),
+        (judgement_too_sure, SMALL, "Not calibrated, too sure", True),
+        (judgement_too_sure, UNSHOWN, "Not calibrated, too sure", False),
+        (judgement_too_sure, LARGE, "Not calibrated, too sure", True),
+    ],
+)
+def test_the_verdict_on_calibration_is_one_with_what_is_advised(judged, change, begins, advised):
+    """Whoever reads that it is calibrated finds no command that calibrates it."""
+    held = with_temperature(change) if change else types.SimpleNamespace(scaling=None, nll_change=None)
+    text = training_verdict.calibration(judged(200, 40), held, "bundle.safetensors")
+    assert text.startswith(begins), text
+    assert ("geo-mvmf calibrate bundle.safetensors" in text) == advised
+    if change:
+        numbers = "{:+.2f} nats ({:+.2f} to {:+.2f})".format(*change)
+        assert f"The best temperature, 1.20 (1.09 to 1.33), changes the NLL of left-out blocks by {numbers}" in text
 
 
 @pytest.mark.parametrize(("n", "blocks", "why"), [(1, 1, "1 held-out image, and 20"), (19, 19, "19 held-out images")])

@@ -56,7 +56,10 @@ class HeldOut:
     num_unreadable, num_outside : int
         Of those looked at: not to be read; in none of the cells of a cross-entropy head.
     scaling : Scaling or None
-        The temperature that would mend the densities; None where there are too few images.
+        The temperature that fits these images best; None where there are too few.
+    nll_change : (value, low, high) or None
+        What it does to the NLL of images of blocks that it was not fitted on, in nats, with the 95 % interval over
+        blocks.
     """
 
     rows: IntArray
@@ -68,6 +71,7 @@ class HeldOut:
     num_unreadable: int
     num_outside: int
     scaling: scaling.Scaling | None
+    nll_change: tuple[float, float, float] | None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -111,6 +115,7 @@ def held_out_job(
     rows = inside[readable]
     places = image_set.directions[rows]
     yield Progress("calibrate", 0, 1, "would a temperature mend the densities?")
+    scaled, change = _fitted(bundle.head, logits, places, config.block_level)
     found = HeldOut(
         rows=rows,
         longitude=image_set.longitude[rows],
@@ -120,7 +125,8 @@ def held_out_job(
         num_validation=len(image_set.validation),
         num_unreadable=len(inside) - len(rows),
         num_outside=len(picked) - len(inside),
-        scaling=_fitted(bundle.head, logits, places, config.block_level),
+        scaling=scaled,
+        nll_change=change,
     )
     yield Progress("calibrate", 1, 1)
     return found
@@ -300,10 +306,11 @@ def _nearest_km(training: FloatArray, places: FloatArray) -> FloatArray:
 
 def _fitted(
     head: Head, logits: npt.NDArray[np.float32], places: FloatArray, block_level: int
-) -> scaling.Scaling | None:
+) -> tuple[scaling.Scaling, tuple[float, float, float]] | tuple[None, None]:
     rows = evenly(np.arange(len(logits)), max(_LEAST, _MOST_FITTED // logits.shape[1]))
     blocks, _ = block_ids(places[rows], block_level)
-    _, groups = np.unique(blocks, return_inverse=True)
+    groups = np.unique(blocks, return_inverse=True)[1].astype(np.int64).ravel()
     if len(rows) < calibration.MIN_IMAGES or groups.max(initial=-1) + 1 < calibration.MIN_GROUPS:
-        return None
-    return scaling.fit(logits[rows], densities_of(head, places[rows]), groups.astype(np.int64).ravel())
+        return None, None
+    found = scaling.fit(logits[rows], densities_of(head, places[rows]), groups)
+    return found, scaling.mean_with_groups(found.after - found.before, groups)
