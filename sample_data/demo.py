@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from geo_mvmf import album_report, evaluation, pictures, predicting, predictions, progress, terminal
-from geo_mvmf.inputs import chips, tables
-from geo_mvmf.maps.grid import Grid
-from geo_mvmf.model import training
-from geo_mvmf.model.configuration import read_config
+from geo_mvmf import terminal
 
+if TYPE_CHECKING:  # each function imports what it needs: torch takes seconds, and the first line comes before it
+    from geo_mvmf.evaluation import Evaluation
+    from geo_mvmf.model.bundle import Bundle
+    from geo_mvmf.predictions import Predictions
+    from geo_mvmf.progress import Progress
+
+Result = TypeVar("Result")
+INTERRUPTED = 130  # as the command line ends after Ctrl-C
 HERE = Path(__file__).resolve().parent
 
 
@@ -21,6 +27,8 @@ def main(out: Path) -> None:
     """Run the main job and say where everything is."""
     begun = time.monotonic()
     say(begun, "cutting 6000 chips and training on them: about 2 minutes on 2 idle cores; a second run reuses both")
+    from geo_mvmf import evaluation
+
     bundle = train(out)
     say(begun, f"trained {out / 'run' / 'bundle.safetensors'}")
     found = predict(bundle, out)
@@ -37,8 +45,11 @@ def main(out: Path) -> None:
     print("Open predictions.gpkg and the .tif files in QGIS: they are styled. Open report.html in a browser.")
 
 
-def train(out: Path) -> training.Bundle:
+def train(out: Path) -> Bundle:
     """Cut 6000 chips from the relief map and train as sample_data/train.toml says; a second run reuses both."""
+    from geo_mvmf.inputs import chips
+    from geo_mvmf.model import training
+
     table = out / "training" / "chips.csv"
     if not table.exists():
         area = HERE / "countries.geojson"
@@ -46,23 +57,33 @@ def train(out: Path) -> training.Bundle:
             HERE / "relief.tif", table.parent, count=6000, size=48, ground_km=2000.0, area=area, seed=1, overwrite=True
         )
         show(job)
-    return training.train(read_config(HERE / "train.toml"), report=Bar())
+    bar = Bar()
+    try:
+        return training.train(HERE / "train.toml", report=bar)
+    finally:
+        bar.close()
 
 
-def predict(bundle: training.Bundle, out: Path) -> predictions.Predictions:
+def predict(bundle: Bundle, out: Path) -> Predictions:
     """Predict the held-out chips, whose table also brings their truth and one corrupt file."""
+    from geo_mvmf import predicting
+    from geo_mvmf.inputs import tables
+
     table = tables.read_image_table(HERE / "truth.csv")
     return show(predicting.predict_job(bundle, table, out=out / "predictions.nc", overwrite=True))
 
 
-def pick(found: predictions.Predictions) -> list[int]:
+def pick(found: Predictions) -> list[int]:
     """The most certain image, a typical one and the least certain one."""
     order = np.argsort(found.rows["area_90_km2"].to_numpy(float))[: int(found.is_predicted.sum())]
     return [int(order[0]), int(order[order.size // 2]), int(order[-1])]
 
 
-def draw(found: predictions.Predictions, row: int, out: Path) -> tuple[str, bytes]:
+def draw(found: Predictions, row: int, out: Path) -> tuple[str, bytes]:
     """One image's density as GeoTIFF and as a picture."""
+    from geo_mvmf import pictures
+    from geo_mvmf.maps.grid import Grid
+
     known = found.rows.loc[row]
     stem = Path(str(known["filename"])).stem.split(",")[0].encode("ascii", "replace").decode().replace("?", "_")
     raster = found.write_density(out / f"density_{stem}.tif", Grid.globe(0.5), known["image_id"], overwrite=True)
@@ -76,10 +97,11 @@ def draw(found: predictions.Predictions, row: int, out: Path) -> tuple[str, byte
     return f"Density of {known['filename']}; its error is {known['error_km']:.0f} km", picture
 
 
-def write_report(
-    found: predictions.Predictions, result: evaluation.Evaluation, drawn: list[tuple[str, bytes]], out: Path
-) -> None:
+def write_report(found: Predictions, result: Evaluation, drawn: list[tuple[str, bytes]], out: Path) -> None:
     """The album's density, the map of all points, and the page that shows everything."""
+    from geo_mvmf import album_report, pictures
+    from geo_mvmf.maps.grid import Grid
+
     found.write_density(out / "album_density.tif", Grid.globe(0.5), combine="mean", overwrite=True)
     points = pictures.points_picture(found.to_geodataframe(), title="Predicted places, lines to the true ones")
     (out / "predictions.png").write_bytes(points)
@@ -104,12 +126,9 @@ class Bar(terminal.Reporter):
         super().__init__("bar" if sys.stderr.isatty() else "none")
 
 
-def show(job: object) -> object:
+def show(job: Generator[Progress, None, Result]) -> Result:
     """Run a job with a bar."""
-    bar = Bar()
-    result = progress.run(job, bar)
-    bar.close()
-    return result
+    return Bar().run(job)
 
 
 def say(begun: float, text: str) -> None:
@@ -118,4 +137,8 @@ def say(begun: float, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo_output").resolve())
+    try:
+        main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo_output").resolve())
+    except KeyboardInterrupt:  # jobs were closed on the way, and with them whatever they had started
+        print("interrupted; given again, the demo uses the chips and the model that were finished", file=sys.stderr)
+        sys.exit(INTERRUPTED)
