@@ -198,7 +198,7 @@ MEASURED = [
     ({"head": "cross_entropy", "partition": "s2"},
      {"initial_log_concentration": 9.0, "mean_direction": "photos", "train_mean_directions": True, "floor": 1e-3,
       "train_log_concentrations": True, MEANS: 1e-2, WIDTHS: 1e-2}),
-    ({"stage": "finetune"}, {"features_dtype": "float32", "stretch": [[0.0, 9.0]] * 3}),
+    ({"stage": "finetune"}, {"features_dtype": "float32"}),
 ]  # fmt: skip
 
 
