@@ -46,6 +46,7 @@ bench: $(STAMP)  ## measure; figures go to benchmarks/results (about two hours o
 	@$(BIN)/python benchmarks/predict_scale.py
 	@$(BIN)/python benchmarks/throughput.py
 	@$(BIN)/python benchmarks/reading.py
+	@$(BIN)/python benchmarks/intervals.py
 
 # DATA is the folder that docs/experiments/README.md describes; what OUT holds already is used again.
 SCALE ?= small
