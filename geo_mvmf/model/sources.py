@@ -18,11 +18,13 @@ from torch import Tensor
 from geo_mvmf.errors import ImageError
 from geo_mvmf.inputs import images
 from geo_mvmf.inputs.images import ImageSpec
+from geo_mvmf.model import idle_memory
 from geo_mvmf.model.features import FeatureCache
 from geo_mvmf.progress import Progress
 
 Rows = npt.NDArray[np.int64]
-_GROUP_ROWS = 2048  # of features, read at a time: to ask a thread for something costs as much as to read twenty rows
+_CPU = torch.device("cpu")
+_GROUP_ROWS = 4096  # of features, read at a time: to ask a thread for something costs as much as to read twenty rows
 _AHEAD = 2  # groups read while steps are done: reading is hidden as long as steps take longer than it
 
 
@@ -78,7 +80,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureSource:
-    """Cached features, read ahead of time by a thread; that changes nothing.
+    """Cached features, read ahead of time by a thread, which draws the rows, too; that changes nothing.
 
     Parameters
     ----------
@@ -93,19 +95,25 @@ class FeatureSource:
     def batches(self, batches: Iterable[Rows]) -> Iterator[Batch]:
         """Yield features, shape (B, D), as they are cached."""
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
-            coming: collections.deque[concurrent.futures.Future[list[Batch]]] = collections.deque()
-            for group in _groups(batches):
-                coming.append(reader.submit(self._read, group))
-                if len(coming) > _AHEAD:
-                    yield from coming.popleft().result()
-            while coming:
-                yield from coming.popleft().result()
+            groups = _groups(batches)  # taken by the thread alone: an epoch's order is no small thing to draw
+            coming = collections.deque(reader.submit(self._read_next, groups) for _ in range(_AHEAD))
+            while group := coming.popleft().result():
+                coming.append(reader.submit(self._read_next, groups))
+                yield from group
+
+    def _read_next(self, groups: Iterator[list[Rows]]) -> list[Batch]:
+        """Read the next group; after the last one an empty one."""
+        group = next(groups, None)
+        return [] if group is None else self._read(group)
 
     def _read(self, group: Sequence[Rows]) -> list[Batch]:
-        features = [torch.from_numpy(self.cache.stored(rows)).to(self.device) for rows in group]
-        return [
-            Batch(rows, each, np.ones(len(rows), dtype=np.bool_)) for rows, each in zip(group, features, strict=True)
-        ]
+        rows = np.concatenate(group)
+        width, dtype = self.cache.features.shape[1], torch.from_numpy(np.empty(0, self.cache.features.dtype)).dtype
+        # Memory that goes round: new pages cost this thread its time, giving pages back the loop that drops the batches.
+        stored = idle_memory.empty((len(rows), width), dtype, _CPU)
+        self.cache.stored(rows, out=stored.numpy())
+        parts = torch.split(stored.to(self.device), [len(each) for each in group])
+        return [Batch(each, part, np.ones(len(each), dtype=np.bool_)) for each, part in zip(group, parts, strict=True)]
 
 
 def _groups(batches: Iterable[Rows]) -> Iterator[list[Rows]]:

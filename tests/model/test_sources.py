@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from geo_mvmf.errors import BadInputError
-from geo_mvmf.model import sources
+from geo_mvmf.model import idle_memory, sources
 from geo_mvmf.model.features import FeatureCache
 from geo_mvmf.model.sources import Batch, FeatureSource
 
@@ -33,6 +33,7 @@ def orders(count):
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 23])
 def test_features_that_are_read_ahead_come_in_order_and_as_they_are_cached(cache, count, group_rows, monkeypatch):
     monkeypatch.setattr(sources, "_GROUP_ROWS", group_rows)
+    monkeypatch.setattr(idle_memory, "LEAST_BYTES", 1)  # as of wide features: their memory goes round
     wanted = orders(count)
     found = list(FeatureSource(cache, CPU).batches(iter(wanted)))
     assert len(found) == count
@@ -41,6 +42,14 @@ def test_features_that_are_read_ahead_come_in_order_and_as_they_are_cached(cache
         assert batch.inputs.dtype == torch.float16
         np.testing.assert_array_equal(batch.inputs.float().numpy(), cache.rows(rows))
         assert batch.readable.all()
+
+
+def test_memory_goes_round_once_batches_are_dropped(cache, monkeypatch):
+    monkeypatch.setattr(sources, "_GROUP_ROWS", 12)
+    monkeypatch.setattr(idle_memory, "LEAST_BYTES", 1)
+    stream = FeatureSource(cache, CPU).batches(iter(orders(200)))
+    places = {batch.inputs.untyped_storage().data_ptr() for batch in stream}
+    assert len(places) <= sources._AHEAD + 3  # read, being read, looked at; of a hundred groups
 
 
 def test_no_more_is_read_than_a_few_groups_ahead_and_no_thread_stays(cache, monkeypatch):
