@@ -109,7 +109,7 @@ class FeatureSource:
     def _read(self, group: Sequence[Rows]) -> list[Batch]:
         rows = np.concatenate(group)
         width, dtype = self.cache.features.shape[1], torch.from_numpy(np.empty(0, self.cache.features.dtype)).dtype
-        # Memory that goes round: new pages cost this thread its time, giving pages back the loop that drops the batches.
+        # Memory that goes round: new pages cost this thread its time, giving them back the loop that drops the batches.
         stored = idle_memory.empty((len(rows), width), dtype, _CPU)
         self.cache.stored(rows, out=stored.numpy())
         parts = torch.split(stored.to(self.device), [len(each) for each in group])
