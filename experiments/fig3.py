@@ -9,6 +9,7 @@ mixture is trained without features, on where photos are. Writes docs/experiment
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Iterator
 
@@ -67,24 +68,38 @@ def trained(
 
     "Before" has its mixing weights trained, too, so that the difference is what moving the mean directions is worth.
     """
-    found = []
-    for moves in (False, True):
-        config = TrainingConfig(
-            stage="head", table="-", out="-", device="cpu", batch_size=BATCH, learning_rate=0.02, schedule="cosine",
-            weight_decay=0.0, train_mean_directions=moves, mean_direction_learning_rate=RATE,
-        )  # fmt: skip
-        head = MvmfHead(
-            1, cells.mean_directions, initial_log_concentrations(cells), prior_counts=cells.counts,
-            train_mean_directions=moves,
-        )  # fmt: skip
-        learner = Learner(config, head, None, torch.from_numpy(y), 8, 1.0, steps, torch.device("cpu"))
-        generator = np.random.default_rng(1)
-        for step in range(steps):
-            chosen = generator.integers(0, len(y), BATCH)
-            learner.train_step(step, Batch(chosen, torch.zeros(BATCH, 1), np.ones(BATCH, dtype=bool)))
-        found.append((head.mean_directions.detach().numpy().copy(), nll_of(head, others)))
-        print(f"mean directions {'trained' if moves else 'as they were'}: held-out NLL {found[-1][1]:.3f}", flush=True)
-    return found[0][0], found[1][0], (found[0][1], found[1][1])
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2, initializer=imagery.single_thread) as pool:
+        (before, fixed), (after, moved) = pool.starmap(
+            trained_once, [(cells, y, others, steps, False), (cells, y, others, steps, True)], chunksize=1
+        )
+    return before, after, (fixed, moved)
+
+
+def trained_once(
+    cells: Partition,
+    y: FloatArray,
+    others: FloatArray,
+    steps: int,
+    moves: bool,  # noqa: FBT001 (starmap)
+) -> tuple[FloatArray, float]:
+    """Train one of the two; mean directions and held-out NLL."""
+    config = TrainingConfig(
+        stage="head", table="-", out="-", device="cpu", batch_size=BATCH, learning_rate=0.02, schedule="cosine",
+        weight_decay=0.0, train_mean_directions=moves, mean_direction_learning_rate=RATE,
+    )  # fmt: skip
+    head = MvmfHead(
+        1, cells.mean_directions, initial_log_concentrations(cells), prior_counts=cells.counts,
+        train_mean_directions=moves,
+    )  # fmt: skip
+    learner = Learner(config, head, None, torch.from_numpy(y), 8, 1.0, steps, torch.device("cpu"))
+    generator = np.random.default_rng(1)
+    for step in range(steps):
+        chosen = generator.integers(0, len(y), BATCH)
+        learner.train_step(step, Batch(chosen, torch.zeros(BATCH, 1), np.ones(BATCH, dtype=bool)))
+    nll = nll_of(head, others)
+    print(f"mean directions {'trained' if moves else 'as they were'}: held-out NLL {nll:.3f}", flush=True)
+    return head.mean_directions.detach().numpy().copy(), nll
 
 
 def nll_of(head: MvmfHead, y: FloatArray) -> float:

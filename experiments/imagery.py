@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import sys
 from collections.abc import Mapping
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +178,13 @@ def cut_split(
     of another. Test places are the same in every month.
     """
     side = SIZE + 2 * ROAM
-    wanted = {"count": places, "places": "independent", "size": side, "ground_km": PIXEL_KM * side, "seed": 1}
-    cut({month: months[month] for month in trained}, out / "training", area=land.difference(kept_out()), **wanted)
-    wanted = {"count": test_places, "size": SIZE, "ground_km": GROUND_KM, "seed": 2}
-    cut({month: months[month] for month in tested}, out / "test", area=land, **wanted)
+    for_training = {"count": places, "places": "independent", "size": side, "ground_km": PIXEL_KM * side, "seed": 1}
+    for_test = {"count": test_places, "size": SIZE, "ground_km": GROUND_KM, "seed": 2}
+    with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+        test = other.submit(cut, {month: months[month] for month in tested}, out / "test", area=land, **for_test)
+        seasons = {month: months[month] for month in trained}
+        cut(seasons, out / "training", area=land.difference(kept_out()), **for_training)
+        test.result()
 
 
 def kept_out() -> shapely.Geometry:
