@@ -119,7 +119,12 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+QUICK = ("plain", "smoothed labels", "head", "fused")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.hard) for name in VARIANTS]
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(config, tmp_path, name):
     config = changed(config, **VARIANTS[name])
     steps = config.steps
@@ -132,6 +137,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, tmp_path, name):
     assert next(record for record in records if record["event"] == "resume")["step"] == (steps - 1) // 3 * 3
 
 
+@pytest.mark.hard
 def test_twins_that_break_purity_are_caught(config, tmp_path, monkeypatch):
     """Broken twins: augmentation, or the order of images, from torch's or numpy's running generator."""
 
@@ -156,6 +162,7 @@ def test_twins_that_break_purity_are_caught(config, tmp_path, monkeypatch):
         assert digests[0] != digests[1], twin
 
 
+@pytest.mark.hard
 def test_the_number_of_workers_and_the_memory_change_nothing(config, tmp_path):
     digests = {
         train(

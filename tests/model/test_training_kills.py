@@ -208,12 +208,14 @@ def undisturbed(config, tmp_path_factory):
     return durable.file_sha256(f"{run.out}/bundle.safetensors")
 
 
+@pytest.mark.hard
 def test_a_child_gives_the_bits_of_this_process(config, undisturbed, tmp_path):
     run = dataclasses.replace(config, out=str(tmp_path / "run"), checkpoint_steps=1000)
     assert train(run).digest
     assert durable.file_sha256(f"{run.out}/bundle.safetensors") == undisturbed
 
 
+@pytest.mark.hard
 def test_six_kills_and_the_bundle_is_the_same(config, undisturbed, tmp_path):
     run = dataclasses.replace(config, out=str(tmp_path / "run"))
     assert digests_of_killed(run, 6, any_moment(run, np.random.default_rng(1))) == {undisturbed}
