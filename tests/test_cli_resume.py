@@ -308,6 +308,7 @@ def test_a_strict_run_goes_on_too_but_not_from_failed_rows(long_table, bundle_pa
     assert not (tmp_path / "b.csv").exists()
 
 
+@pytest.mark.hard
 def test_parts_of_an_image_that_was_replaced_are_not_used(small_parts, bundle_path, tmp_path):
     for i in range(6):
         Image.fromarray(np.full((36, 40, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")

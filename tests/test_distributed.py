@@ -103,6 +103,7 @@ def test_a_cluster_gives_the_same_file_to_the_byte(cluster, saved, album, tmp_pa
     assert not (tmp_path / "there.nc.parts").exists()
 
 
+@pytest.mark.hard
 def test_a_client_stays_open_and_a_cancelled_run_goes_on(cluster, saved, album, tmp_path):
     """Parts that are there are not made again, on a cluster or without one."""
     from distributed import Client

@@ -167,6 +167,7 @@ def test_cancelled_while_its_layer_is_written_a_whole_prediction_has_its_points(
 
 
 @pytest.mark.parametrize("suffix", some(".csv", of=SUFFIXES))
+@pytest.mark.hard
 def test_a_kill_between_the_two_files_is_gone_on_with(asked, tmp_path, counted, suffix):
     """The predictions file is the new one, the layer is still that of the cancelled run."""
     out = tmp_path / f"a{suffix}"

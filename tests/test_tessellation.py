@@ -95,6 +95,7 @@ def test_poles_the_antimeridian_and_the_cube_s_corners_and_edges(place):
     assert total_variation(mixture, cells) <= 0.02
 
 
+@pytest.mark.hard
 def test_cell_masses_are_integrals():
     """Against quadrature of the exact density; the broken twin takes the density at the centres."""
     mixture = mixed(c=6, low=0.0, high=9.0, seed=4)

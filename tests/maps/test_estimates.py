@@ -138,7 +138,7 @@ def test_no_place_of_a_fine_search_holds_more_than_best_within(seed, radius_km):
         assert held.max() <= best * 1.005 + 1e-4
 
 
-@pytest.mark.parametrize("kind", ["components", "cells"])
+@pytest.mark.parametrize("kind", ["components", pytest.param("cells", marks=pytest.mark.hard)])
 def test_best_within_is_never_worse_than_the_other_estimates(kind):
     mixture = clustered(7) if kind == "components" else clustered(7, n=1, high=8.0).to_cells(0.2)
     for radius_km in (20.0, 3000.0, 30000.0):

@@ -34,7 +34,9 @@ def random_mixture(seed, c, low, high):
     )
 
 
-@pytest.mark.parametrize(("c", "low", "high"), [(1, 5, 5), (30, 4, 9), (30, 1, 3), (400, 5, 11)])
+@pytest.mark.parametrize(
+    ("c", "low", "high"), [(1, 5, 5), (30, 4, 9), (30, 1, 3), pytest.param(400, 5, 11, marks=pytest.mark.hard)]
+)
 def test_mixtures_against_forty_thousand_samples(c, low, high):
     mixture = random_mixture(c, c, low, high)
     found = summaries.summarise(mixture, [5.0], [1.0]).iloc[0]

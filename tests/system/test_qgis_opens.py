@@ -84,6 +84,7 @@ def make_album(folder):
     return vector.write_layers(folder / "album.gpkg", {"points": points, "regions": regions}, run=run)[0]
 
 
+@pytest.mark.hard
 def test_the_geopackage_opens_styled(tmp_path):
     album = make_album(tmp_path)
     layers = [f"{album}|layername={name}" for name in ("points", "regions", "run")]
@@ -124,6 +125,7 @@ def test_map_tips_show_the_photo_and_cannot_be_used_to_inject(tmp_path):
     assert all("[%" not in tip for tip in tips)
 
 
+@pytest.mark.hard
 def test_rasters_open_styled_by_their_own_thresholds(tmp_path):
     grid = Grid.globe(0.25)
     longitude, latitude = grid.longitude_latitude()
