@@ -32,8 +32,9 @@ DENSITY_BYTES = 64 << 20
 _MANY_COMPONENTS = 4096
 """From so many components on, images that keep few of them are summarised over those alone."""
 
-_OWN_SHARE = 64
-"""Where weights are streamed, few is up to one in so many: nodes that all images share would take gigabytes there."""
+_OWN_SHARE = 16
+"""Where weights are streamed, few is up to one in so many: nodes of one such image take a second at most, those that
+all images share half a minute and gigabytes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ its own probability in the spiral of a sunflower (Vogel 1979), turned and shifte
 the errors of neighbours cancel. All nodes together are a stratified sample of the mixture: sums over them have no
 bias, however few nodes a component has, and a component has the more of them the more it weighs.
 
-Images in which nearly everything matters share their nodes, and matrices that relate them to all components. Images
+Images in which nearly everything matters share their nodes, and a matrix that relates them to all components. Images
 over a few components each have nodes of their own, made for several images at once.
 """
 
@@ -122,18 +122,17 @@ class Felt:
         chord = near.chord_of(log_concentrations, reach)
         own = near.chord_of(log_concentrations, -float(np.log1p(-_HELD)))
         octave = np.floor(np.log2(own)).astype(np.int64)
-        owners, others = [], []
+        size = len(places)
+        keys = []  # owner and other in one number: sorted several times as fast as pairs of numbers
         for number in np.unique(octave):
             group = np.flatnonzero(octave == number)
             for pairs in near.near_pairs(places[group], places, chord + own[group].max()):
                 owner = group[pairs.point]
                 kept = pairs.chord <= chord[pairs.component] + own[owner]
-                owners.append(owner[kept].astype(np.int32))
-                others.append(pairs.component[kept].astype(np.int32))
-        owner, other = np.concatenate(owners), np.concatenate(others)
-        order = np.lexsort((other, owner))
-        starts = np.searchsorted(owner[order], np.arange(len(places) + 1)).astype(np.int64)
-        return cls(mean_directions, log_concentrations, starts, other[order], reach)
+                keys.append(owner[kept] * size + pairs.component[kept])
+        key = np.sort(np.concatenate(keys))
+        starts = np.searchsorted(key, np.arange(size + 1) * size).astype(np.int64)
+        return cls(mean_directions, log_concentrations, starts, (key % size).astype(np.int32), reach)
 
     @functools.cached_property
     def densest(self) -> FloatArray:
@@ -204,18 +203,16 @@ class Felt:
 
 @dataclasses.dataclass(frozen=True)
 class Sunflowers:
-    """Nodes of a set of components, and the matrices from mixing weights to densities at the nodes.
+    """Nodes of a set of components, and the matrix from mixing weights to densities at the nodes of light ones.
 
     Parameters
     ----------
     felt : Felt
         The components.
-    direction : ndarray of float32, shape (3, 5 C)
-        One node of each component, then four of each; rounded to half a metre.
+    direction : ndarray of float32, shape (3, C)
+        One node of each component; rounded to half a metre.
     single : csr_array of float32, shape (2 C, C)
         Density of each component at the one node of each, and at its mean direction.
-    several : csr_array of float32, shape (4 C, C)
-        Density of each component at the four nodes of each.
 
     Examples
     --------
@@ -228,7 +225,6 @@ class Sunflowers:
     felt: Felt
     direction: Singles
     single: sparse.csr_array
-    several: sparse.csr_array
 
     @classmethod
     def of(cls, mean_directions: FloatArray, log_concentrations: FloatArray) -> Sunflowers:
@@ -244,14 +240,10 @@ class Sunflowers:
         See `Sunflowers`.
         """
         felt = Felt.of(mean_directions, log_concentrations)
-        one, four = (flowers(mean_directions, log_concentrations, number) for number in (1, SEVERAL))
+        (one,) = flowers(mean_directions, log_concentrations, 1)
         owner = np.repeat(np.arange(len(mean_directions)), np.diff(felt.starts))
-
-        def densities(points: Sequence[FloatArray]) -> sparse.csr_array:
-            return sparse.csr_array(sparse.vstack([_block(each, felt, owner) for each in points], format="csr"))
-
-        direction = np.concatenate([coordinates(one), coordinates(four)], axis=1)
-        return cls(felt, direction, densities([one[0], mean_directions]), densities(list(four)))
+        blocks = [_block(points, felt, owner) for points in (one, mean_directions)]
+        return cls(felt, coordinates(one), sparse.csr_array(sparse.vstack(blocks, format="csr")))
 
     def nodes(self, weights: FloatArray, chosen: Sequence[IntArray]) -> Iterator[Nodes]:
         """Give each image's nodes.
@@ -281,26 +273,27 @@ class Sunflowers:
         light = chosen[own < HEAVIER[0]]
         parts = [
             (self.direction.take(light, axis=1), single[light], weights[light]),
-            self._of_several(weights, chosen[(own >= HEAVIER[0]) & (own < HEAVIER[1])]),
-            *self._of_many(weights, chosen[own >= HEAVIER[1]]),
+            *self._of_tier(weights, chosen[(own >= HEAVIER[0]) & (own < HEAVIER[1])], SEVERAL),
+            *self._of_tier(weights, chosen[own >= HEAVIER[1]], MANY),
         ]
         direction, density, mass = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
         density = np.maximum(density, np.finfo(np.float32).tiny)
         return Nodes(direction, density, mass / mass.sum(), max(peak, float(density.max())), float(weights.max()))
 
-    def _of_several(self, weights: FloatArray, chosen: IntArray) -> tuple[Singles, Singles, FloatArray]:
-        size = weights.size
-        rows = (size * np.arange(SEVERAL)[:, None] + chosen).ravel()
-        density = self.several[rows] @ weights.astype(np.float32)
-        return self.direction.take(size + rows, axis=1), density, np.tile(weights[chosen] / SEVERAL, SEVERAL)
+    def _of_tier(
+        self, weights: FloatArray, chosen: IntArray, number: int
+    ) -> Iterator[tuple[Singles, Singles, FloatArray]]:
+        """Nodes of components that have several each, their densities summed over what is felt there, in blocks.
 
-    def _of_many(self, weights: FloatArray, chosen: IntArray) -> Iterator[tuple[Singles, Singles, FloatArray]]:
-        """Nodes of heavy components, their densities summed over what is felt there, a few components at a time."""
-        felt = self.felt
-        for some in felt.in_blocks(chosen, MANY):
-            points = flowers(felt.mean_directions[some], felt.log_concentrations[some], MANY, shifted=False)
-            density = felt.densities(weights * felt.densest, some, points, is_heavy=True)  # (32, some)
-            mass = np.tile(weights[some] / MANY, MANY)
+        An image has at most 4096 such components: less work than matrices of all components would be, which it would
+        have to pick its rows from.
+        """
+        felt, is_heavy = self.felt, number == MANY
+        for some in felt.in_blocks(chosen, number):
+            mu, log_kappa = felt.mean_directions[some], felt.log_concentrations[some]
+            points = flowers(mu, log_kappa, number, None if is_heavy else some, shifted=not is_heavy)
+            density = felt.densities(weights * felt.densest, some, points, is_heavy=is_heavy)  # (number, some)
+            mass = np.tile(weights[some] / number, number)
             yield coordinates(points), density.ravel().astype(np.float32), mass
 
 
