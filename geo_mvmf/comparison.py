@@ -43,6 +43,7 @@ TOO_FEW = "too few clusters to tell"
 """The verdict where a difference is of fewer clusters, or images, than `resampling.LEAST_CLUSTERS`."""
 
 _MEDIANS = ("median_error_km", "median_searched_area_km2")
+_SHARES = ("accuracy_at_", "coverage_of_")
 _LESS_IS_BETTER = ("median_error_km", "mean_error_km", "median_searched_area_km2", "nll_nats")
 _MORE_IS_BETTER = ("geo_score", "gain_over_training_density_nats")
 
@@ -137,7 +138,12 @@ class Comparison:
             most = _most(measure)
             found = resampling.mean_difference(mine, theirs, clusters, bounds=(-most, most), seed=self.seed)
             counted = clusters[~(np.isnan(mine) | np.isnan(theirs))]
-        verdict = _verdict(measure, found.low, found.high, int(np.unique(counted).size))
+        size = int(np.unique(counted).size)
+        if measure.startswith(_SHARES) and found.low == found.high == 0.0:
+            # no draw differs, and the interval would have no width: Wilson's of the share of clusters that do
+            end = float(metrics.wilson_interval(0, size)[1])
+            found = found._replace(low=-end, high=end)
+        verdict = _verdict(measure, found.low, found.high, size)
         return found.value, found.low, found.high, verdict
 
 
@@ -252,7 +258,7 @@ def per_image(evaluation: Evaluation) -> dict[str, FloatArray]:
 
 def _most(measure: str) -> float:
     """The largest difference that there can be: ends of intervals are not beyond it."""
-    if measure.startswith(("accuracy_at_", "coverage_of_")) or measure == "mean_searched_probability":
+    if measure.startswith(_SHARES) or measure == "mean_searched_probability":
         return 1.0
     return metrics.BEST_GEO_SCORE if measure == "geo_score" else np.inf
 

@@ -105,6 +105,8 @@ def test_points_in_another_order_are_the_same_images(opened):
     assert set(points["verdict"]) <= {"", "not told apart"}
     np.testing.assert_allclose(points["difference"], 0.0, atol=1e-9)
     assert not points.index.str.contains("nll|coverage").any()
+    share = points.loc["accuracy_at_25_km"]  # no image differs: not a width of 0
+    assert share["difference_high"] == -share["difference_low"] == metrics.wilson_interval(0, N)[1]
 
 
 def test_differences_are_of_the_figures_themselves(compared):
