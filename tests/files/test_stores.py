@@ -228,6 +228,18 @@ def test_parts_merge_to_what_one_file_would_hold(tmp_path):
     assert merged.run == {"whole": True}
 
 
+def test_mean_directions_of_very_many_components_are_as_they_are(tmp_path, monkeypatch):
+    content = {"rows": make_rows(3), "pruned": stores.prune(make_logs(3)), "components": make_components(), "run": {}}
+    stores.write_store(tmp_path / "deflated.nc", **content)
+    monkeypatch.setattr(store_format, "_LARGE_DIRECTIONS", 40 * 24)
+    stores.write_store(tmp_path / "plain.nc", **content)
+    same_stores(stores.open_store(tmp_path / "plain.nc"), stores.open_store(tmp_path / "deflated.nc"))
+    with h5py.File(tmp_path / "plain.nc") as plain, h5py.File(tmp_path / "deflated.nc") as deflated:
+        assert (plain["mean_directions"].compression, deflated["mean_directions"].compression) == (None, "gzip")
+        assert plain["mean_directions"].fletcher32
+        assert plain["cell_ids"].compression == "gzip"
+
+
 def test_merging_goes_block_by_block(tmp_path, monkeypatch):
     from geo_mvmf.files import stored_predictions
 
