@@ -86,7 +86,7 @@ def chips(
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--root", type=click.Path(path_type=Path), help="Folder that relative paths begin in.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images; relative paths begin there.")
 @click.option("--layer", help="Layer of a GeoPackage.")
 @click.option("--crs", help="CRS of the coordinates where the file does not say it, such as EPSG:32632.")
 @click.option("--exif", is_flag=True, help="Take positions from EXIF.")

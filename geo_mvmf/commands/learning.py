@@ -134,7 +134,7 @@ def _made_at(path: Path) -> tuple[int, int] | None:
 @click.option("--group-by", help="Column of images that belong together. Default: by place, see --block-level.")
 @click.option("--block-level", type=click.IntRange(0, 12), default=4, show_default=True, help="Of the S2 cells.")
 @click.option("--exif", is_flag=True, help="Take positions from EXIF.")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder that relative paths begin in.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images; relative paths begin there.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images.")

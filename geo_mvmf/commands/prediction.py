@@ -44,7 +44,7 @@ class _OneSource(click.Command):
 @click.option("--radius-km", type=float, help="For best_within: the distance within which most probability shall lie.")
 @click.option("--levels", default=None, help="Also write credible regions, such as 0.5,0.9 (folders: always).")
 @click.option("--claims", type=click.Choice(["none", "columns", "exif", "raster"]), default="none", show_default=True)
-@click.option("--root", type=click.Path(path_type=Path), help="Folder that relative paths begin in.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images; relative paths begin there.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option(

@@ -296,7 +296,7 @@ def absolute_folder(folder: str | os.PathLike[str], what: str) -> Path:
     return path
 
 
-_PERMIT = " and the permitted folders; permit its folder with permitted_roots, if you trust the table"
+_PERMIT = "; if you trust the table, give a folder that holds them all (--root; in Python root or permitted_roots)"
 
 
 def _walk(top: Path, resolver: PathResolver, *, recursive: bool) -> Iterator[ResolvedPath]:
