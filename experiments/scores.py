@@ -47,8 +47,11 @@ def of(
             known = np.isfinite(every)  # densities are judged for some chips only
             values = every[known]
             if has_interval:
-                make = resampling.median_of_clusters if is_median else resampling.mean_of_clusters
-                found = make(values, place[known])
+                if is_median:
+                    found = resampling.median_of_clusters(values, place[known])
+                else:
+                    low, high = (0.0, 1.0) if is_share(measure) else (-np.inf, np.inf)
+                    found = resampling.mean_of_clusters(values, place[known], bounds=(low, high))
                 numbers = (found.value, found.low, found.high)
             else:
                 numbers = (float((np.median if is_median else np.mean)(values)), np.nan, np.nan)
@@ -71,6 +74,11 @@ def columns_of(judged: pd.DataFrame) -> Columns:
     return columns
 
 
+def is_share(measure: str) -> bool:
+    """Whether a measure is a share of the chips, between 0 and 1."""
+    return measure.startswith("at_") or measure == "covered_90"
+
+
 def difference(
     judged: pd.DataFrame, other: pd.DataFrame, frozen: imagery.Frozen, group: str, kind: str
 ) -> dict[str, Estimate]:
@@ -78,11 +86,12 @@ def difference(
     rows = frozen.chosen(group, kind)
     own, others = columns_of(judged.iloc[rows]), columns_of(other.iloc[rows])
     place = clusters_of(frozen, rows)
-    return {
-        measure: resampling.mean_of_clusters(own[measure][0] - others[measure][0], place)
-        for measure, (_, is_median) in own.items()
-        if measure in others and not is_median
-    }
+    found = {}
+    for measure, (values, is_median) in own.items():
+        if measure in others and not is_median:
+            most = 1.0 if is_share(measure) else np.inf
+            found[measure] = resampling.mean_difference(values, others[measure][0], place, bounds=(-most, most))
+    return found
 
 
 def clusters_of(frozen: imagery.Frozen, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -138,12 +138,7 @@ class Comparison:
             most = _most(measure)
             found = resampling.mean_difference(mine, theirs, clusters, bounds=(-most, most), seed=self.seed)
             counted = clusters[~(np.isnan(mine) | np.isnan(theirs))]
-        size = int(np.unique(counted).size)
-        if measure.startswith(_SHARES) and found.low == found.high == 0.0:
-            # no draw differs, and the interval would have no width: Wilson's of the share of clusters that do
-            end = float(metrics.wilson_interval(0, size)[1])
-            found = found._replace(low=-end, high=end)
-        verdict = _verdict(measure, found.low, found.high, size)
+        verdict = _verdict(measure, found.low, found.high, int(np.unique(counted).size))
         return found.value, found.low, found.high, verdict
 
 

@@ -127,13 +127,7 @@ class _Intervals:
         """Of the known images; how many are not is counted."""
         n_nan = int((~known).sum())
         if self.clusters is not None:
-            found = resampling.mean_of_clusters(np.where(known, hits, np.nan), self.clusters, bounds=(0.0, 1.0))
-            groups = int(np.unique(self.clusters[known]).size)
-            if found.value not in (0.0, 1.0) or groups < resampling.LEAST_CLUSTERS:
-                return found
-            # all draws are alike, and their interval has no width: Wilson's of so many clusters
-            low, high = metrics.wilson_interval(found.value * groups, groups)
-            return found._replace(low=float(low), high=float(high))
+            return resampling.mean_of_clusters(np.where(known, hits, np.nan), self.clusters, bounds=(0.0, 1.0))
         count, n = int(hits[known].sum()), int(known.sum())
         low, high = metrics.wilson_interval(count, n)
         return Estimate(count / n if n else np.nan, float(low), float(high), known.size, n_nan)
@@ -142,7 +136,10 @@ class _Intervals:
         """`bounds` are those of any such mean; draws of single images cannot leave them."""
         if self.clusters is not None:
             return resampling.mean_of_clusters(values, self.clusters, bounds=bounds)
-        return metrics.mean_with_interval(values)
+        found = metrics.mean_with_interval(values)
+        if found.n - found.n_nan < resampling.LEAST_CLUSTERS:  # draws of so few hardly differ
+            return found._replace(low=np.nan, high=np.nan)
+        return found
 
     def median(self, values: FloatArray) -> Estimate:
         if self.clusters is not None:

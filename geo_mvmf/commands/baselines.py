@@ -21,7 +21,9 @@ from geo_mvmf.terminal import Reporter
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="How many neighbours.")
 @click.option("--weighting", type=click.Choice(["distance", "equal"]), default="distance", show_default=True)
 @click.option("--exif", is_flag=True, help="Take the training images' positions from EXIF.")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images of SOURCE; relative paths begin there.")
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Folder of the images of SOURCE; relative paths begin there."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images.")
 @click.option("--overwrite", is_flag=True)
