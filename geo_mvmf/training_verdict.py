@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import special
 
 from geo_mvmf import measures, metrics, resampling
 from geo_mvmf.map_axes import thousands
@@ -87,9 +88,13 @@ def usable_radius(judgement: Judgement) -> str:
             f"comes: {few}."
         )
     counted = " over images, not land:" if few else ""
+    number, what = np.unique(judgement.clusters).size, "images" if few else "blocks"
+    ends = _range(most)
+    if not math.isfinite(most.high):
+        ends = f"at least {km(most.low)}; {number} {what} are too few for an upper end"
     return (
         f"Half of the {judgement.evaluation.n} held-out images looked at are placed {near} (95 % interval{counted} "
-        f"{_range(half)}), {far} ({_range(most)})."
+        f"{_range(half)}), {far} ({ends})."
     )
 
 
@@ -113,6 +118,11 @@ def usefulness(judgement: Judgement) -> str:
             f"the training images, which looks at no image, is {gain.value:.2f} nats."
         )
     text = f"{gain.value:.2f} nats ({gain.low:.2f} to {gain.high:.2f})"
+    if not np.isfinite([gain.value, gain.low, gain.high]).all():
+        return (
+            f"It cannot be told whether it uses the image: its gain over the density of the training images is {text}, "
+            "which is no finite number; some held-out image has no density, or none at its true place."
+        )
     if gain.low <= 0.0:
         return (
             f"It is not shown to use the image: its gain over the density of the training images, which looks at no "
@@ -140,11 +150,12 @@ def calibration(judgement: Judgement, held_out: HeldOut, bundle: Path) -> str:
     -------
     str
         Calibrated, where the regions hold what they promise and no temperature is worth its while; then none is
-        advised. Not quite, where regions do but a temperature lowers the NLL by 0.05 nats or more; not at all else.
+        advised. Not quite, where regions do but a temperature lowers the NLL by 0.05 nats or more; not at all else,
+        and then a temperature is advised only where it is shown to lower the NLL.
     """
     if judgement.too_few:
         return f"Too few to tell whether it is calibrated: {judgement.too_few}."
-    table = measures.coverage(judgement.evaluation)
+    table = _held_together(judgement)
     missed = table[(table["level"] < table["low"]) | (table["level"] > table["high"])]
     known = table.loc[np.isfinite(table["value"]), ["level", "value", "low", "high"]].to_numpy(float).tolist()
     shares = ", ".join(
@@ -152,21 +163,40 @@ def calibration(judgement: Judgement, held_out: HeldOut, bundle: Path) -> str:
         for level, value, low, high in known
     )
     best, change = _temperature(held_out)
-    n, gain, is_shown = judgement.evaluation.n, 0.0, True
+    n, gain, is_shown = judgement.evaluation.n, 0.0, False
     if change is not None:
         gain, is_shown = -change[0], change[2] < 0.0
+    shares += " of the truths (intervals that hold 95 % together)"
     if len(missed):
-        verdict = f"Not calibrated, {_fault(missed)}: the {shares} of the truths. {best}"
+        verdict = f"Not calibrated, {_fault(missed)}: the {shares}. {best}"
         if is_shown:
             return f"{verdict}. {_command(bundle)}"
-        return f"{verdict}, which is not shown to mend it; images that took no part would tell more."
+        unshown = "" if change is None else ", which is not shown to mend it"
+        return f"{verdict}{unshown}; images that took no part would tell more."
     if gain >= RISE_NATS and is_shown:
         return (
-            f"Not quite calibrated: the {shares} of the truths, as they promise as far as {n} images can tell, but the "
+            f"Not quite calibrated: the {shares}, as they promise as far as {n} images can tell, but the "
             f"densities can be better. {best}. {_command(bundle)}"
         )
     enough = "" if change is None else f": less than {RISE_NATS:g} nats, or not shown, so leave it as it is"
-    return f"Calibrated, as far as {n} images can tell: the {shares} of the truths. {best}{enough}."
+    return f"Calibrated, as far as {n} images can tell: the {shares}. {best}{enough}."
+
+
+def _held_together(judgement: Judgement) -> pd.DataFrame:
+    """Coverage with intervals of all levels that hold 95 % together, so that one miss is no chance.
+
+    Bonferroni's: each holds 1 - 0.05 / levels, and is as much wider as the tails of Student's t are. None is narrower
+    than Wilson's of as many independent images: blocks that happen to be alike tell no more than these.
+    """
+    table, known = measures.coverage(judgement.evaluation), np.isfinite(judgement.evaluation.searched_probability)
+    value, number = table["value"].to_numpy(float), int(known.sum())
+    single_low, single_high = metrics.wilson_interval(value * number, number)
+    freedom = np.unique(judgement.clusters).size - 1
+    tail = (1.0 - metrics.LEVEL) / 2.0
+    wider = float(special.stdtrit(freedom, 1.0 - tail / len(table)) / special.stdtrit(freedom, 1.0 - tail))
+    low = value + wider * (np.minimum(table["low"], single_low) - value)
+    high = value + wider * (np.maximum(table["high"], single_high) - value)
+    return table.assign(low=low.clip(lower=0.0), high=high.clip(upper=1.0))
 
 
 def _fault(missed: pd.DataFrame) -> str:
@@ -359,4 +389,6 @@ def _range(found: Estimate) -> str:
 
 
 def _nats(found: Estimate) -> str:
+    if not np.isfinite([found.low, found.high]).all():
+        return "unknown"
     return f"{found.low:.2f} to {found.high:.2f} nats"

@@ -5,8 +5,9 @@ import types
 
 import numpy as np
 import pytest
+from scipy import special
 
-from geo_mvmf import training_verdict
+from geo_mvmf import measures, training_verdict
 from geo_mvmf.evaluation import Evaluation
 from geo_mvmf.metrics import Estimate
 from geo_mvmf.training_judgement import Judgement, share_of
@@ -67,7 +68,7 @@ NO, SMALL, UNSHOWN, LARGE = None, (-0.02, -0.03, -0.01), (-0.2, -0.5, 0.1), (-0.
         (judgement_of, SMALL, "Calibrated, as far as 200", False),
         (judgement_of, UNSHOWN, "Calibrated, as far as 200", False),
         (judgement_of, LARGE, "Not quite calibrated: the 50 % regions hold ", True),
-        (judgement_too_sure, NO, "Not calibrated, too sure: regions are too small: the 50 % regions hold 0 % (", True),
+        (judgement_too_sure, NO, "Not calibrated, too sure: regions are too small: the 50 % regions hold 0 % (", False),
         (judgement_too_sure, SMALL, "Not calibrated, too sure", True),
         (judgement_too_sure, UNSHOWN, "Not calibrated, too sure", False),
         (judgement_too_sure, LARGE, "Not calibrated, too sure", True),
@@ -94,6 +95,46 @@ def test_a_few_images_have_no_verdict_and_no_interval(n, blocks, why):
     table = training_verdict.summary_table(judgement).set_index("Figure")["95 % interval"]
     assert (table.iloc[:4] == "too few images to tell").all()
     assert why in training_verdict.learning_curve([50, 100], Estimate(-1.0, -1.0, -1.0, n, 0), judgement.too_few)
+
+
+@pytest.mark.hard
+def test_calibrated_models_are_hardly_ever_told_that_they_are_not():
+    """Images of a block are right or wrong together. Broken twin: four intervals of 95 % each, of which one decides."""
+    told = alone = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        cells = np.repeat(np.arange(12, dtype=np.uint64), rng.integers(2, 9, size=12))
+        common = rng.normal(size=12)[cells.astype(int)]
+        searched = special.ndtr(np.sqrt(0.5) * (common + rng.normal(size=cells.size)))
+        evaluation = judgement_of(cells.size, 8).evaluation
+        evaluation = dataclasses.replace(evaluation, searched_probability=searched, clusters=cells)
+        none = types.SimpleNamespace(scaling=None, nll_change=None)
+        text = training_verdict.calibration(Judgement(evaluation, cells, 4), none, "bundle.safetensors")
+        told += text.startswith("Not calibrated")
+        table = measures.coverage(evaluation)
+        alone += bool(((table["level"] < table["low"]) | (table["level"] > table["high"])).any())
+    assert told <= 6 < alone
+
+
+@pytest.mark.parametrize("nll", [-np.inf, np.inf, np.nan])
+def test_a_gain_that_is_no_number_is_no_proof_of_use(nll):
+    found = judgement_of(200, 40)
+    values = np.where(np.arange(200) < 9, nll, -5.0)
+    if np.isnan(nll):
+        values[:] = nll
+    judgement = dataclasses.replace(found, evaluation=dataclasses.replace(found.evaluation, nll=values))
+    assert training_verdict.usefulness(judgement).startswith("It cannot be told whether it uses the image: its gain")
+    table = training_verdict.summary_table(judgement).set_index("Figure")["95 % interval"]
+    assert table["Gain over the training images' density"] == "unknown"
+
+
+def test_of_few_blocks_nine_of_ten_have_no_upper_end():
+    """35 blocks may all lie below the true one, 0.9^35 > 2.5 %; 36 hardly."""
+    few = training_verdict.usable_radius(judgement_of(200, 35))
+    assert "; 35 blocks are too few for an upper end)." in few
+    assert " (at least " in few
+    assert "upper end" not in training_verdict.usable_radius(judgement_of(200, 36))
+    assert training_verdict.summary_table(judgement_of(200, 35))["95 % interval"][1].endswith(" km or more")
 
 
 def test_of_few_blocks_the_interval_says_what_it_counts_and_there_is_no_verdict():
