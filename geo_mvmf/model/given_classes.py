@@ -22,6 +22,7 @@ from geo_mvmf.model.cleaning import PartitionWarning, clean_places
 FloatArray = npt.NDArray[np.float64]
 
 _FARTHER, _MOST = 10.0, 0.9  # swapped: so many times as near, or so large a share of the images inside
+_LEAST = 20  # images, and centres, that tell whether the two are swapped
 _LEAST_MOMENT = 1e-12  # steradians: below it a polygon has no middle (it is empty, or as even as the whole sphere)
 
 
@@ -69,8 +70,8 @@ def partition_by_file(
     -----
     PartitionWarning
         There are more classes than locations, or longitude and latitude of classes or locations may be swapped:
-        locations are ten times as near to the centres the other way round (medians), or nine of ten lie in classes
-        only then.
+        of 20 locations or more, nine of ten lie in classes only the other way round, or nine of ten are nearer to the
+        centres (20 or more) then, and half ten times as near.
 
     Examples
     --------
@@ -154,6 +155,8 @@ def _too_many(counts: npt.NDArray[np.int64], images: int) -> str:
 
 def _swapped(table: ClassTable, found: Partition, used: FloatArray, classes: npt.NDArray[np.int64]) -> str:
     """Compare the classes with the images as they stand and the other way round."""
+    if len(used) < _LEAST:
+        return ""
     if found.has_cells or found.polygons is not None:
         inside, possible = int((classes >= 0).sum()), used[np.abs(used[:, 0]) <= 90.0]
         if inside >= (1.0 - _MOST) * len(used) or len(possible) < _MOST * len(used):
@@ -162,11 +165,12 @@ def _swapped(table: ClassTable, found: Partition, used: FloatArray, classes: npt
         if swapped < _MOST * len(used):
             return ""
         told = f"{inside} of {len(used)} images are in a class, with the two exchanged {swapped}"
-    elif table.places is not None and (np.abs(table.places) <= 90.0).all():
+    elif table.places is not None and len(table.places) >= _LEAST and (np.abs(table.places) <= 90.0).all():
         directions = sphere.to_directions(used[:, 0], used[:, 1])
         turned = sphere.to_directions(table.places[:, 1], table.places[:, 0])
-        here, there = (_median_km(means, directions) for means in (found.mean_directions, turned))
-        if here <= _FARTHER * there:
+        chords, others = (nearest(means, directions)[1] for means in (found.mean_directions, turned))
+        here, there = _median_km(chords), _median_km(others)
+        if here <= _FARTHER * there or (others < chords).mean() < _MOST:
             return ""
         told = (
             f"half of the {len(used)} images are more than {here:,.0f} km from the nearest of {len(turned)} centres, "
@@ -174,11 +178,11 @@ def _swapped(table: ClassTable, found: Partition, used: FloatArray, classes: npt
         )
     else:
         return ""
-    return f"are longitude and latitude of the classes, or of the images, swapped? {told}; exchange the columns if so"
+    return f"{told}; if longitude and latitude of the classes, or of the images, are swapped, exchange the columns"
 
 
-def _median_km(means: FloatArray, directions: FloatArray) -> float:
-    chord = float(np.median(nearest(means, directions)[1]))
+def _median_km(chords: FloatArray) -> float:
+    chord = float(np.median(chords))
     return float(2.0 * np.arcsin(min(chord / 2.0, 1.0)) * sphere.EARTH_RADIUS_KM)
 
 
