@@ -111,7 +111,8 @@ def _rules(config: TrainingConfig) -> Iterator[_Rule]:
     if config.stage != "backbone":
         yield from _rules_of_head(config)
     if config.schedule != "drops":
-        yield _Rule(("drop_steps", "drop_factor"), f"schedule {config.schedule!r} has no drops", "use schedule drops")
+        names = ("drop_steps", "drop_factor") if config.drop_steps else ("drop_factor",)  # no drops are said so: true
+        yield _Rule(names, f"schedule {config.schedule!r} has no drops", "use schedule drops")
     yield from _rules_of_validation(config)
     if config.channels != 3:
         yield _Rule(("augment.saturation",), f"images of {config.channels} channels have no grey", "use channel_gain")
@@ -128,7 +129,9 @@ def _rules_of_stage(config: TrainingConfig) -> Iterator[_Rule]:
     if config.stage == "finetune":
         return
     what = "stage backbone classifies countries: its head is thrown away and it makes no bundle"
-    yield _Rule(("head", "bias", *_COMPONENTS, "half", "licence"), what, "give it to the stages that follow")
+    yield _Rule(
+        ("head", "bias", *_COMPONENTS, "half", "description", "licence"), what, "give it to the stages that follow"
+    )
     if config.balance == "none":
         yield _Rule(_PARTITION, "stage backbone makes cells for balance alone, which is 'none'", "set balance")
 

@@ -29,6 +29,7 @@ IDLE = [
     (TUNE, {"features_dtype": "float32"}, "stage finetune caches no features"),
     (COUNTRIES, {"half": True}, "half True does nothing: stage backbone classifies countries"),
     (COUNTRIES, {"bias": "zeros"}, "its head is thrown away"),
+    (COUNTRIES, {"description": "mine"}, "description 'mine' does nothing: stage backbone .* makes no bundle"),
     (COUNTRIES, {"num_components": 12}, "makes cells for balance alone, which is 'none'"),
     (HEAD, {"polygons": "a.gpkg"}, "stage head has no countries"),
     (TUNE, {"label_column": "name"}, "stage finetune has no countries"),
@@ -78,12 +79,13 @@ EFFECTIVE = [
     (TUNE, {"augment": {"saturation": 0.2}, "precision": "bfloat16", "backbone_learning_rate": 1e-3}),
     (TUNE, {"stretch": [[0.0, 1.0]] * 3, "ground_km": 9.0}),
     (PLANET, {"partition": "planet", "label_smoothing_km": 75.0, "bias": "zeros"}),
-    (COUNTRIES, {"balance": "cell", "num_components": 12, "description": "mine", "label_column": "name"}),
+    (COUNTRIES, {"balance": "cell", "num_components": 12, "label_column": "name"}),
     (GOES_ON, {"bias": "none", "floor": 1e-4, "train_mean_directions": True, MEANS: 1e-3}),
     (HEAD, {"validation": "none", "validation_fraction": 0.0}),
     (HEAD, {"validation": "blocks", "block_level": 5, "validate_steps": 5}),
     (HEAD, {"partition": "kmeans", "max_level": 9}),
     (HEAD, {"drop_steps": [5], "drop_factor": 0.5}),
+    (HEAD, {"schedule": "cosine", "drop_steps": []}),
 ]  # fmt: skip
 
 
