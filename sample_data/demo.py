@@ -8,11 +8,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
-from geo_mvmf import terminal
-
-if TYPE_CHECKING:  # each function imports what it needs: torch takes seconds, and the first line comes before it
+if TYPE_CHECKING:  # each function imports what it needs: torch takes seconds, the first line and Ctrl-C come before
+    from geo_mvmf import terminal
     from geo_mvmf.evaluation import Evaluation
     from geo_mvmf.model.bundle import Bundle
     from geo_mvmf.predictions import Predictions
@@ -57,11 +54,11 @@ def train(out: Path) -> Bundle:
             HERE / "relief.tif", table.parent, count=6000, size=48, ground_km=2000.0, area=area, seed=1, overwrite=True
         )
         show(job)
-    bar = Bar()
+    shown = bar()
     try:
-        return training.train(HERE / "train.toml", report=bar)
+        return training.train(HERE / "train.toml", report=shown)
     finally:
-        bar.close()
+        shown.close()
 
 
 def predict(bundle: Bundle, out: Path) -> Predictions:
@@ -75,6 +72,8 @@ def predict(bundle: Bundle, out: Path) -> Predictions:
 
 def pick(found: Predictions) -> list[int]:
     """The most certain image, a typical one and the least certain one."""
+    import numpy as np
+
     order = np.argsort(found.rows["area_90_km2"].to_numpy(float))[: int(found.is_predicted.sum())]
     return [int(order[0]), int(order[order.size // 2]), int(order[-1])]
 
@@ -119,16 +118,16 @@ def write_report(found: Predictions, result: Evaluation, drawn: list[tuple[str, 
     )
 
 
-class Bar(terminal.Reporter):
+def bar() -> terminal.Reporter:
     """A bar on a terminal, nothing elsewhere."""
+    from geo_mvmf import terminal
 
-    def __init__(self) -> None:
-        super().__init__("bar" if sys.stderr.isatty() else "none")
+    return terminal.Reporter("bar" if sys.stderr.isatty() else "none")
 
 
 def show(job: Generator[Progress, None, Result]) -> Result:
     """Run a job with a bar."""
-    return Bar().run(job)
+    return bar().run(job)
 
 
 def say(begun: float, text: str) -> None:
