@@ -33,8 +33,9 @@ _MANY_COMPONENTS = 4096
 """From so many components on, images that keep few of them are summarised over those alone."""
 
 _OWN_SHARE = 16
-"""Where weights are streamed, few is up to one in so many: nodes of one such image take a second at most, those that
-all images share half a minute and gigabytes."""
+"""Where weights are streamed, few is up to one in so many. It goes by number, not by pairs of components that overlap:
+those grow as the square of the components, so nodes of one image have 256 times fewer than those of all, however broad
+components are, and are made some million pairs at a time. Nodes that all images share hold all pairs in memory."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

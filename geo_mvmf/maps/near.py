@@ -80,9 +80,7 @@ def near_pairs(points: FloatArray, mean_directions: FloatArray, chords: FloatArr
     if not points.shape[0]:
         return
     tree = cKDTree(points)
-    octave = np.floor(np.log2(np.maximum(chords, 1e-12))).astype(np.int64)
-    for number in np.unique(octave):
-        group = np.flatnonzero(octave == number)
+    for group in octaves(chords):
         expected = points.shape[0] * min(float(chords[group].max()) ** 2 / 4.0, 1.0) + 1.0
         step = max(1, int(_PAIRS_AT_ONCE / expected))
         for start in range(0, group.size, step):
@@ -92,6 +90,45 @@ def near_pairs(points: FloatArray, mean_directions: FloatArray, chords: FloatArr
             component = some[found["i"]]
             kept = found["v"] <= chords[component]
             yield Pairs(found["j"][kept].astype(np.int64), component[kept], found["v"][kept])
+
+
+def most_pairs(points: FloatArray, mean_directions: FloatArray, chords: FloatArray) -> int:
+    """Count the pairs that `near_pairs` looks at, without making them: those it yields, and some farther apart.
+
+    Parameters
+    ----------
+    points, mean_directions, chords
+        As for `near_pairs`.
+
+    Examples
+    --------
+    >>> most_pairs(np.eye(3), np.eye(3), np.array([0.1, 0.1, 2.0]))
+    5
+    """
+    tree = cKDTree(points)
+    reached = ((cKDTree(mean_directions[group]), float(chords[group].max())) for group in octaves(chords))
+    return sum(int(tree.count_neighbors(other, limit)) for other, limit in reached)
+
+
+def octaves(chords: FloatArray) -> list[IntArray]:
+    """Group distances that differ by less than a factor of two.
+
+    Parameters
+    ----------
+    chords : ndarray of float64, shape (C,)
+
+    Returns
+    -------
+    list of ndarray of int64
+        Numbers of those of each group, the nearest first.
+
+    Examples
+    --------
+    >>> [group.tolist() for group in octaves(np.array([0.3, 1.5, 0.4]))]
+    [[0, 2], [1]]
+    """
+    octave = np.floor(np.log2(np.maximum(chords, 1e-12))).astype(np.int64)
+    return [np.flatnonzero(octave == number) for number in np.unique(octave)]
 
 
 def apart(directions: FloatArray, image: IntArray) -> FloatArray:

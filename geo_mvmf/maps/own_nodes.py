@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from geo_mvmf import sphere, vmf
-from geo_mvmf.maps.sunflowers import HEAVIER, MANY, SEVERAL, Felt, Nodes, flowers
+from geo_mvmf.maps.felt import Felt
+from geo_mvmf.maps.sunflowers import HEAVIER, MANY, SEVERAL, Nodes, Tier
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -53,7 +54,7 @@ def rings(
     places, share = ring_nodes(mean_directions, log_concentrations)
     # the mean directions themselves hold no mass and find the peak
     points = np.concatenate([places.reshape(len(share), -1, 3), mean_directions[None]])
-    density = _densities(felt, weights, points)
+    density = felt.densities(weights * felt.densest, np.arange(weights.size), points, is_heavy=False)
     for start, stop in itertools.pairwise([0, *np.cumsum(counts).tolist()]):
         its = slice(start, stop)
         mass = (share * weights[its]).ravel()
@@ -90,10 +91,19 @@ def sunflowers(
     ((3, 96), 1.0)
     """
     ends = np.concatenate([[0], np.cumsum(counts)])
-    felt = Felt.of(mean_directions, log_concentrations, np.repeat(np.arange(counts.size), counts))
-    at_peaks = _densities(felt, weights, mean_directions[None])[0]
     first = np.repeat(ends[:-1], counts)
-    tiers = [_Tier(felt, weights, first, nodes) for nodes in (1, SEVERAL, MANY)]
+    is_heavy, is_light = weights >= HEAVIER[1], weights < HEAVIER[0]
+    chosen = {1: is_light, SEVERAL: ~is_light & ~is_heavy, MANY: is_heavy}
+    tiers = [
+        Tier(mean_directions, log_concentrations, weights, first, np.flatnonzero(its), number)
+        for number, its in chosen.items()
+    ]
+    at_peaks = np.empty(weights.size)
+    for where, felt in Felt.in_parts(mean_directions, log_concentrations, np.repeat(np.arange(counts.size), counts)):
+        peak = weights * felt.densest
+        at_peaks[where] = felt.densities(peak, where, mean_directions[None, where], is_heavy=False)[0]
+        for tier in tiers:
+            tier.feel(felt, where)
     for start, stop in itertools.pairwise(ends.tolist()):
         parts = [tier.of(start, stop) for tier in tiers]
         direction, density, mass = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
@@ -144,39 +154,3 @@ def ring_nodes(mu: FloatArray, log_kappa: FloatArray) -> tuple[FloatArray, Float
         directions.append(np.cos(angle[ring])[:, None] * mu + np.sin(angle[ring])[:, None] * sideways)
         shares.append(np.full((_NODES, 1), mass[ring] / _NODES))
     return np.concatenate(directions).reshape(-1, 3), np.concatenate(shares)
-
-
-class _Tier:
-    """Nodes of those components of all images that have so many each."""
-
-    def __init__(self, felt: Felt, weights: FloatArray, first: IntArray, nodes: int) -> None:
-        is_heavy, is_light = weights >= HEAVIER[1], weights < HEAVIER[0]
-        chosen = np.flatnonzero({1: is_light, MANY: is_heavy}.get(nodes, ~is_light & ~is_heavy))
-        # as if the image were alone: by its number among its components, or among the heavy ones
-        before = np.searchsorted(chosen, first[chosen])
-        number = np.arange(chosen.size) - before if nodes == MANY else chosen - first[chosen]
-        mu, log_kappa = felt.mean_directions[chosen], felt.log_concentrations[chosen]
-        points = flowers(mu, log_kappa, nodes, number, shifted=nodes != MANY)
-        self._chosen = chosen
-        self._direction = np.moveaxis(points, -1, 0).astype(np.float32)  # (3, nodes, chosen)
-        self._density = _densities(felt, weights, points, chosen, is_heavy=nodes == MANY)
-        self._mass = np.tile(weights[chosen] / nodes, (nodes, 1))
-
-    def of(self, start: int, stop: int) -> tuple[npt.NDArray[np.floating], ...]:
-        """Directions (3, n), densities and masses of the nodes of components start..stop - 1."""
-        its = slice(*np.searchsorted(self._chosen, [start, stop]))
-        return self._direction[:, :, its].reshape(3, -1), self._density[:, its].ravel(), self._mass[:, its].ravel()
-
-
-def _densities(
-    felt: Felt, weights: FloatArray, points: FloatArray, chosen: IntArray | None = None, *, is_heavy: bool = False
-) -> npt.NDArray[np.float32]:
-    """Densities, (J, H), at points of all or of some components, (J, H, 3), a million values at a time."""
-    chosen = np.arange(weights.size) if chosen is None else chosen
-    result = np.empty(points.shape[:2], np.float32)
-    done = 0
-    for some in felt.in_blocks(chosen, len(points)):
-        its = slice(done, done + some.size)
-        result[:, its] = felt.densities(weights * felt.densest, some, points[:, its], is_heavy=is_heavy)
-        done += some.size
-    return result

@@ -12,7 +12,6 @@ over a few components each have nodes of their own, made for several images at o
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ from scipy import sparse
 
 from geo_mvmf import sphere, vmf
 from geo_mvmf.maps import near
+from geo_mvmf.maps.felt import HELD, Felt
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -32,10 +32,6 @@ SEVERAL, MANY = 4, 32
 HEAVIER = (1.0 / 4096.0, 1.0 / 256.0)
 """Mixing weights from which a component has several nodes, and many."""
 
-_HELD = 0.9999  # of a component's mass lies where its nodes may be
-_REACH = 10.0  # nats below its peak at which a component is no longer felt
-_FAINT = 1e-6  # of a heavy component's peak: what adds less than this at its own peak is left out
-_VALUES_AT_ONCE = 1 << 20  # densities of one component at one node
 # Fractions of these are spread more evenly than of other numbers: over a line, and in pairs over a square.
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 _PLASTIC = 1.324717957244746
@@ -64,141 +60,6 @@ class Nodes:
     mass: FloatArray
     density_max: float
     heaviest: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Felt:
-    """Components, and which of them may be felt where each has its nodes.
-
-    Parameters
-    ----------
-    mean_directions : ndarray of float64, shape (C, 3)
-        Unit vectors.
-    log_concentrations : ndarray of float64, shape (C,)
-        Natural logarithms of kappa.
-    starts, others : ndarray of int64 (C + 1,) and of int32 (P,)
-        Where component i has its nodes, components others[starts[i]:starts[i + 1]] may be felt.
-    reach : float
-        Nats below its peak at which a component is no longer felt.
-
-    Examples
-    --------
-    >>> felt = Felt.of(np.eye(3), np.full(3, 9.0))
-    >>> felt.others[felt.starts[1] : felt.starts[2]].tolist()
-    [1]
-    """
-
-    mean_directions: FloatArray
-    log_concentrations: FloatArray
-    starts: IntArray
-    others: npt.NDArray[np.int32]
-    reach: float
-
-    @classmethod
-    def of(
-        cls,
-        mean_directions: FloatArray,
-        log_concentrations: FloatArray,
-        image: IntArray | None = None,
-        *,
-        reach: float = _REACH,
-    ) -> Felt:
-        """Find which components may be felt where.
-
-        Parameters
-        ----------
-        mean_directions : ndarray of float64, shape (C, 3)
-        log_concentrations : ndarray of float64, shape (C,)
-        image : ndarray of int64, shape (C,), optional
-            Components of different images feel nothing of each other.
-        reach : float
-            Nats.
-
-        Examples
-        --------
-        See `Felt`.
-        """
-        places = mean_directions if image is None else near.apart(mean_directions, image)
-        chord = near.chord_of(log_concentrations, reach)
-        own = near.chord_of(log_concentrations, -float(np.log1p(-_HELD)))
-        octave = np.floor(np.log2(own)).astype(np.int64)
-        size = len(places)
-        keys = []  # owner and other in one number: sorted several times as fast as pairs of numbers
-        for number in np.unique(octave):
-            group = np.flatnonzero(octave == number)
-            for pairs in near.near_pairs(places[group], places, chord + own[group].max()):
-                owner = group[pairs.point]
-                kept = pairs.chord <= chord[pairs.component] + own[owner]
-                keys.append(owner[kept] * size + pairs.component[kept])
-        key = np.sort(np.concatenate(keys))
-        starts = np.searchsorted(key, np.arange(size + 1) * size).astype(np.int64)
-        return cls(mean_directions, log_concentrations, starts, (key % size).astype(np.int32), reach)
-
-    @functools.cached_property
-    def densest(self) -> FloatArray:
-        """Density of each component at its mean direction, per steradian, (C,)."""
-        return np.exp(vmf.log_normaliser(self.log_concentrations))
-
-    def in_blocks(self, chosen: IntArray, number: int) -> list[IntArray]:
-        """Split components so that about a million densities of one component at one node are made at a time.
-
-        Parameters
-        ----------
-        chosen : ndarray of int64, shape (H,)
-        number : int
-            Nodes of each.
-
-        Examples
-        --------
-        >>> [some.tolist() for some in Felt.of(np.eye(3), np.full(3, 9.0)).in_blocks(np.arange(3), 1 << 20)]
-        [[0], [1], [2]]
-        """
-        values = np.cumsum(number * (self.starts[chosen + 1] - self.starts[chosen])) // _VALUES_AT_ONCE
-        return [some for some in np.split(chosen, np.flatnonzero(np.diff(values)) + 1) if some.size]
-
-    def densities(self, peak: FloatArray, chosen: IntArray, points: FloatArray, *, is_heavy: bool) -> FloatArray:
-        """Give the density at points of some components.
-
-        Parameters
-        ----------
-        peak : ndarray of float64, shape (C,)
-            Mixing weight times density at the mean direction, per steradian.
-        chosen : ndarray of int64, shape (H,)
-            Components whose points these are, at least one.
-        points : ndarray of float64, shape (J, H, 3)
-            Unit vectors.
-        is_heavy : bool
-            Whether what adds next to nothing at a component's own peak is left out; else what has fallen too far below
-            its own peak is.
-
-        Returns
-        -------
-        ndarray of float64, shape (J, H)
-            Per steradian.
-
-        Examples
-        --------
-        >>> felt = Felt.of(np.eye(3), np.full(3, 9.0))
-        >>> felt.densities(np.ones(3), np.arange(2), np.eye(3)[None, :2], is_heavy=True).tolist()
-        [[1.0, 1.0]]
-        """
-        sizes = self.starts[chosen + 1] - self.starts[chosen]
-        owner = np.repeat(np.arange(chosen.size), sizes)
-        first = np.cumsum(sizes) - sizes
-        other = self.others[self.starts[chosen][owner] + np.arange(owner.size) - first[owner]]
-        if is_heavy:
-            strong = peak[other] >= _FAINT * peak[chosen][owner]  # a component itself always is
-            owner, other = owner[strong], other[strong]
-        squared = np.zeros((len(points), owner.size))
-        for axis in range(3):
-            gap = points[..., axis].take(owner, axis=1)
-            gap -= self.mean_directions[other, axis]
-            squared += np.square(gap, out=gap)
-        below = 0.5 * np.exp(self.log_concentrations[other]) * squared  # nats
-        value = peak[other] * np.exp(-below)
-        if not is_heavy:
-            value *= below <= self.reach
-        return np.add.reduceat(value, np.searchsorted(owner, np.arange(chosen.size)), axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,28 +134,95 @@ class Sunflowers:
         light = chosen[own < HEAVIER[0]]
         parts = [
             (self.direction.take(light, axis=1), single[light], weights[light]),
-            *self._of_tier(weights, chosen[(own >= HEAVIER[0]) & (own < HEAVIER[1])], SEVERAL),
-            *self._of_tier(weights, chosen[own >= HEAVIER[1]], MANY),
+            self._of_tier(weights, chosen[(own >= HEAVIER[0]) & (own < HEAVIER[1])], SEVERAL),
+            self._of_tier(weights, chosen[own >= HEAVIER[1]], MANY),
         ]
         direction, density, mass = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
         density = np.maximum(density, np.finfo(np.float32).tiny)
         return Nodes(direction, density, mass / mass.sum(), max(peak, float(density.max())), float(weights.max()))
 
-    def _of_tier(
-        self, weights: FloatArray, chosen: IntArray, number: int
-    ) -> Iterator[tuple[Singles, Singles, FloatArray]]:
-        """Nodes of components that have several each, their densities summed over what is felt there, in blocks.
+    def _of_tier(self, weights: FloatArray, chosen: IntArray, number: int) -> tuple[npt.NDArray[np.floating], ...]:
+        """Nodes of components that have several each, their densities summed over what is felt there.
 
         An image has at most 4096 such components: less work than matrices of all components would be, which it would
         have to pick its rows from.
         """
-        felt, is_heavy = self.felt, number == MANY
-        for some in felt.in_blocks(chosen, number):
-            mu, log_kappa = felt.mean_directions[some], felt.log_concentrations[some]
-            points = flowers(mu, log_kappa, number, None if is_heavy else some, shifted=not is_heavy)
-            density = felt.densities(weights * felt.densest, some, points, is_heavy=is_heavy)  # (number, some)
-            mass = np.tile(weights[some] / number, number)
-            yield coordinates(points), density.ravel().astype(np.float32), mass
+        alone = np.zeros(len(weights), np.int64)
+        tier = Tier(self.felt.mean_directions, self.felt.log_concentrations, weights, alone, chosen, number)
+        tier.feel(self.felt)
+        return tier.of(0, len(weights))
+
+
+class Tier:
+    """Nodes of those components that have so many each.
+
+    Parameters
+    ----------
+    mean_directions : ndarray of float64, shape (C, 3)
+    log_concentrations, weights : ndarray of float64, shape (C,)
+    first : ndarray of int64, shape (C,)
+        First component of the image that each belongs to: nodes are turned as if the image were alone.
+    chosen : ndarray of int64, shape (H,)
+        The components of this tier, in ascending order.
+    number : int
+        Nodes of each: 1, SEVERAL or MANY.
+
+    Examples
+    --------
+    >>> tier = Tier(np.eye(3), np.full(3, 9.0), np.full(3, 1 / 3), np.zeros(3, np.int64), np.arange(3), MANY)
+    >>> tier.feel(Felt.of(np.eye(3), np.full(3, 9.0)))
+    >>> [each.shape for each in tier.of(0, 2)]
+    [(3, 64), (64,), (64,)]
+    """
+
+    def __init__(
+        self,
+        mean_directions: FloatArray,
+        log_concentrations: FloatArray,
+        weights: FloatArray,
+        first: IntArray,
+        chosen: IntArray,
+        number: int,
+    ) -> None:
+        self._chosen, self._weights, self._is_heavy = chosen, weights, number == MANY
+        # by its number among the image's components, or among its heavy ones
+        before = np.searchsorted(chosen, first[chosen])
+        component = np.arange(chosen.size) - before if self._is_heavy else chosen - first[chosen]
+        mu, log_kappa = mean_directions[chosen], log_concentrations[chosen]
+        self._points = flowers(mu, log_kappa, number, component, shifted=not self._is_heavy)
+        self._density = np.empty(self._points.shape[:2], np.float32)
+        self._mass = np.tile(weights[chosen] / number, (number, 1))
+
+    def feel(self, felt: Felt, where: IntArray | None = None) -> None:
+        """Sum the densities at the nodes of all components, or of some.
+
+        Parameters
+        ----------
+        felt : Felt
+        where : ndarray of int64, optional
+            Components.
+
+        Examples
+        --------
+        See `Tier`.
+        """
+        its = np.arange(self._chosen.size) if where is None else np.flatnonzero(np.isin(self._chosen, where))
+        peak = self._weights * felt.densest
+        self._density[:, its] = felt.densities(peak, self._chosen[its], self._points[:, its], is_heavy=self._is_heavy)
+
+    def of(self, start: int, stop: int) -> tuple[npt.NDArray[np.floating], ...]:
+        """Give directions (3, n), densities and masses of the nodes of components start..stop - 1.
+
+        Parameters
+        ----------
+        start, stop : int
+
+        Examples
+        --------
+        See `Tier`.
+        """
+        its = slice(*np.searchsorted(self._chosen, [start, stop]))
+        return coordinates(self._points[:, its]), self._density[:, its].ravel(), self._mass[:, its].ravel()
 
 
 def flowers(
@@ -330,7 +258,7 @@ def flowers(
     place = np.arange(number)[:, None]
     component = np.arange(len(mu)) if component is None else component
     within = (0.5 + component / _PLASTIC) % 1.0 if shifted else 0.5
-    radius = vmf.cap_quantile(_HELD * (place + within) / number, log_kappa)  # (number, C)
+    radius = vmf.cap_quantile(HELD * (place + within) / number, log_kappa)  # (number, C)
     turn = 2.0 * np.pi * ((place * _GOLDEN + component / _PLASTIC**2) % 1.0)
     basis = sphere.tangent_basis(mu)  # (C, 2, 3)
     sideways = np.cos(turn)[..., None] * basis[:, 0] + np.sin(turn)[..., None] * basis[:, 1]
@@ -362,7 +290,7 @@ def _block(points: FloatArray, felt: Felt, owner: IntArray) -> sparse.csr_array:
     squared = np.zeros(other.size)
     for axis in range(3):
         squared += (points[owner, axis] - mu[other, axis]) ** 2
-    kept = squared <= near.chord_of(log_kappa, _REACH)[other] ** 2
+    kept = squared <= near.chord_of(log_kappa, felt.reach)[other] ** 2
     column = other[kept]
     height = -0.5 * np.exp(log_kappa)[column] * squared[kept]
     value = np.exp(vmf.log_normaliser(log_kappa)[column] + height).astype(np.float32)

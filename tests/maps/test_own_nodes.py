@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from geo_mvmf.maps import near, own_nodes
+from geo_mvmf.maps import felt, near, own_nodes, sunflowers
+from geo_mvmf.maps.felt import Felt
 from geo_mvmf.maps.sunflowers import Sunflowers
 
 COUNTS = np.array([60, 7, 96, 1])
@@ -41,7 +42,9 @@ def test_an_image_has_the_same_nodes_in_any_company(make, monkeypatch):
     assert not all(map(same, mixed, alone))
 
 
-def test_they_are_the_nodes_that_all_images_share_where_these_are_of_one_image():
+@pytest.mark.parametrize("values", [1 << 20, 64], ids=["one block", "many blocks"])
+def test_they_are_the_nodes_that_all_images_share_where_these_are_of_one_image(monkeypatch, values):
+    monkeypatch.setattr(felt, "_VALUES_AT_ONCE", values)
     for found, own in zip(*of_each(own_nodes.sunflowers)[1:], strict=True):
         shared = next(Sunflowers.of(*own[:2]).nodes(own[2][None], [np.arange(len(own[2]))]))
         assert np.array_equal(found.direction, shared.direction)
@@ -49,6 +52,45 @@ def test_they_are_the_nodes_that_all_images_share_where_these_are_of_one_image()
         np.testing.assert_allclose(found.mass, shared.mass, rtol=1e-12)
         assert found.density_max == pytest.approx(shared.density_max, rel=1e-5)
         assert found.heaviest == shared.heaviest
+    first = of_each(own_nodes.sunflowers)[2][0]
+    plain = next(own_nodes.sunflowers(*first, COUNTS[:1])).direction
+    place = sunflowers.flowers  # the twin begins to count anew after every third component
+    monkeypatch.setattr(sunflowers, "flowers", lambda mu, kappa, n, own, **how: place(mu, kappa, n, own % 3, **how))
+    assert not np.array_equal(next(own_nodes.sunflowers(*first, COUNTS[:1])).direction, plain)
+
+
+def test_memory_is_bounded_however_broad_components_are(monkeypatch):
+    """As many pairs at a time as are allowed, to a tenth, and the same nodes as if all were made at once."""
+    generator = np.random.default_rng(0)
+    mu = generator.normal(size=(700, 3))
+    mu /= np.linalg.norm(mu, axis=1, keepdims=True)
+    components = mu, generator.uniform(3.0, 6.0, 700), np.full(700, 1.0 / 700.0)
+    image = np.zeros(700, np.int64)
+    ((_, whole),) = Felt.in_parts(*components[:2], image)
+    at_once = next(own_nodes.sunflowers(*components, np.array([700])))
+
+    def most_held():
+        parts = list(Felt.in_parts(*components[:2], image))
+        assert np.array_equal(np.sort(np.concatenate([where for where, _ in parts])), np.arange(700))
+        assert sum(part.others.size for _, part in parts) == whole.others.size
+        return max(part.others.size for _, part in parts)
+
+    monkeypatch.setattr(felt, "_PAIRS_AT_ONCE", 10_000)
+    assert most_held() < 11_000 < whole.others.size / 2
+    assert same(next(own_nodes.sunflowers(*components, np.array([700]))), at_once)
+    monkeypatch.setattr(near, "most_pairs", lambda *_: 1)  # the twin thinks that there are few
+    assert most_held() == whole.others.size
+
+
+def test_pairs_are_counted_as_they_are_made():
+    generator = np.random.default_rng(1)
+    mu = generator.normal(size=(300, 3))
+    mu /= np.linalg.norm(mu, axis=1, keepdims=True)
+    chords = np.full(300, 0.3)
+    made = sum(pairs.point.size for pairs in near.near_pairs(mu, mu, chords))
+    assert near.most_pairs(mu, mu, chords) == made
+    chords[::2] = 0.45  # of the same octave: counted as far as the farthest of it
+    assert made < sum(pairs.point.size for pairs in near.near_pairs(mu, mu, chords)) < near.most_pairs(mu, mu, chords)
 
 
 @pytest.mark.parametrize("make", [own_nodes.rings, own_nodes.sunflowers])

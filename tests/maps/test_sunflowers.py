@@ -38,7 +38,7 @@ def test_summaries_are_those_of_fine_rings(monkeypatch, c, spread):
     mixture = overlapping(c, spread)
     coarse = summaries.summarise(mixture, [5.0], [1.0])
     with monkeypatch.context() as patch:  # the twin's nodes all lie at the mean directions, where it is densest
-        patch.setattr(sunflowers, "_HELD", 1e-9)
+        patch.setattr(sunflowers, "HELD", 1e-9)
         patch.setattr(summaries, "_sunflowers", OncePerComponents(Sunflowers.of))
         twin = summaries.summarise(mixture, [5.0], [1.0])
     monkeypatch.setattr(summaries, "_FEW", c)

@@ -1,0 +1,216 @@
+"""Which components are felt where others have their nodes, and the densities there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from geo_mvmf import vmf
+from geo_mvmf.maps import near
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+Singles = npt.NDArray[np.float32]
+
+HELD = 0.9999
+"""Of a component's mass lies where its nodes may be."""
+
+_REACH = 10.0  # nats below its peak at which a component is no longer felt
+_FAINT = 1e-6  # of a heavy component's peak: what adds less than this at its own peak is left out
+_VALUES_AT_ONCE = 1 << 20  # densities of one component at one node
+_PAIRS_AT_ONCE = 1 << 22  # of components and what may be felt at their nodes: 0.4 GB while they are found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reaches:
+    """How far components are felt, and how far from their mean directions they have nodes: chords, (C,)."""
+
+    places: FloatArray  # (C, 3), or (C, 4) where those of several images lie apart
+    felt: FloatArray
+    own: FloatArray
+
+    @classmethod
+    def of(
+        cls, mean_directions: FloatArray, log_concentrations: FloatArray, image: IntArray | None, reach: float
+    ) -> _Reaches:
+        places = mean_directions if image is None else near.apart(mean_directions, image)
+        own = near.chord_of(log_concentrations, -float(np.log1p(-HELD)))
+        return cls(places, near.chord_of(log_concentrations, reach), own)
+
+    def most_pairs(self) -> int:
+        """Number of all pairs, and of some that are not felt."""
+        return sum(
+            near.most_pairs(self.places[group], self.places, self.felt + self.own[group].max())
+            for group in near.octaves(self.own)
+        )
+
+    def pairs(self, where: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
+        """Pairs of one of these components and one that may be felt where it has its nodes, in no order."""
+        for group in near.octaves(self.own[where]):
+            its = where[group]
+            for pairs in near.near_pairs(self.places[its], self.places, self.felt + self.own[its].max()):
+                owner = its[pairs.point]
+                kept = pairs.chord <= self.felt[pairs.component] + self.own[owner]
+                yield owner[kept], pairs.component[kept]
+
+
+@dataclasses.dataclass(frozen=True)
+class Felt:
+    """Components, and which of them may be felt where each has its nodes.
+
+    Parameters
+    ----------
+    mean_directions : ndarray of float64, shape (C, 3)
+        Unit vectors.
+    log_concentrations : ndarray of float64, shape (C,)
+        Natural logarithms of kappa.
+    starts, others : ndarray of int64 (C + 1,) and of int32 (P,)
+        Where component i has its nodes, components others[starts[i]:starts[i + 1]] may be felt.
+    reach : float
+        Nats below its peak at which a component is no longer felt.
+
+    Examples
+    --------
+    >>> felt = Felt.of(np.eye(3), np.full(3, 9.0))
+    >>> felt.others[felt.starts[1] : felt.starts[2]].tolist()
+    [1]
+    """
+
+    mean_directions: FloatArray
+    log_concentrations: FloatArray
+    starts: IntArray
+    others: npt.NDArray[np.int32]
+    reach: float
+
+    @classmethod
+    def of(
+        cls,
+        mean_directions: FloatArray,
+        log_concentrations: FloatArray,
+        image: IntArray | None = None,
+        *,
+        reach: float = _REACH,
+    ) -> Felt:
+        """Find which components may be felt where.
+
+        Parameters
+        ----------
+        mean_directions : ndarray of float64, shape (C, 3)
+        log_concentrations : ndarray of float64, shape (C,)
+        image : ndarray of int64, shape (C,), optional
+            Components of different images feel nothing of each other.
+        reach : float
+            Nats.
+
+        Examples
+        --------
+        See `Felt`.
+        """
+        starts, others = _sorted(_Reaches.of(mean_directions, log_concentrations, image, reach))
+        return cls(mean_directions, log_concentrations, starts, others, reach)
+
+    @classmethod
+    def in_parts(
+        cls, mean_directions: FloatArray, log_concentrations: FloatArray, image: IntArray
+    ) -> Iterator[tuple[IntArray, Felt]]:
+        """Find it for a part of the components at a time, so that memory is bounded however broad they are.
+
+        Parameters
+        ----------
+        mean_directions, log_concentrations, image
+            As for `of`.
+
+        Yields
+        ------
+        where : ndarray of int64, shape (H,)
+            Components, in ascending order; every one is of one part.
+        felt : Felt
+            What may be felt where these have their nodes, some four million pairs at most; elsewhere nothing.
+
+        Examples
+        --------
+        >>> [where.tolist() for where, _ in Felt.in_parts(np.eye(3), np.full(3, 9.0), np.zeros(3, np.int64))]
+        [[0, 1, 2]]
+        """
+        reaches = _Reaches.of(mean_directions, log_concentrations, image, _REACH)
+        most = int(np.square(np.bincount(image)).sum())
+        if most > _PAIRS_AT_ONCE:  # else there is nothing to count
+            most = reaches.most_pairs()
+        parts = min(-(-most // _PAIRS_AT_ONCE), len(image))
+        for part in range(parts):  # not neighbours in the list, which may be neighbours on Earth: parts of like size
+            where = np.arange(part, len(image), parts)
+            yield where, cls(mean_directions, log_concentrations, *_sorted(reaches, where), _REACH)
+
+    @functools.cached_property
+    def densest(self) -> FloatArray:
+        """Density of each component at its mean direction, per steradian, (C,)."""
+        return np.exp(vmf.log_normaliser(self.log_concentrations))
+
+    def densities(self, peak: FloatArray, chosen: IntArray, points: FloatArray, *, is_heavy: bool) -> Singles:
+        """Give the density at points of some components.
+
+        Parameters
+        ----------
+        peak : ndarray of float64, shape (C,)
+            Mixing weight times density at the mean direction, per steradian.
+        chosen : ndarray of int64, shape (H,)
+            Components whose points these are.
+        points : ndarray of float64, shape (J, H, 3)
+            Unit vectors.
+        is_heavy : bool
+            Whether what adds next to nothing at a component's own peak is left out; else what has fallen too far below
+            its own peak is.
+
+        Returns
+        -------
+        ndarray of float32, shape (J, H)
+            Per steradian; a million densities of one component at one point are made at a time.
+
+        Examples
+        --------
+        >>> felt = Felt.of(np.eye(3), np.full(3, 9.0))
+        >>> felt.densities(np.ones(3), np.arange(2), np.eye(3)[None, :2], is_heavy=True).tolist()
+        [[1.0, 1.0]]
+        """
+        result = np.empty(points.shape[:2], np.float32)
+        values = np.cumsum(len(points) * (self.starts[chosen + 1] - self.starts[chosen])) // _VALUES_AT_ONCE
+        for its in np.split(np.arange(chosen.size), np.flatnonzero(np.diff(values)) + 1):
+            if its.size:
+                result[:, its] = self._sums(peak, chosen[its], points[:, its], is_heavy=is_heavy)
+        return result
+
+    def _sums(self, peak: FloatArray, chosen: IntArray, points: FloatArray, *, is_heavy: bool) -> FloatArray:
+        """Densities at points of at least one component."""
+        sizes = self.starts[chosen + 1] - self.starts[chosen]
+        owner = np.repeat(np.arange(chosen.size), sizes)
+        first = np.cumsum(sizes) - sizes
+        other = self.others[self.starts[chosen][owner] + np.arange(owner.size) - first[owner]]
+        if is_heavy:
+            strong = peak[other] >= _FAINT * peak[chosen][owner]  # a component itself always is
+            owner, other = owner[strong], other[strong]
+        squared = np.zeros((len(points), owner.size))
+        for axis in range(3):
+            gap = points[..., axis].take(owner, axis=1)
+            gap -= self.mean_directions[other, axis]
+            squared += np.square(gap, out=gap)
+        below = 0.5 * np.exp(self.log_concentrations[other]) * squared  # nats
+        value = peak[other] * np.exp(-below)
+        if not is_heavy:
+            value *= below <= self.reach
+        return np.add.reduceat(value, np.searchsorted(owner, np.arange(chosen.size)), axis=1)
+
+
+def _sorted(reaches: _Reaches, where: IntArray | None = None) -> tuple[IntArray, npt.NDArray[np.int32]]:
+    """Where the pairs of each component start, and the other of each pair."""
+    size = len(reaches.own)
+    where = np.arange(size) if where is None else where
+    # owner and other in one number: sorted several times as fast as pairs of numbers
+    key = np.concatenate([owner * size + other for owner, other in reaches.pairs(where)])
+    key.sort()
+    starts = np.searchsorted(key, np.arange(size + 1) * size).astype(np.int64)
+    key %= size
+    return starts, key.astype(np.int32)
