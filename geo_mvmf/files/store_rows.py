@@ -103,7 +103,7 @@ def read_rows(group: h5py.Group, described: Sequence[dict[str, str]], size: int)
         if found.shape[0] != size:
             raise ValueError(f"column {name!r} has {found.shape[0]} values for {size} rows")
         read[name] = _decoded(found, kind, _missing(group, variable, size))
-    return pd.DataFrame(read, index=pd.RangeIndex(size))
+    return _frame(read, size)
 
 
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -128,7 +128,12 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     names = list(dict.fromkeys(name for table in tables for name in table.columns))
     total = sum(len(table) for table in tables)
     pieces = {name: [_piece(table, name) for table in tables] for name in names}
-    return pd.DataFrame({name: _joined_column(pieces[name]) for name in names}, index=pd.RangeIndex(total))
+    return _frame({name: _joined_column(pieces[name]) for name in names}, total)
+
+
+def _frame(made: dict[str, pd.Series[Any]], size: int) -> pd.DataFrame:
+    """Make a table of new columns; pandas would copy them all, and with these copies a merge had its peak of memory."""
+    return pd.DataFrame(made, index=pd.RangeIndex(size), copy=False)
 
 
 def _write_column(group: Any, variable: str, name: str, column: pd.Series[Any]) -> str:
