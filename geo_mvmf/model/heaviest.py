@@ -243,9 +243,8 @@ def _ascending(logits: Tensor) -> Tensor:
     """Sort each row."""
     if logits.device.type != "cpu":
         return logits.sort(dim=1).values
-    return torch.from_numpy(
-        np.sort(logits.numpy(), axis=1)
-    )  # torch says where each was, too, and takes ten times as long
+    # torch says where each was, too, and takes ten times as long
+    return torch.from_numpy(np.sort(logits.numpy(), axis=1))
 
 
 def _group_tops(logits: Tensor) -> Tensor:
