@@ -43,7 +43,7 @@ def test_points_have_figures_and_a_page(points, tmp_path):
         (["--estimators", "mode"], 2, "need densities"),
         (["--by", "nope"], 3, "cannot group by 'nope'"),
         (["--cluster-by", "user", "--block-level", "3"], 2, "choose one"),
-        (["--out", "y.pdf"], 2, "the suffix '.pdf'"),
+        (["--out", "y.pdf"], 2, "the suffix is '.pdf'"),
     ],
 )
 def test_mistakes_are_said(points, options, code, message):

@@ -348,8 +348,8 @@ def test_methods_are_named_by_what_tells_their_files_apart(paths):
     [
         (["--names", "a"], 2, "1 names for 2 PREDICTIONS"),
         (["--names", "a,a"], 2, "two PREDICTIONS have the name 'a'"),
-        (["--out", "y.csv"], 2, "the suffix '.csv'"),
-        (["--table", "y.html"], 2, "the suffix '.html'"),
+        (["--out", "y.csv"], 2, "--out y.csv: the suffix is '.csv'"),
+        (["--table", "y.html"], 2, "--table y.html: the suffix is '.html'"),
         (["--cluster-by", "nope"], 3, "'nope'"),
         (["--cluster-by", "walk", "--block-level", "3"], 2, "choose one"),
     ],

@@ -44,9 +44,9 @@ def compare(
     images; the others are compared with the first.
     """
     named = _named(predictions, names)
-    for path, suffix in ((out, ".html"), (table, ".csv")):
+    for option, path, suffix in (("--out", out, ".html"), ("--table", table, ".csv")):
         if path is not None:
-            options.check_suffix(path, (suffix,))
+            options.check_suffix(path, (suffix,), option)
             options.check_new(path, overwrite=overwrite)
 
     from geo_mvmf import comparison as module

@@ -168,13 +168,15 @@ def positive(option: str, value: float | None) -> float | None:
     return value
 
 
-def check_suffix(out: Path, allowed: Iterable[str]) -> None:
+def check_suffix(out: Path, allowed: Iterable[str], option: str = "--out") -> None:
     """Refuse an output whose suffix says nothing, before hours are spent on it.
 
     Parameters
     ----------
     out : path
     allowed : iterable of str
+    option : str
+        Its name on the command line.
 
     Raises
     ------
@@ -185,11 +187,11 @@ def check_suffix(out: Path, allowed: Iterable[str]) -> None:
     --------
     >>> check_suffix(Path("a.kml"), [".gpkg", ".csv"])
     Traceback (most recent call last):
-    geo_mvmf.errors.UsageError: --out a.kml: the suffix '.kml' is not one of .gpkg, .csv
+    geo_mvmf.errors.UsageError: --out a.kml: the suffix is '.kml'; .gpkg or .csv is wanted
     """
     allowed = tuple(allowed)
     if out.suffix.lower() not in allowed:
-        raise UsageError(f"--out {out}: the suffix {out.suffix!r} is not one of {', '.join(allowed)}")
+        raise UsageError(f"{option} {out}: the suffix is {out.suffix!r}; {' or '.join(allowed)} is wanted")
 
 
 def check_new(*outs: Path, overwrite: bool) -> None:
