@@ -245,6 +245,7 @@ def test_a_classifier_is_judged_by_its_cells(config, tmp_path):
 @pytest.mark.hard
 def test_a_run_that_classified_countries_has_its_classes(config, photos, tmp_path):
     wanted = {"stage": "backbone", "polygons": str(photos / "halves.geojson"), "label_column": "name"}
+    wanted["description"] = ""  # of a bundle, which there is none of
     run = trained(config, **wanted, **NO_COMPONENTS, num_components=None, out=str(tmp_path / "backbone"))
     said, text = written(run, tmp_path / "backbone.html")
     log = [json.loads(line) for line in (tmp_path / "backbone" / "log.jsonl").read_text().splitlines()]
