@@ -74,7 +74,7 @@ def test_a_geopackage_holds_points_with_zones_and_polygons_with_counts(house, tm
 @pytest.mark.parametrize(
     ("out", "more", "code", "message"),
     [
-        ("z.shp", [], 2, "not one of .csv"),
+        ("z.shp", [], 2, "the suffix is '.shp'; .csv or "),
         ("z.csv", ["--name-column", "nom"], 2, "no column 'nom'; they have Name, code"),
         ("z.csv", ["--top", "0"], 2, "0"),
         ("taken.csv", [], 5, "exists already"),
