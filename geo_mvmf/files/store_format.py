@@ -27,8 +27,7 @@ COMPONENTS_FORMAT = "geo_mvmf predictions components"
 FORMAT_VERSION = 1
 _KINDS = ("vmf", "cell")
 _TOLERANCE = 1e-3  # by which weights may miss their sum
-# Digits of mean directions are noise, too. To deflate those of a million takes longer than all else of a merge, and
-# saves a fifth of their bytes where they were trained.
+# To deflate the mean directions of a million takes longer than all else of a merge, and saves a fifth where trained.
 _LARGE_DIRECTIONS = 1 << 23
 
 

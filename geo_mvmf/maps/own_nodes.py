@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from geo_mvmf import sphere, vmf
 from geo_mvmf.maps.felt import Felt
-from geo_mvmf.maps.sunflowers import HEAVIER, MANY, SEVERAL, Nodes, Tier
+from geo_mvmf.maps.sunflowers import HEAVIER, MANY, SEVERAL, TINY, Nodes, Tier
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -26,7 +26,6 @@ RING_REACH = 24.0
 
 _RINGS = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.995, 0.9999)  # quantiles between rings
 _NODES = 6  # of a ring
-_TINY = np.finfo(np.float32).tiny
 
 
 def rings(
@@ -59,7 +58,7 @@ def rings(
         its = slice(start, stop)
         mass = (share * weights[its]).ravel()
         direction = points[:-1, its].reshape(-1, 3).T
-        at_nodes = np.maximum(density[:-1, its].ravel(), _TINY)
+        at_nodes = np.maximum(density[:-1, its].ravel(), TINY)
         yield Nodes(direction, at_nodes, mass / mass.sum(), float(density[:, its].max()), float(weights[its].max()))
 
 
@@ -105,11 +104,8 @@ def sunflowers(
         for tier in tiers:
             tier.feel(felt, where)
     for start, stop in itertools.pairwise(ends.tolist()):
-        parts = [tier.of(start, stop) for tier in tiers]
-        direction, density, mass = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
-        density = np.maximum(density, _TINY)
-        densest = max(float(at_peaks[start:stop].max()), float(density.max()))
-        yield Nodes(direction, density, mass / mass.sum(), densest, float(weights[start:stop].max()))
+        densest, heaviest = float(at_peaks[start:stop].max()), float(weights[start:stop].max())
+        yield Nodes.of_tiers([tier.of(start, stop) for tier in tiers], densest, heaviest)
 
 
 def ring_nodes(mu: FloatArray, log_kappa: FloatArray) -> tuple[FloatArray, FloatArray]:

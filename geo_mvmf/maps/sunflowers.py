@@ -12,7 +12,7 @@ over a few components each have nodes of their own, made for several images at o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ SEVERAL, MANY = 4, 32
 
 HEAVIER = (1.0 / 4096.0, 1.0 / 256.0)
 """Mixing weights from which a component has several nodes, and many."""
+
+TINY = np.finfo(np.float32).tiny
+"""Per steradian, of nodes where the density is less: a density has a logarithm."""
 
 # Fractions of these are spread more evenly than of other numbers: over a line, and in pairs over a square.
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
@@ -60,6 +63,29 @@ class Nodes:
     mass: FloatArray
     density_max: float
     heaviest: float
+
+    @classmethod
+    def of_tiers(cls, tiers: Iterable[Sequence[npt.NDArray[np.floating]]], peak: float, heaviest: float) -> Nodes:
+        """Put the nodes of an image's components together.
+
+        Parameters
+        ----------
+        tiers : iterable of (direction, density, mass)
+            As `Tier.of` gives them.
+        peak : float
+            Per steradian, at the densest mean direction.
+        heaviest : float
+            Largest mixing weight.
+
+        Examples
+        --------
+        >>> tier = (np.eye(3)[:, :1], np.array([2.0]), np.array([0.5]))
+        >>> Nodes.of_tiers([tier, tier], 1.0, 0.5).mass.tolist()
+        [0.5, 0.5]
+        """
+        direction, density, mass = (np.concatenate(each, axis=-1) for each in zip(*tiers, strict=True))
+        density = np.maximum(density, TINY)
+        return cls(direction, density, mass / mass.sum(), max(peak, float(density.max())), heaviest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +163,7 @@ class Sunflowers:
             self._of_tier(weights, chosen[(own >= HEAVIER[0]) & (own < HEAVIER[1])], SEVERAL),
             self._of_tier(weights, chosen[own >= HEAVIER[1]], MANY),
         ]
-        direction, density, mass = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
-        density = np.maximum(density, np.finfo(np.float32).tiny)
-        return Nodes(direction, density, mass / mass.sum(), max(peak, float(density.max())), float(weights.max()))
+        return Nodes.of_tiers(parts, peak, float(weights.max()))
 
     def _of_tier(self, weights: FloatArray, chosen: IntArray, number: int) -> tuple[npt.NDArray[np.floating], ...]:
         """Nodes of components that have several each, their densities summed over what is felt there.
