@@ -13,6 +13,7 @@ from typing import Any
 from geo_mvmf.errors import UsageError
 from geo_mvmf.inputs import mistaken
 from geo_mvmf.model.augmentation import Augmentation
+from geo_mvmf.model.idle_options import check_given
 from geo_mvmf.model.option_combinations import check_combinations
 from geo_mvmf.model.option_values import STAGES, check_values
 from geo_mvmf.model.partition_options import PartitionOptions
@@ -277,13 +278,8 @@ def read_config(path: str | os.PathLike[str]) -> TrainingConfig:
         ) from error
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as TOML: {error}") from error
-    config = config_from_dict(values, where=str(path), base=path.parent)
-    if config.partition == "kmeans" and values.get("mean_direction") == "centre":  # given, although it is the default
-        raise UsageError(
-            f"{path}: mean_direction 'centre' does nothing: k-means has the mean of the photos of each class in any "
-            "case; leave it out"
-        )
-    return config
+    check_given(values, where=str(path))
+    return config_from_dict(values, where=str(path), base=path.parent)
 
 
 def config_from_dict(

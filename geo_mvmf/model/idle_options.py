@@ -1,19 +1,23 @@
 """Options that a run never looks at: a new run refuses them, one that goes on says that they do nothing.
 
-An option that has its default counts as one that was not given. What changes no result, such as `workers` or
-`cache_dir`, may stand where it is of no use.
+An option that has its default counts as one that was not given (`check_given` knows the one exception). What changes
+no result, such as `workers` or `cache_dir`, may stand where it is of no use.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from geo_mvmf.errors import UsageError
+from geo_mvmf.errors import BadBundleError, UsageError
 from geo_mvmf.model.augmentation import Augmentation
-from geo_mvmf.model.configuration import TrainingConfig
+from geo_mvmf.model.bundle_format import read_header
+
+if TYPE_CHECKING:
+    from geo_mvmf.model.configuration import TrainingConfig
 
 _BACKBONE = ("backbone", "backbone_width", "stem_stride", "pool", "embedding", "channels")
 _PARTITION = ("partition", "num_components", "split_above", "drop_below", "partition_file", "partition_column",
@@ -21,6 +25,7 @@ _PARTITION = ("partition", "num_components", "split_above", "drop_below", "parti
 _MEANS, _CONCENTRATIONS = "mean_direction_learning_rate", "concentration_learning_rate"
 _COMPONENTS = ("mean_direction", "initial_log_concentration", "train_mean_directions", "train_log_concentrations",
                "floor", _MEANS, _CONCENTRATIONS)  # fmt: skip
+_K_MEANS = "k-means has the mean of the photos of each class in any case"
 
 
 class IdleOptionWarning(UserWarning):
@@ -59,6 +64,7 @@ def check_idle(config: TrainingConfig, *, where: str = "", begun: bool = False) 
 
     Examples
     --------
+    >>> from geo_mvmf.model.configuration import TrainingConfig
     >>> check_idle(TrainingConfig(stage="head", table="a.csv", out="run", schedule="cosine", drop_factor=0.5))
     Traceback (most recent call last):
     geo_mvmf.errors.UsageError: drop_factor 0.5 does nothing: schedule 'cosine' has no drops; leave it out, or use
@@ -69,6 +75,32 @@ def check_idle(config: TrainingConfig, *, where: str = "", begun: bool = False) 
         if not begun:
             raise UsageError(f"{begins}{text}")
         warnings.warn(f"{begins}{text}; this run was begun with it, so it stays", IdleOptionWarning, stacklevel=2)
+
+
+def check_given(values: Mapping[str, Any], *, where: str) -> None:
+    """Refuse a default that is given and is not what the run does; that it was given a configuration cannot tell.
+
+    Parameters
+    ----------
+    values : mapping
+        As a TOML file holds them.
+    where : str
+        As `check_idle`.
+
+    Raises
+    ------
+    UsageError
+        k-means is given centres.
+
+    Examples
+    --------
+    >>> check_given({"partition": "kmeans", "mean_direction": "centre"}, where="a.toml")
+    Traceback (most recent call last):
+    geo_mvmf.errors.UsageError: a.toml: mean_direction 'centre' does nothing: k-means has the mean of the photos of each
+    class in any case; leave it out
+    """
+    if values.get("partition") == "kmeans" and values.get("mean_direction") == "centre":
+        raise UsageError(f"{where}: mean_direction 'centre' does nothing: {_K_MEANS}; leave it out")
 
 
 def _idle(config: TrainingConfig) -> Iterator[str]:
@@ -114,8 +146,8 @@ def _rules(config: TrainingConfig) -> Iterator[_Rule]:
         names = ("drop_steps", "drop_factor") if config.drop_steps else ("drop_factor",)  # no drops are said so: true
         yield _Rule(names, f"schedule {config.schedule!r} has no drops", "use schedule drops")
     yield from _rules_of_validation(config)
-    if config.channels != 3:
-        yield _Rule(("augment.saturation",), f"images of {config.channels} channels have no grey", "use channel_gain")
+    if config.augment.saturation and (channels := _channels(config)) != 3:
+        yield _Rule(("augment.saturation",), f"images of {channels} channels have no grey", "use channel_gain")
 
 
 def _rules_of_stage(config: TrainingConfig) -> Iterator[_Rule]:
@@ -153,7 +185,7 @@ def _rules_of_head(config: TrainingConfig) -> Iterator[_Rule]:
     if config.head == "cross_entropy":
         yield _Rule(_COMPONENTS, "head cross_entropy has S2 cells and no components", "use head mvmf")
     if config.partition == "kmeans":
-        yield _Rule(("mean_direction",), "k-means has the mean of the photos of each class in any case")
+        yield _Rule(("mean_direction",), _K_MEANS)
     if not config.train_mean_directions:
         yield _Rule((_MEANS,), "mean directions stay as they are", "set train_mean_directions = true")
     if not config.train_log_concentrations:
@@ -167,3 +199,11 @@ def _rules_of_validation(config: TrainingConfig) -> Iterator[_Rule]:
         yield _Rule(("validation_fraction",), how, "use validation random or blocks")
     if config.validation == "none" or (drawn and not config.validation_fraction):
         yield _Rule(("validate_steps", "block_level"), "no images are held out", "hold some out")
+
+
+def _channels(config: TrainingConfig) -> int:
+    """Channels of the images; a bundle that cannot be read is told of where it is loaded."""
+    if config.init_bundle is not None:
+        with contextlib.suppress(BadBundleError):
+            return int(read_header(config.init_bundle)["image"]["channels"])
+    return config.channels

@@ -11,10 +11,13 @@ import pytest
 from geo_mvmf.errors import UsageError
 from geo_mvmf.model import idle_options
 from geo_mvmf.model.augmentation import Augmentation
+from geo_mvmf.model.backbones import build_backbone
+from geo_mvmf.model.bundle import save_bundle
 from geo_mvmf.model.configuration import TrainingConfig, config_from_dict, read_config
 from geo_mvmf.model.idle_options import IdleOptionWarning, check_idle
 from geo_mvmf.model.run_record import read_run
 from geo_mvmf.model.training import train, train_job
+from geo_mvmf.model.untrained import untrained_bundle
 
 HEAD, TUNE, BACKBONE = ({"stage": stage} for stage in ("head", "finetune", "backbone"))
 PLANET = HEAD | {"head": "cross_entropy"}
@@ -118,6 +121,21 @@ def test_configurations_in_the_docs_and_the_sample_are_taken():
     assert len(texts) > 6
     for text in texts:
         check_idle(config_from_dict(plain | tomllib.loads(text)), where=text)
+
+
+@pytest.mark.parametrize("run", [TUNE, COUNTRIES])
+def test_channels_are_those_of_the_bundle_to_start_from(tmp_path, run):
+    plain, path = untrained_bundle(), tmp_path / "start.safetensors"
+    backbone = build_backbone("chip_resnet10", width=8, channels=4)
+    spec = dataclasses.replace(plain.spec, channels=4)
+    config = config_of(run, {"init_bundle": str(path), "augment": {"saturation": 0.2}})
+    save_bundle(plain, path)
+    check_idle(config)
+    save_bundle(dataclasses.replace(plain, backbone=backbone, spec=spec), path, overwrite=True)
+    with pytest.raises(UsageError, match=r"^\[augment\] saturation 0.2 does nothing: images of 4 channels have no"):
+        check_idle(config)
+    path.unlink()  # a finished run that is started again needs it no more; any other says so where it is loaded
+    check_idle(config, begun=True)
 
 
 def test_centres_that_are_given_to_k_means_are_refused_although_they_are_the_default(tmp_path):
