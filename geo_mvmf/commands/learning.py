@@ -80,7 +80,7 @@ def train(report: Reporter, *, config: Path, overwrite: bool) -> None:
         report = Reporter("none", tell=lambda _: None)
     settings = read_config(config)
     before = _made_at(release.released_path(settings))
-    found = report.run(training.train_job(config, overwrite=overwrite))
+    found = report.run(training.train_job(settings, overwrite=overwrite, where=str(config)))
     report.wrote("bundle", found)
     end = run_folder.end_record(found.parent)
     if before is not None and _made_at(found) == before:  # the run was finished, and no file came in its place

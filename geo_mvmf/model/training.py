@@ -74,23 +74,25 @@ def train(
     geo_mvmf.errors.UsageError: stage backbone makes a backbone and no bundle: run train_job, whose result is the
     path of its weights
     """
-    if _as_config(config).stage == "backbone":
+    where = "" if isinstance(config, TrainingConfig) else str(config)
+    config = config if isinstance(config, TrainingConfig) else read_config(config)
+    if config.stage == "backbone":
         raise UsageError(
             "stage backbone makes a backbone and no bundle: run train_job, whose result is the path of its weights"
         )
-    return load_bundle(progress.run(train_job(config, overwrite=overwrite), report), device="cpu")
+    return load_bundle(progress.run(train_job(config, overwrite=overwrite, where=where), report), device="cpu")
 
 
-def train_job(
-    config: TrainingConfig | str | os.PathLike[str], *, overwrite: bool = False
-) -> Generator[Progress, None, Path]:
+def train_job(config: TrainingConfig, *, overwrite: bool = False, where: str = "") -> Generator[Progress, None, Path]:
     """Train a model step by step; closing the generator stops it, to go on from the last checkpoint.
 
     Parameters
     ----------
-    config : TrainingConfig or path
+    config : TrainingConfig
     overwrite : bool
         As `train`.
+    where : str
+        What messages begin with: the TOML file.
 
     Yields
     ------
@@ -112,8 +114,6 @@ def train_job(
     >>> job = train_job(TrainingConfig(stage="head", table="/no/such.csv", out="/tmp/geo-mvmf-doctest-run"))
     >>> job.close()
     """
-    where = "" if isinstance(config, TrainingConfig) else str(config)
-    config = _as_config(config)
     scalar_log.check_installed(config)
     folder, result = Path(config.out), released_path(config)
     with joined() as ranks, run_folder.holding(folder, ranks):
@@ -350,7 +350,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _as_config(config: TrainingConfig | str | os.PathLike[str]) -> TrainingConfig:
-    return config if isinstance(config, TrainingConfig) else read_config(config)

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from geo_mvmf import cli
 from geo_mvmf.errors import UsageError
 from geo_mvmf.model import idle_options
 from geo_mvmf.model.augmentation import Augmentation
@@ -196,13 +199,23 @@ def test_a_new_run_is_refused_before_anything_is_written_or_thrown_away(config):
     assert Path(config.out, "bundle.safetensors").read_bytes() == b"a bundle"
 
 
-def test_the_file_is_named(config, tmp_path):
+def test_the_file_is_named_and_read_once(config):
+    """Of a pipe a second reading would find nothing."""
     values = changed(config, drop_factor=0.5, schedule="cosine").to_dict() | {"augment": {}}
-    path = tmp_path / "mine.toml"
-    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()
-                            if value is not None and value != {} and name != "mean_direction"))  # fmt: skip
-    with pytest.raises(UsageError, match=r"mine\.toml: drop_factor 0.5 does nothing: schedule 'cosine' has no drops"):
-        train(path)
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()
+                   if value is not None and value != {} and name != "mean_direction")  # fmt: skip
+    said = "drop_factor 0.5 does nothing: schedule 'cosine' has no drops"
+    for of_command in (False, True):
+        end, begin = os.pipe()
+        os.write(begin, text.encode())
+        os.close(begin)
+        path = f"/dev/fd/{end}"
+        if of_command:
+            assert f"{path}: {said}" in CliRunner().invoke(cli.main, ["train", path]).stderr
+        else:
+            with pytest.raises(UsageError, match=f"{path}: {said}"):
+                train(path)
+        os.close(end)
 
 
 MEASURED = [
