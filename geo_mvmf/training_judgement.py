@@ -244,34 +244,6 @@ def too_few(block_ids: IdArray) -> str:
     return ""
 
 
-def share_of(hits: npt.NDArray[np.bool_], block_ids: IdArray) -> Estimate:
-    """Give the share of right images with an interval over blocks.
-
-    Parameters
-    ----------
-    hits : ndarray of bool, (n,)
-    block_ids : ndarray of uint64, (n,)
-
-    Returns
-    -------
-    Estimate
-        Of none or all and of few images the interval is Wilson's, of so many blocks or images: a bootstrap's would have
-        hardly any width.
-
-    Examples
-    --------
-    >>> share_of(np.array([True, True]), np.zeros(2, np.uint64)).low < 0.5
-    True
-    """
-    clusters = clusters_of(block_ids)
-    found = resampling.mean_of_clusters(hits.astype(float), clusters, bounds=(0.0, 1.0))
-    if found.value not in (0.0, 1.0) and hits.size >= LEAST_IMAGES:
-        return found
-    number = np.unique(clusters).size
-    low, high = metrics.wilson_interval(found.value * number, number)
-    return Estimate(found.value, float(low), float(high), found.n, found.n_nan)
-
-
 def share_by_block(block_ids: IdArray, hits: npt.NDArray[np.bool_]) -> pd.DataFrame:
     """Give the share of right images in every block, the worst first.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geo_mvmf import report, training_pictures, training_sections, training_troubles, training_verdict
+from geo_mvmf import report, resampling, training_pictures, training_sections, training_troubles, training_verdict
 from geo_mvmf.errors import BadInputError, OutputError, TrainingError, UsageError
 from geo_mvmf.map_axes import thousands
 from geo_mvmf.model import country_results, held_out, moved_components, run_record
@@ -21,7 +21,7 @@ from geo_mvmf.model.image_set import ImageSet, load_image_set
 from geo_mvmf.model.run_record import RunRecord
 from geo_mvmf.progress import Progress
 from geo_mvmf.report import Section
-from geo_mvmf.training_judgement import Judgement, judge_job, share_of, too_few
+from geo_mvmf.training_judgement import LEAST_IMAGES, Judgement, clusters_of, judge_job, too_few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +199,13 @@ class _Page:
         self.images = len(hits)
         places = image_set.directions[found.rows]
         blocks, level = held_out.block_ids(places, self.config.block_level)
-        right, shown = share_of(hits, blocks), training_verdict.percent
-        few = too_few(blocks)
+        right = resampling.mean_of_clusters(hits, clusters_of(blocks), bounds=(0.0, 1.0))
+        shown = training_verdict.percent
+        few, interval = too_few(blocks), f" (95 % interval {shown(right.low)} to {shown(right.high)})"
         self.verdict.insert(
             0,
-            f"The right class is found for {shown(right.value)} of the {len(hits)} held-out images looked at (95 % "
-            f"interval {shown(right.low)} to {shown(right.high)}); always naming the commonest class would find "
+            f"The right class is found for {shown(right.value)} of the {len(hits)} held-out images looked at"
+            f"{interval if len(hits) >= LEAST_IMAGES else ''}; always naming the commonest class would find "
             f"{shown(training_sections.commonest_share(found))}."
             + (f" That is too few to tell how good it is: {few}." if few else ""),
         )

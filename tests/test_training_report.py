@@ -251,6 +251,11 @@ def test_a_run_that_classified_countries_has_its_classes(config, photos, tmp_pat
     log = [json.loads(line) for line in (tmp_path / "backbone" / "log.jsonl").read_text().splitlines()]
     best = next(record for record in log if record["event"] == "end")["accuracy"]
     assert f"found for {training_verdict.percent(best)} of the" in said[0]  # what is judged is what was released
+    assert "% interval " in said[0]
+    few = dataclasses.replace(CPU, most_images=12)
+    told = written(run, tmp_path / "few.html", few)[0][0]
+    assert "of the 12 held-out images looked at; always naming" in told  # as of distances: no interval
+    assert told.endswith("That is too few to tell how good it is: 12 held-out images, and 20 are needed.")
     assert "<script" not in text
     right = sum(int(row[1 + number]) for number, row in enumerate(rows_of(text, "What is taken for what")))
     held = sum(int(row[2]) for row in rows_of(text, "Accuracy of each class"))

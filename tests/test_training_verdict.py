@@ -10,7 +10,7 @@ from scipy import special
 from geo_mvmf import measures, training_verdict
 from geo_mvmf.evaluation import Evaluation
 from geo_mvmf.metrics import Estimate
-from geo_mvmf.training_judgement import Judgement, share_of
+from geo_mvmf.training_judgement import Judgement
 
 
 def judgement_of(n, blocks):
@@ -141,11 +141,6 @@ def test_of_few_blocks_the_interval_says_what_it_counts_and_there_is_no_verdict(
     near, use, calibrated = said(judgement_of(200, 7))
     assert "(95 % interval over images, not land: " in near
     assert all("200 held-out images in 7 blocks of land, and 8 are needed" in each for each in (use, calibrated))
-
-
-def test_all_right_is_no_certainty():
-    assert share_of(np.ones(30, bool), np.arange(30, dtype=np.uint64)).low == pytest.approx(0.886, abs=0.001)
-    assert share_of(np.ones(30, bool), np.arange(30, dtype=np.uint64) % np.uint64(10)).low < 0.8
 
 
 @pytest.mark.parametrize(
