@@ -90,7 +90,9 @@ class _Group(click.Group):
         except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            why = events.explain(error)
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            has_layer = command is not None and any(option.name == "layer" for option in command.params)
+            why = events.explain(error, has_layer=has_layer)
             if report.style != "json" and (why.code == "internal" or isinstance(error, click.ClickException)):
                 raise  # click shows the usage; a fault of our own shows where it is
             report.fail(why)

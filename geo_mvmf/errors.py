@@ -19,6 +19,9 @@ is allowed or what to do.
 
 from __future__ import annotations
 
+CHOOSE_LAYER = "choose one by its name (layer=), or "
+"""Part of the message about a file of several layers: doors say there how theirs is chosen, or leave it out."""
+
 
 class GeoMvmfError(Exception):
     """Base of every error that geo_mvmf raises on purpose.

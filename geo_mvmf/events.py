@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from geo_mvmf.errors import GeoMvmfError, UsageError
+from geo_mvmf.errors import CHOOSE_LAYER, GeoMvmfError, UsageError
 
 MOST_BYTES = 64_000
 """A line is never longer, so that a reader may keep it in a small buffer."""
@@ -61,13 +61,15 @@ class Explanation(NamedTuple):
     exit_code: int
 
 
-def explain(error: Exception) -> Explanation:
+def explain(error: Exception, *, has_layer: bool = False) -> Explanation:
     """Say why a run ended without a result.
 
     Parameters
     ----------
     error : Exception
         Of our tree, click's, or any other.
+    has_layer : bool
+        Whether the command has an option --layer, which the message may advise.
 
     Returns
     -------
@@ -81,7 +83,9 @@ def explain(error: Exception) -> Explanation:
     'internal'
     """
     if isinstance(error, GeoMvmfError):
-        return Explanation(error.code, str(error), _HINTS[error.code], "", error.exit_code)
+        choose = CHOOSE_LAYER.replace("layer=", "--layer") if has_layer else ""
+        message = str(error).replace(CHOOSE_LAYER, choose)
+        return Explanation(error.code, message, _HINTS[error.code], "", error.exit_code)
     if isinstance(error, click.ClickException):
         return Explanation("bad_input", error.format_message(), "", "", UsageError.exit_code)
     code = _code_of_foreign(error)

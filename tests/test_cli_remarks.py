@@ -80,19 +80,21 @@ def test_images_unlike_the_training_images_are_counted(bundle, store, tmp_path, 
 # --- layers of polygons ------------------------------------------------------------------------------------------
 
 
-def test_the_only_layer_of_polygons_is_taken_and_said(store, tmp_path):
+def test_the_only_layer_of_polygons_is_taken_and_said_where_it_may_be_another(store, tmp_path):
     source = layers(tmp_path / "a.gpkg", places=PLACES, lands=boxes(["west", "east"]))
     done = run("zones", store, "--polygons", source, "--out", tmp_path / "z.csv")
-    assert done.exit_code == 0, done.output
-    assert "the only one of polygons is read: 'lands'" in done.stderr
+    assert (done.exit_code, done.stderr) == (0, "")
     assert set(pd.read_csv(tmp_path / "z.csv")["name"]) == {"west", "east"}
+    layers(source, mixed=pd.concat([PLACES, boxes(["deep"])]))
+    done = run("zones", store, "--polygons", source, "--out", tmp_path / "z.csv", "--overwrite")
+    assert "('places', 'lands', 'mixed') the only one of polygons is read: 'lands'" in done.stderr
 
 
 def test_of_several_layers_of_polygons_one_is_named(store, tmp_path):
     source = layers(tmp_path / "a.gpkg", lands=boxes(["west", "east"]), seas=boxes(["deep"]))
     refused = run("zones", store, "--polygons", source, "--out", tmp_path / "z.csv")
     assert refused.exit_code == 3
-    assert "2 layers ('lands', 'seas'); choose one by its name (layer=, --layer)" in refused.stderr
+    assert "2 layers ('lands', 'seas'); choose one by its name (--layer), or give a file" in refused.stderr
     refused = run("zones", store, "--polygons", source, "--layer", "sky", "--out", tmp_path / "z.csv")
     assert "no layer 'sky'; it has 'lands', 'seas'" in refused.stderr
     done = run("zones", store, "--polygons", source, "--layer", "seas", "--out", tmp_path / "z.csv")

@@ -8,7 +8,7 @@ import click
 
 from geo_mvmf.commands import options
 from geo_mvmf.commands.estimators import estimators as estimator_names
-from geo_mvmf.errors import UsageError
+from geo_mvmf.errors import CHOOSE_LAYER, BadInputError, UsageError
 from geo_mvmf.terminal import Reporter
 
 
@@ -59,7 +59,10 @@ def evaluate(
     is_store = predictions.suffix.lower() == ".nc"
     if is_store and layer is not None:
         raise UsageError(f"--layer {layer!r}: {predictions} is a predictions file, which has no layers; leave it out")
-    places = None if truth is None else tables.read_truth(truth)
+    try:
+        places = None if truth is None else tables.read_truth(truth)
+    except BadInputError as error:  # --layer is of PREDICTIONS
+        raise BadInputError(str(error).replace(CHOOSE_LAYER, "")) from error
     if is_store:
         found = open_predictions(predictions)
     else:

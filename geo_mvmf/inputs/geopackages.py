@@ -21,7 +21,7 @@ import pandas as pd
 import pyproj
 import shapely
 
-from geo_mvmf.errors import BadInputError
+from geo_mvmf.errors import CHOOSE_LAYER, BadInputError
 from geo_mvmf.inputs.coordinate_systems import file_crs
 from geo_mvmf.inputs.regular_files import open_regular_file
 
@@ -30,6 +30,10 @@ _SPATIAL_INDEX = re.compile(  # of a layer of any name: quoted as SQL quotes it,
     r'CREATE\s+VIRTUAL\s+TABLE\s+(?:"(?:[^"]|"")*"|\w+)\s+USING\s+rtree\s*\([^;]*\)\s*', re.IGNORECASE
 )
 _TYPES = {"polygons": ("POLYGON", "MULTIPOLYGON"), "points": ("POINT",)}
+_NEVER = {  # geometry types of layers that hold none of a kind; others, such as GEOMETRY, may
+    "polygons": ("POINT", "MULTIPOINT", "LINESTRING", "MULTILINESTRING"),
+    "points": ("LINESTRING", "MULTILINESTRING", "POLYGON", "MULTIPOLYGON"),
+}
 _NOT_A_LAYER = frozenset(["layer_styles", "qgis_projects"])  # what QGIS keeps beside the data
 
 
@@ -76,7 +80,8 @@ def read_geopackage(path: Path, layer: str | None = None, *, kind: str = "") -> 
     layer : str, optional
         Its name; may be left out where there is only one with geometry.
     kind : {"", "polygons", "points"}
-        Of several without a name the only one of such geometries is meant; a warning says which it is.
+        Of several without a name the only one of such geometries is meant; a warning says which it is, where another
+        may hold such geometries, too.
 
     Raises
     ------
@@ -233,12 +238,12 @@ def _choose(entries: list[_Entry], layer: str | None, path: Path, kind: str) -> 
     meant = [entry for entry in spatial if entry.geometry_type.upper() in _TYPES.get(kind, ())]
     if len(candidates) > 1 and len(meant) == 1:
         only = meant[0].name
-        warnings.warn(f"{path}: of its layers ({names}) the only one of {kind} is read: {only!r}", stacklevel=2)
+        if any(entry.geometry_type.upper() not in _NEVER[kind] for entry in spatial if entry is not meant[0]):
+            warnings.warn(f"{path}: of its layers ({names}) the only one of {kind} is read: {only!r}", stacklevel=2)
         return meant[0]
     if len(candidates) != 1:
         raise BadInputError(
-            f"{path} has {len(candidates)} layers ({names}); choose one by its name (layer=, --layer), or give a "
-            "file that holds it alone"
+            f"{path} has {len(candidates)} layers ({names}); {CHOOSE_LAYER}give a file that holds the right one alone"
         )
     return candidates[0]
 

@@ -92,7 +92,7 @@ def read_layer(
     layer : str, optional
         For a GeoPackage with several.
     kind : {"", "polygons", "points"}
-        Of several the only one of such geometries is meant, unless a name is given; a warning says which it is.
+        Of several the only one of such geometries is meant, unless a name is given; as `read_geopackage`.
     wanted : str
         For the message about a file of another kind.
 

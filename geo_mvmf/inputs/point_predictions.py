@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs import table_columns, table_sources
-from geo_mvmf.inputs.coordinate_systems import CRS84, parse_crs
-from geo_mvmf.inputs.layers import read_layer
+from geo_mvmf.inputs.coordinate_systems import ASSIGN_CRS, CRS84, parse_crs, resolve_crs
+from geo_mvmf.inputs.layers import Layer, read_layer
 
 PREDICTED = ("longitude", "latitude")
 TRUE = ("true_longitude", "true_latitude")
@@ -27,14 +28,15 @@ def read_point_predictions(
 
     Parameters
     ----------
-    source : path or DataFrame
+    source : path, DataFrame or GeoDataFrame
         CSV (or .gpkg, .parquet, .geojson) with the columns longitude, latitude, true_longitude, true_latitude in
         degrees of OGC:CRS84 (or lon, lat, true_lon, true_lat, as image tables have them); image_id and any others.
-        An empty prediction is an image without one.
+        An empty prediction is an image without one. The points of a layer, in any CRS, stand for the first two where
+        it has no such columns.
     needs_truth : bool
         Whether the true places must be in this table.
     layer : str, optional
-        For a GeoPackage with several; the only one of points need not be named, a warning says which it is.
+        For a GeoPackage with several; the only one of points need not be named.
 
     Returns
     -------
@@ -94,6 +96,8 @@ def _plain_names(columns: Iterable[str]) -> dict[str, str]:
 
 
 def _frame(source: str | os.PathLike[str] | pd.DataFrame, layer: str | None) -> tuple[pd.DataFrame, str]:
+    if isinstance(source, gpd.GeoDataFrame):
+        return _of_layer(read_layer(source))
     if isinstance(source, pd.DataFrame):
         plain = pd.DataFrame(source).drop(columns="geometry", errors="ignore")
         return plain.rename(columns=str).reset_index(drop=True), "the DataFrame"
@@ -114,7 +118,21 @@ def _frame(source: str | os.PathLike[str] | pd.DataFrame, layer: str | None) -> 
         kind="points",
         wanted="predictions (.nc) or a table of points (.csv .gpkg .parquet .geojson) are wanted",
     )
-    return found.frame.rename(columns=str).reset_index(drop=True), found.name
+    return _of_layer(found)
+
+
+def _of_layer(found: Layer) -> tuple[pd.DataFrame, str]:
+    """The attributes, with longitude and latitude of the points where no columns say them."""
+    frame = found.frame.rename(columns=str).reset_index(drop=True)
+    names = {column.strip().lower() for column in frame.columns}
+    has_columns = {*PREDICTED} & names or any({*pair} <= names for pair in table_columns.DEGREE_ALIASES)
+    kinds = set() if found.geometries is None else {each.geom_type for each in found.geometries if each is not None}
+    if has_columns or not kinds & {"Point", "MultiPoint"}:
+        return frame, found.name
+    x, y, problems = table_sources.points_of(found)
+    checked = table_columns.check_coordinates(x, y, resolve_crs(found.crs, None, found.name, elsewhere=ASSIGN_CRS))
+    _check({**checked.problems, **problems}, "mend its geometry, or leave it out", PREDICTED, found.name)
+    return frame.assign(longitude=checked.longitude, latitude=checked.latitude), found.name
 
 
 def _places(frame: pd.DataFrame, pair: tuple[str, str], name: str) -> tuple[Any, Any]:
@@ -122,12 +140,15 @@ def _places(frame: pd.DataFrame, pair: tuple[str, str], name: str) -> tuple[Any,
     x, problems = table_columns.parse_numbers(frame[pair[0]])
     y, more = table_columns.parse_numbers(frame[pair[1]])
     checked = table_columns.check_coordinates(x, y, parse_crs(CRS84))
-    problems = {**checked.problems, **more, **problems}
+    _check({**checked.problems, **more, **problems}, f"mend {pair[0]}, {pair[1]}, or leave both empty", pair, name)
+    return np.asarray(checked.longitude), np.asarray(checked.latitude)
+
+
+def _check(problems: dict[int, str], what_to_do: str, pair: tuple[str, str], name: str) -> None:
     if problems:
         row = min(problems)
         others = f" (and {len(problems) - 1} more such row{'s' * (len(problems) > 2)})" if len(problems) > 1 else ""
         raise BadInputError(
-            f"{name}: row {row + 1}: {problems[row]}{others}; mend {pair[0]}, {pair[1]}, or leave both empty: an "
-            f"image without {'a prediction counts as wrong' if pair == PREDICTED else 'a truth is not compared'}"
+            f"{name}: row {row + 1}: {problems[row]}{others}; {what_to_do}: an image without "
+            f"{'a prediction counts as wrong' if pair == PREDICTED else 'a truth is not compared'}"
         )
-    return np.asarray(checked.longitude), np.asarray(checked.latitude)

@@ -48,7 +48,7 @@ def read_polygons(
     source : path or GeoDataFrame
         GeoJSON (.geojson, .json), GeoPackage (.gpkg) or GeoParquet (.parquet, .geoparquet).
     layer : str, optional
-        For a GeoPackage with several; the only one of polygons need not be named, a warning says which it is.
+        For a GeoPackage with several; the only one of polygons need not be named.
     crs : str or pyproj.CRS, optional
         "EPSG:n" or "OGC:CRS84", for a layer that does not state its own.
 

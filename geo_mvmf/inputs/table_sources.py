@@ -276,7 +276,7 @@ def _coordinates(found: Layer, columns: Columns, crs: str | pyproj.CRS | None) -
     """Take positions from the geometry where the table has any, otherwise from columns."""
     if found.geometries is not None and not (shapely.is_missing(found.geometries).all() and not found.broken):
         own = resolve_crs(found.crs, crs, found.name, elsewhere=_SET_CRS)
-        x, y, problems = _points(found)
+        x, y, problems = points_of(found)
     elif columns.first is None or columns.second is None:
         nowhere = np.full(len(found.frame), np.nan)
         return Coordinates(nowhere, nowhere.copy(), {})
@@ -300,7 +300,28 @@ def _columns_crs(columns: Columns, crs: str | pyproj.CRS | None, name: str) -> p
     return own
 
 
-def _points(found: Layer) -> tuple[FloatArray, FloatArray, dict[int, str]]:
+def points_of(found: Layer) -> tuple[FloatArray, FloatArray, dict[int, str]]:
+    """Give the coordinates of a layer of points.
+
+    Parameters
+    ----------
+    found : Layer
+        With geometries.
+
+    Returns
+    -------
+    x, y : ndarray of float64, shape (n,)
+        In the CRS of the layer; NaN where there is no point.
+    problems : dict of int to str
+        Of rows whose geometry is something else, or broken.
+
+    Examples
+    --------
+    >>> places = gpd.points_from_xy([7.0], [51.0], crs="EPSG:4326")
+    >>> x, y, problems = points_of(read_layer(gpd.GeoDataFrame(geometry=places)))
+    >>> x.tolist(), y.tolist(), problems
+    ([7.0], [51.0], {})
+    """
     geometries: Any = found.geometries
     kinds = shapely.get_type_id(geometries)
     single = (kinds == 4) & (shapely.get_num_geometries(geometries) == 1)  # a MultiPoint of one

@@ -4,6 +4,7 @@ import geopandas
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs.point_predictions import read_point_predictions
@@ -81,3 +82,32 @@ def test_a_folder_is_told_what_to_give(tmp_path):
     (tmp_path / "predictions.nc").touch()
     with pytest.raises(BadInputError, match=r"give predictions\.nc in it"):
         read_point_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".parquet", None])
+def test_points_of_a_layer_stand_for_columns_that_are_not_there(tmp_path, suffix):
+    truth = {"image_id": ["a", "b"], "true_longitude": [8.0, 8.0], "true_latitude": [51.0, 51.0]}
+    points = geopandas.GeoSeries([shapely.Point(7, 50), None], crs="EPSG:4326").to_crs("EPSG:32632")
+    layer, source = geopandas.GeoDataFrame(truth, geometry=points), tmp_path / f"points{suffix}"
+    if suffix == ".gpkg":
+        layer.to_file(source, engine="pyogrio")
+    elif suffix == ".parquet":
+        layer.to_parquet(source)
+    else:
+        source = layer
+    found = read_point_predictions(source)
+    assert found["longitude"].tolist() == pytest.approx([7.0, np.nan], nan_ok=True)
+    assert found["latitude"].tolist() == pytest.approx([50.0, np.nan], nan_ok=True)
+    given = read_point_predictions(layer.assign(lon=[1.0, 2.0], lat=3.0))  # columns go first
+    assert given["longitude"].tolist() == [1.0, 2.0]
+
+
+def test_layers_without_a_point_or_a_crs_are_refused():
+    truth = {"true_longitude": [8.0, 8.0], "true_latitude": [51.0, 51.0]}
+    shapes = [shapely.Point(7, 50), shapely.box(0, 0, 1, 1)]
+    with pytest.raises(BadInputError, match="row 2: the geometry is a Polygon, not a point; mend its geometry, or"):
+        read_point_predictions(geopandas.GeoDataFrame(truth, geometry=shapes, crs="EPSG:4326"))
+    with pytest.raises(BadInputError, match="has no column 'longitude'"):
+        read_point_predictions(geopandas.GeoDataFrame(truth, geometry=shapes[1:] * 2, crs="EPSG:4326"))
+    with pytest.raises(BadInputError, match="the CRS is unknown"):
+        read_point_predictions(geopandas.GeoDataFrame(truth, geometry=shapes[:1] * 2))
