@@ -128,9 +128,11 @@ def read_classes(
         places = points
     if places is None and cells is None:
         shown = table_columns.listed(frame.columns)
+        has_x_y = {"x", "y"} <= {each.lower() for each in frame.columns}
+        crs = f"; of x and y: {table_columns.NOT_DEGREES}" if has_x_y else ""
         raise BadInputError(
             f"{name} has neither polygons nor points nor columns longitude and latitude nor S2 tokens in 'cell'; its "
-            f"columns are {shown}"
+            f"columns are {shown}{crs}"
         )
     return ClassTable(names, places, np.empty(0, dtype=np.uint64) if cells is None else cells, None, name)
 

@@ -32,6 +32,9 @@ ALL_SWAPPED = "; probably the whole file has longitude and latitude swapped"
 PROJECTED = 1000.0
 """No latitude is written so large, and hardly a place of a projection so small."""
 
+NOT_DEGREES = "degrees of EPSG:4326 are wanted, or a layer of points that states its CRS"
+"""What to do with coordinates of a projection, whatever reads them."""
+
 _NOTHING = frozenset(["", "nan", "na", "n/a", "null", "none", "<na>"])
 _SLIPS, _SLIPS_COUNT = 1e-2, 3  # share and number of rows
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
@@ -232,7 +235,7 @@ def _range_problem(x: float, y: float, crs: pyproj.CRS) -> str:
         return f"({x}, {y}) in {crs.name} has no longitude and latitude"
     swapped = f"; {SWAPPED}" if abs(x) <= 90.0 < abs(y) <= 180.0 else ""
     if not abs(y) <= 90.0:
-        metres = "; metres? name the columns x and y, and give their CRS" if abs(y) > PROJECTED else ""
+        metres = f"; metres? {NOT_DEGREES}" if abs(y) > PROJECTED else ""
         return f"latitude {y} is not in -90..90{swapped}{metres}"
     if not abs(x) <= 180.0:
         circle = "; subtract 360" if 180.0 < x <= 360.0 else ""

@@ -159,10 +159,7 @@ def _nothing_usable(places: FloatArray, finite: BoolArray) -> str:
 def _in_common(places: FloatArray, outside: BoolArray) -> str:
     """Say what made all these rows wrong at once, where they show it."""
     if np.median(np.abs(places[outside]).max(axis=1)) > table_columns.PROJECTED:
-        return (
-            "; they look like metres of a projection: degrees of EPSG:4326 are wanted, or a layer of points that "
-            "states its CRS"
-        )
+        return f"; they look like metres of a projection: {table_columns.NOT_DEGREES}"
     finite = places[np.isfinite(places).all(axis=1)]
     if table_columns.are_several(int(outside.sum()), len(finite)) and (np.abs(finite) <= (90.0, 180.0)).all():
         return table_columns.ALL_SWAPPED

@@ -15,7 +15,7 @@ from geo_mvmf.inputs.photo_places import read_photo_places
         ("lon,lat\n", "has no rows of data"),
         ("path,lon,lat\n", "has no rows of data"),
         ("lon,lat\n2°E,48°51'N\n,\n", "row 1: lon '2°E' is not a number and lat \"48°51'N\" is not a number"),
-        ("path,lon,lat\na.jpg,450000,5400000\n", "latitude 5400000.0 is not in -90..90; metres? name the columns x"),
+        ("path,lon,lat\na.jpg,450000,5400000\n", "latitude 5400000.0 is not in -90..90; metres? degrees of EPSG:4326"),
     ],
 )
 def test_a_table_without_places_is_told_what_it_lacks(tmp_path, text, message):

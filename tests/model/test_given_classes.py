@@ -166,6 +166,8 @@ def test_polygons_of_cells_and_tokens_are_cells_also_without_columns_of_places()
     [
         (TOWNS, {"column": "twon"}, r"has no column 'twon'; its columns are 'town', 'lon', 'lat'; did you mean 'town'"),
         (TOWNS[["town"]], {}, "neither polygons nor points nor columns longitude and latitude"),
+        (TOWNS.rename(columns={"lon": "X", "lat": "Y"}), {}, "x and y: degrees .*, or a layer of points that"),
+        (TOWNS.assign(lat=5.4e6), {}, r"metres\? degrees .*, or a layer of points that states its CRS"),
         (TOWNS.assign(lat=[1.0, 95.0, 2.0]), {}, r"row 2: latitude 95\.0 is not in -90\.\.90"),
         (TOWNS.assign(lat=[1.0, np.nan, 2.0]), {}, "row 2: only one of the two"),
         (TOWNS.assign(town="Essen"), {"column": "town"}, "'Essen' stands in two rows of 'town'"),
