@@ -280,7 +280,7 @@ def write_entries(file: Any, pruned: Pruned, image: int, entry: int) -> None:
 
 
 def write_header(
-    file: Any, components: Components, rows: pd.DataFrame, run: Mapping[str, Any], *, is_part: bool = False
+    file: Any, components: Components, rows: store_rows.Rows, run: Mapping[str, Any], *, is_part: bool = False
 ) -> None:
     """Write the row columns, and the header that says what the file holds.
 
@@ -288,7 +288,7 @@ def write_header(
     ----------
     file : h5netcdf.File
     components : Components
-    rows : DataFrame
+    rows : DataFrame or Rows
     run : mapping
         JSON-able.
     is_part : bool

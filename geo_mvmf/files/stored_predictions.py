@@ -16,6 +16,7 @@ import pandas as pd
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.files import netcdf, store_format, store_rows
 from geo_mvmf.files.store_format import Components
+from geo_mvmf.files.store_rows import Described
 from geo_mvmf.files.weights import FloatArray, IntArray, Pruned, spread_all
 
 _ENTRIES_AT_ONCE = 1 << 22  # 32 MiB of weights
@@ -37,6 +38,8 @@ class StoredPredictions:
         Image i owns entries offsets[i]:offsets[i + 1].
     residual : ndarray of float64, (n,)
         Weight that is not stored; NaN where there is no prediction.
+    columns : sequence of Described
+        Of the rows, in the file.
 
     Examples
     --------
@@ -49,6 +52,7 @@ class StoredPredictions:
     run: dict[str, Any]
     offsets: IntArray
     residual: FloatArray
+    columns: Sequence[Described]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,6 +91,33 @@ class StoredPredictions:
         stop = len(self) if stop is None else stop
         with netcdf.opened(self.path) as file:
             return self._read(file, start, stop)
+
+    def column(self, name: str) -> pd.Series[Any]:
+        """Read one column of the rows from the file.
+
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        Series
+            As `rows` has it; None everywhere where the file lacks it.
+
+        Raises
+        ------
+        BadInputError
+            If it is damaged.
+
+        Examples
+        --------
+        See `stores.merge_parts`.
+        """
+        described = next((column for column in self.columns if column.name == name), None)
+        if described is None:
+            return pd.Series([None] * len(self), dtype=object)
+        with netcdf.opened(self.path) as file:
+            return store_rows.read_column(netcdf.subgroup(file, "rows"), described, len(self))
 
     def blocks(self) -> Iterator[Pruned]:
         """Read the stored weights of all images in their order, a few MB at a time.
@@ -197,10 +228,10 @@ def open_store(path: str | os.PathLike[str]) -> StoredPredictions:
     Traceback (most recent call last):
     geo_mvmf.errors.ImageError: '/dev/null' is a device, not a regular file
     """
-    return _opened(path, None)
+    return _opened(path, None, with_rows=True)
 
 
-def open_part(path: str | os.PathLike[str], components: Components) -> StoredPredictions:
+def open_part(path: str | os.PathLike[str], components: Components, *, with_rows: bool = True) -> StoredPredictions:
     """Open one part of a prediction that is not finished, and check it as `open_store` does.
 
     Parameters
@@ -208,6 +239,8 @@ def open_part(path: str | os.PathLike[str], components: Components) -> StoredPre
     path : path
     components : Components
         What it must be of.
+    with_rows : bool
+        Whether its rows are read, and checked, now; otherwise they have no columns, which `column` reads.
 
     Returns
     -------
@@ -222,7 +255,7 @@ def open_part(path: str | os.PathLike[str], components: Components) -> StoredPre
     --------
     See `stores.merge_parts`.
     """
-    return _opened(path, components)
+    return _opened(path, components, with_rows=with_rows)
 
 
 def components_of_part(path: str | os.PathLike[str]) -> str:
@@ -246,7 +279,7 @@ def components_of_part(path: str | os.PathLike[str]) -> str:
         return _named(store_format.read_json(file))
 
 
-def _opened(path: str | os.PathLike[str], given: Components | None) -> StoredPredictions:
+def _opened(path: str | os.PathLike[str], given: Components | None, *, with_rows: bool) -> StoredPredictions:
     with netcdf.opened(path) as file:
         store_format.check_format(path, file, store_format.FORMAT if given is None else store_format.PART_FORMAT)
         header = store_format.read_json(file)
@@ -262,9 +295,11 @@ def _opened(path: str | os.PathLike[str], given: Components | None) -> StoredPre
         offsets = netcdf.array(file, "image_offset", "i", 1)[...].astype(np.int64)
         residual = netcdf.array(file, "residual", "f", 1)[...].astype(np.float64)
         store_format.check_offsets(file, offsets, residual)
-        rows = store_rows.read_rows(netcdf.subgroup(file, "rows"), header["columns"], residual.size)
+        columns = store_rows.columns_of(header["columns"])
+        wanted = columns if with_rows else ()
+        rows = store_rows.read_rows(netcdf.subgroup(file, "rows"), wanted, residual.size)
         run = dict(header["run"])
-    return StoredPredictions(Path(path), rows, components, run, offsets, residual)
+    return StoredPredictions(Path(path), rows, components, run, offsets, residual, columns)
 
 
 def _named(header: dict[str, Any]) -> str:

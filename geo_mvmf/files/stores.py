@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,9 @@ def merge_parts(
     out: str | os.PathLike[str],
     *,
     run: Mapping[str, Any],
-    passthrough: pd.DataFrame | None = None,
     overwrite: bool = False,
 ) -> StoredPredictions:
-    """Merge numbered parts into one predictions file; of the weights a few MB are in memory at a time.
+    """Merge numbered parts into one predictions file; in memory are a few MB of weights and one column at a time.
 
     Parameters
     ----------
@@ -142,8 +141,6 @@ def merge_parts(
     out : path
     run : mapping
         Description of the whole run.
-    passthrough : DataFrame, optional
-        Further columns, one row per image of all parts.
     overwrite : bool
         Whether an existing file may be replaced.
 
@@ -170,20 +167,18 @@ def merge_parts(
     >>> merge_parts(folder, folder / "all.nc", run={}).rows["image_id"].tolist()
     ['image 0', 'image 1']
     """
-    parts, rows = _opened_parts(folder)
-    if passthrough is not None:
-        rows = pd.concat([rows, passthrough.reset_index(drop=True)], axis=1)
+    parts = list(_parts(folder))
+    images = sum(len(part) for part in parts)
     total = sum(part.n_entries for part in parts)
     with durable.replacing(out, overwrite=overwrite) as temporary:
         with netcdf.created(temporary, shown=Path(out)) as file:
-            store_format.write_head(file, parts[0].components, len(rows), total)
+            store_format.write_head(file, parts[0].components, images, total)
             image = entry = 0
             for part in parts:
                 for block in part.blocks():
                     store_format.write_entries(file, block, image, entry)
                     image, entry = image + len(block), entry + block.component.size
-            store_format.write_header(file, parts[0].components, rows, run)
-        del rows  # of a long run they are the most that is in memory, and are read back now
+            store_format.write_header(file, parts[0].components, _JoinedRows(parts), run)
         found = _read_back(temporary, Path(out))
     return dataclasses.replace(found, path=Path(out))  # to open it once more would take seconds
 
@@ -195,13 +190,18 @@ def _read_back(temporary: Path, shown: Path) -> StoredPredictions:
         raise OutputError(f"{shown}: the file read back is damaged; is the disk full? ({error})") from error
 
 
-def _opened_parts(folder: str | os.PathLike[str]) -> tuple[list[StoredPredictions], pd.DataFrame]:
-    """All parts, and the rows of all of them in the place of each one's own."""
-    parts, rows = [], []
-    for part in _parts(folder):
-        rows.append(part.rows)
-        parts.append(dataclasses.replace(part, rows=pd.DataFrame(index=part.rows.index)))
-    return parts, store_rows.joined(rows)
+class _JoinedRows:
+    """The rows of parts below each other: a column is read when it is asked for, so that no two are in memory at once.
+
+    To open every part for every column takes a few seconds for 100,000 images; rows as a whole took 50 MiB.
+    """
+
+    def __init__(self, parts: Sequence[StoredPredictions]) -> None:
+        self._parts = parts
+        self.columns = list(dict.fromkeys(column.name for part in parts for column in part.columns))
+
+    def __getitem__(self, name: str) -> pd.Series[Any]:
+        return store_rows.joined_column([part.column(name) for part in self._parts])
 
 
 def _parts(folder: str | os.PathLike[str]) -> Iterator[StoredPredictions]:
@@ -214,4 +214,4 @@ def _parts(folder: str | os.PathLike[str]) -> Iterator[StoredPredictions]:
     # one copy of the components for all parts
     components = read_components(folder, components_of_part(part_path(folder, 0)))
     for number in numbers:
-        yield open_part(part_path(folder, number), components)
+        yield open_part(part_path(folder, number), components, with_rows=False)

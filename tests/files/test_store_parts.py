@@ -213,7 +213,7 @@ def test_the_kills_would_notice_components_that_are_written_in_place(tmp_path, m
 
 
 def test_what_is_damaged_while_it_is_written_is_an_error(tmp_path, monkeypatch):
-    def damaged(*_):
+    def damaged(*_, **__):
         raise BadInputError("not what was written")
 
     monkeypatch.setattr(stored_predictions, "_opened", damaged)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -135,6 +136,17 @@ def test_texts_that_many_rows_have_are_in_memory_once(tmp_path):
     assert len({id(text) for text in back["status"]}) == 3
 
 
+def test_a_text_that_a_row_has_in_two_columns_is_in_memory_once(tmp_path):
+    names = [f"a/{i}.jpg" for i in range(3000)]
+    rows = pd.DataFrame({"image_id": names, "number": 1.0, "path": [None, *names[1:]]}).astype({"path": object})
+    path = tmp_path / "a.nc"
+    pruned = stores.prune(np.full((3000, 40), np.nan))
+    stores.write_store(path, rows=rows, pruned=pruned, components=make_components(), run={})
+    back = stores.open_store(path).rows
+    assert back["path"].tolist() == [None, *names[1:]]
+    assert all(a is b for a, b in zip(back["image_id"][1:], back["path"][1:], strict=True))
+
+
 def test_cells_are_stored_like_components(tmp_path):
     components = make_components(kind="cell")
     path = tmp_path / "cells.nc"
@@ -214,12 +226,11 @@ def test_parts_merge_to_what_one_file_would_hold(tmp_path):
         pruned = stores.prune(logs[start:stop])
         stores.write_part(folder, number, rows=part, pruned=pruned, components=make_components(), run={"part": number})
     assert stores.existing_parts(folder) == [0, 1, 2]
-    extra = pd.DataFrame({"camera": ["x"] * 10})
-    merged = stores.merge_parts(folder, tmp_path / "all.nc", run={"whole": True}, passthrough=extra)
+    merged = stores.merge_parts(folder, tmp_path / "all.nc", run={"whole": True})
     whole = tmp_path / "whole.nc"
     stores.write_store(
         whole,
-        rows=pd.concat([rows, extra], axis=1),
+        rows=rows,
         pruned=stores.prune(logs),
         components=make_components(),
         run={"whole": True},
@@ -272,13 +283,58 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path):
     assert not (tmp_path / "a.nc").exists()
 
 
+def test_a_merge_holds_no_more_than_the_rows_it_gives(tmp_path):
+    """Putting all rows together before they were written took four times as much."""
+    few, many = 100, 40
+    for number in range(many):
+        rows = make_rows(few).assign(path=[f"a folder/{number} {i}.jpg" for i in range(few)])
+        rows = rows.assign(**{f"number_{i}": np.arange(few) + 0.5 for i in range(20)})
+        pruned = stores.prune(np.full((few, 40), np.nan))
+        stores.write_part(tmp_path, number, rows=rows, pruned=pruned, components=make_components(), run={})
+    stores.merge_parts(tmp_path, tmp_path / "first.nc", run={})  # what is imported and kept once
+    tracemalloc.start()
+    try:
+        merged = stores.merge_parts(tmp_path, tmp_path / "all.nc", run={})
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(merged.rows) == few * many
+    assert peak < 2.0 * now
+
+
+def test_parts_of_unlike_columns_merge_column_by_column(tmp_path):
+    empty = pd.DataFrame({"a": pd.Series([None], dtype=object), "b": pd.Series([None], dtype=object), "d": [1]})
+    full = pd.DataFrame({"a": [True], "b": [1.5], "c": ["x"], "d": [0.5]})
+    for number, rows in enumerate([empty, full, empty]):
+        pruned = stores.prune(make_logs(1))
+        stores.write_part(tmp_path, number, rows=rows, pruned=pruned, components=make_components(), run={})
+    rows = stores.merge_parts(tmp_path, tmp_path / "all.nc", run={}).rows
+    expected = {"a": [None, True, None], "b": [np.nan, 1.5, np.nan], "d": [1.0, 0.5, 1.0]}
+    texts = pd.Series([None, "x", None], dtype=object)
+    same_frames(rows, pd.DataFrame(expected).astype({"a": "boolean"}).assign(c=texts))
+
+
+def test_rows_of_a_part_that_are_damaged_stop_a_merge_that_leaves_nothing(tmp_path):
+    for number in range(3):
+        write = {"rows": make_rows(9), "pruned": stores.prune(make_logs(9)), "components": make_components()}
+        stores.write_part(tmp_path / "parts", number, run={}, **write)
+    part = stores.part_path(tmp_path / "parts", 2)
+    with h5py.File(part, "r+") as file:
+        where = file["rows/longitude"].id.get_chunk_info(0).byte_offset
+    content = bytearray(part.read_bytes())
+    content[where + 5] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(BadInputError, match=r"part-000002\.nc: damaged"):
+        stores.merge_parts(tmp_path / "parts", tmp_path / "all.nc", run={})
+    assert [path.name for path in tmp_path.iterdir()] == ["parts"]
+
+
 def test_columns_that_are_empty_in_one_part_take_the_type_of_the_others():
     empty = pd.DataFrame({"a": pd.Series([None], dtype=object), "b": pd.Series([None], dtype=object)})
     full = pd.DataFrame({"a": [True], "b": [1.5], "c": ["x"]})
-    joined = store_rows.joined([empty, full])
-    assert joined["a"].dtype.name == "boolean"
-    assert joined["b"].dtype == np.float64
-    assert joined["c"].tolist() == [None, "x"]
+    a, b = (store_rows.joined_column([empty[name], full[name]]) for name in "ab")
+    assert a.dtype.name == "boolean"
+    assert b.dtype == np.float64
 
 
 def read_as_documented(path):
