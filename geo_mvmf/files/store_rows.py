@@ -201,8 +201,8 @@ def read_column(
         return pd.Series(texts, dtype=object, copy=False)
     values = found[...]
     if kind == "float":
-        return pd.Series(values.astype(np.float64))
-    plain = pd.Series(values.astype(bool) if kind == "boolean" else values.astype(np.int64))
+        return pd.Series(values.astype(np.float64, copy=False), copy=False)
+    plain = pd.Series(values.astype(bool if kind == "boolean" else np.int64, copy=False), copy=False)
     if missing is None:
         return plain
     return plain.astype("boolean" if kind == "boolean" else "Int64").mask(pd.Series(missing))

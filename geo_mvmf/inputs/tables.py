@@ -47,6 +47,7 @@ _CLAIMS = ("claimed_longitude", "claimed_latitude")
 _CLAIM_SOURCES = ("none", "columns", "exif", "raster")
 _NEAR_ZERO_DEGREES = 0.002  # metres labelled as degrees, and "no position" written as 0, fall within 200 m of (0, 0)
 _EXIF_THREADS = 4
+_TEXTS = 1 << 13  # at a time: Arrow doubles the room of what it fills, and keeps what it outgrew
 
 
 def read_image_table(
@@ -110,7 +111,9 @@ def read_image_table(
     raw = read_raw_table(source, root=root, layer=layer, crs=crs, permitted_roots=permitted_roots, recursive=recursive)
     paths = raw.resolved
     image_ids = _image_ids(raw)
-    table = pd.DataFrame({"image_id": _texts(image_ids), "path": _texts(found.path for found in paths)})
+    path = _texts(found.path for found in paths)
+    is_path = image_ids == [found.path for found in paths]  # of most tables: the texts are in memory once then
+    table = pd.DataFrame({"image_id": path if is_path else _texts(image_ids), "path": path})
     table["longitude"], table["latitude"] = raw.coordinates.longitude, raw.coordinates.latitude
     table["weight"], weight_problems = _weights(raw)
     status = np.array([found.status for found in paths], dtype=object)
@@ -343,7 +346,9 @@ def _mark(
 
 
 def _texts(values: Iterable[object]) -> pd.Series[Any]:
-    return pd.Series(list(values), dtype="str")
+    texts = list(values)
+    pieces = [pd.Series(texts[at : at + _TEXTS], dtype="str") for at in range(0, max(len(texts), 1), _TEXTS)]
+    return pd.concat(pieces, ignore_index=True)
 
 
 def _add_exif(table: pd.DataFrame, resolver: PathResolver, *, exif: bool, claim: bool) -> None:

@@ -87,6 +87,21 @@ def test_a_folder_without_images_is_an_empty_table(tmp_path):
     check_contract(tables.read_image_table(tmp_path), 0)
 
 
+def test_texts_of_many_rows_take_little_memory(tmp_path):
+    """Paths that are image_ids, too, were in memory twice, and long tables are made piece by piece."""
+    arrow = pytest.importorskip("pyarrow")
+    names = [f"{'x' * 90}{number:05d}.jpg" for number in range(20_000)]
+    before = arrow.total_allocated_bytes()
+    table = tables.read_image_table(pd.DataFrame({"path": names}), root=tmp_path)
+    taken = arrow.total_allocated_bytes() - before  # paths, and messages of missing files
+    messages = sum(map(len, table["message"])) + 8 * len(names)
+    assert table["image_id"].tolist() == table["path"].tolist() == names
+    assert table.index.equals(pd.RangeIndex(len(names)))
+    assert taken - messages < 1.5 * len(names) * (len(names[0]) + 8)
+    own = tables.read_image_table(pd.DataFrame({"path": names[:3], "image_id": list("abc")}), root=tmp_path)
+    assert own["image_id"].tolist() == list("abc")
+
+
 def test_a_folder_inside_another_root(house):
     table = tables.read_image_table(house, root=house.parent)
     assert table["path"].tolist() == [f"{house.name}/{path}" for path in PATHS]
