@@ -17,6 +17,13 @@ BoolArray = npt.NDArray[np.bool_]
 NODES = 8
 """Gauss-Legendre nodes along each side of a patch."""
 
+MAX_EDGE = 1.704897179199218
+"""Radians: the longest edge of a cell of level 0, half of it at each level more (S2 library, kMaxEdge of the quadratic
+projection)."""
+
+MAX_RADIUS = 1.219328
+"""No point of a cell of level 0 is farther from its centre, half of it at each level more (half of kMaxDiag)."""
+
 
 @functools.cache
 def rule() -> tuple[FloatArray, FloatArray]:
@@ -140,7 +147,12 @@ def point_terms(local: FloatArray, middle: FloatArray) -> FloatArray:
     return right
 
 
-def member_terms(apart: FloatArray, half_kappa: FloatArray, log_peak: FloatArray, present: BoolArray) -> FloatArray:
+def member_terms(
+    apart: FloatArray,
+    half_kappa: FloatArray,
+    log_peak: FloatArray | float = 0.0,
+    present: BoolArray | None = None,
+) -> FloatArray:
     """Give what components bring to log densities; times `point_terms` it is the log density of each at each point.
 
     Parameters
@@ -148,8 +160,9 @@ def member_terms(apart: FloatArray, half_kappa: FloatArray, log_peak: FloatArray
     apart : ndarray of float64, shape (m, k, 3)
         Centre of each patch less the mean direction of each of its members, in the frame of the face.
     half_kappa, log_peak : ndarray of float64, shape (m, k)
-        Minus half the concentrations; log densities at the mean directions.
-    present : ndarray of bool, shape (m, k)
+        Minus half the concentrations; log densities at the mean directions, by default those of densities relative to
+        them.
+    present : ndarray of bool, shape (m, k), optional
         Where there is a member; elsewhere the density is 0.
 
     Returns
@@ -161,10 +174,12 @@ def member_terms(apart: FloatArray, half_kappa: FloatArray, log_peak: FloatArray
     >>> member_terms(np.zeros((1, 1, 3)), np.full((1, 1), -0.5), np.zeros((1, 1)), np.ones((1, 1), bool)).tolist()
     [[[-0.5, -0.0, -0.0, -0.0, 0.0]]]
     """
-    half_kappa = np.where(present, half_kappa, 0.0)
-    terms = np.empty((*present.shape, 5))
+    if present is not None:
+        half_kappa = np.where(present, half_kappa, 0.0)
+    terms = np.empty((*half_kappa.shape, 5))
     terms[..., 0] = half_kappa
     terms[..., 1:4] = half_kappa[..., None] * apart
     terms[..., 4] = half_kappa * np.einsum("mki,mki->mk", apart, apart) + log_peak
-    terms[..., 4][~present] = -np.inf
+    if present is not None:
+        terms[..., 4][~present] = -np.inf
     return terms

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from geo_mvmf import patch_density, s2, vmf
 from geo_mvmf.patch_density import Components, handed_down
-from geo_mvmf.patch_nodes import NODES, nodes_of
+from geo_mvmf.patch_nodes import MAX_EDGE, MAX_RADIUS, NODES, nodes_of
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
@@ -27,8 +27,6 @@ BoolArray = npt.NDArray[np.bool_]
 PATCH_SIGMAS = 1.5
 """Longest edge of a patch in units of the narrowest sigma."""
 
-_MAX_EDGE = 1.704897179199218  # S2 library, kMaxEdge of the quadratic projection: radians at level 0
-_MAX_RADIUS = 1.219328  # half of its kMaxDiag: no point of a cell of level 0 is farther from its centre (tested)
 _NARROWEST = 36.0  # log concentration whose patch, level 28, still leaves cells to split it into
 _COARSEST = 2  # a patch of lower level would see the projection's area element vary too much
 _KEPT_NODES = 1 << 25  # node values kept for a second pass: 512 MB of density and element; beyond, computed twice
@@ -189,7 +187,7 @@ class _Search:
         cells = self.cells
         near = _meets(cells, level, self._owner, self._member, self._components)
         owner, member = self._owner[near], self._member[near]
-        smooth = np.ldexp(_MAX_EDGE, -level) * self._root_kappa[member] <= PATCH_SIGMAS
+        smooth = np.ldexp(MAX_EDGE, -level) * self._root_kappa[member] <= PATCH_SIGMAS
         smooth = (smooth | (level == s2.MAX_LEVEL)) & (level >= _COARSEST)
         counts = np.bincount(owner, minlength=cells.size)
         again = np.bincount(owner[~smooth], minlength=cells.size) > 0
@@ -248,7 +246,7 @@ def _ordered(counts: IntArray, members: IntArray) -> tuple[IntArray, IntArray, I
 def _meets(cells: IdArray, level: int, owner: IntArray, member: IntArray, components: Components) -> BoolArray:
     """Say which pairs may share a point: by chords, which obey the triangle inequality."""
     middles = s2.centre(cells)
-    limit = np.ldexp(_MAX_RADIUS, -level) + components.reach[member]
+    limit = np.ldexp(MAX_RADIUS, -level) + components.reach[member]
     squared = np.zeros(owner.size)
     for axis in range(3):
         squared += np.square(middles[owner, axis] - components.mean_directions[member, axis])

@@ -269,7 +269,7 @@ def test_the_bound_on_a_cell_s_radius_holds():
     corners = s2.leaf_ids(np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=float))
     cells = np.concatenate([cells, s2.parent(corners[:, None], np.arange(25)).ravel()])
     chord = 2 * np.sin(s2.bounding_radius(cells) / 2)
-    assert np.all(chord <= np.ldexp(patches._MAX_RADIUS, -s2.level(cells)) * (1 + 1e-7))
+    assert np.all(chord <= np.ldexp(patch_nodes.MAX_RADIUS, -s2.level(cells)) * (1 + 1e-7))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, math.nan, 1e-6])

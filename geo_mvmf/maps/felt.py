@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 
 from geo_mvmf import vmf
 from geo_mvmf.maps import near
@@ -22,7 +23,8 @@ HELD = 0.9999
 _REACH = 10.0  # nats below its peak at which a component is no longer felt
 _FAINT = 1e-6  # of a heavy component's peak: what adds less than this at its own peak is left out
 _VALUES_AT_ONCE = 1 << 20  # densities of one component at one node
-_PAIRS_AT_ONCE = 1 << 22  # of components and what may be felt at their nodes: 0.4 GB while they are found
+_PAIRS_AT_ONCE = 1 << 24  # of components and what may be felt at their nodes: 0.4 GB while they are found
+_SAMPLE = 512  # components, at least, of which pairs are counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +43,17 @@ class _Reaches:
         own = near.chord_of(log_concentrations, -float(np.log1p(-HELD)))
         return cls(places, near.chord_of(log_concentrations, reach), own)
 
-    def most_pairs(self) -> int:
-        """Number of all pairs, and of some that are not felt."""
-        return sum(
-            near.most_pairs(self.places[group], self.places, self.felt + self.own[group].max())
-            for group in near.octaves(self.own)
+    def most_pairs(self) -> float:
+        """About how many pairs there are, some that are not felt among them: from a sample of the components."""
+        size = len(self.own)
+        where = np.arange(0, size, max(1, size // _SAMPLE))
+        counts = (
+            cKDTree(self.places[group]).query_ball_point(
+                self.places[where], self.own[where] + self.felt[group].max(), return_length=True
+            )
+            for group in near.octaves(self.felt)
         )
+        return float(sum(int(count.sum()) for count in counts)) * size / where.size
 
     def pairs(self, where: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
         """Pairs of one of these components and one that may be felt where it has its nodes, in no order."""
@@ -110,40 +117,15 @@ class Felt:
         --------
         See `Felt`.
         """
-        starts, others = _sorted(_Reaches.of(mean_directions, log_concentrations, image, reach))
-        return cls(mean_directions, log_concentrations, starts, others, reach)
-
-    @classmethod
-    def in_parts(
-        cls, mean_directions: FloatArray, log_concentrations: FloatArray, image: IntArray
-    ) -> Iterator[tuple[IntArray, Felt]]:
-        """Find it for a part of the components at a time, so that memory is bounded however broad they are.
-
-        Parameters
-        ----------
-        mean_directions, log_concentrations, image
-            As for `of`.
-
-        Yields
-        ------
-        where : ndarray of int64, shape (H,)
-            Components, in ascending order; every one is of one part.
-        felt : Felt
-            What may be felt where these have their nodes, some four million pairs at most; elsewhere nothing.
-
-        Examples
-        --------
-        >>> [where.tolist() for where, _ in Felt.in_parts(np.eye(3), np.full(3, 9.0), np.zeros(3, np.int64))]
-        [[0, 1, 2]]
-        """
-        reaches = _Reaches.of(mean_directions, log_concentrations, image, _REACH)
-        most = int(np.square(np.bincount(image)).sum())
+        reaches = _Reaches.of(mean_directions, log_concentrations, image, reach)
+        size = len(mean_directions)
+        most = float(np.square(np.bincount(np.zeros(size, np.int64) if image is None else image)).sum())
         if most > _PAIRS_AT_ONCE:  # else there is nothing to count
             most = reaches.most_pairs()
-        parts = min(-(-most // _PAIRS_AT_ONCE), len(image))
-        for part in range(parts):  # not neighbours in the list, which may be neighbours on Earth: parts of like size
-            where = np.arange(part, len(image), parts)
-            yield where, cls(mean_directions, log_concentrations, *_sorted(reaches, where), _REACH)
+        parts = np.array_split(np.arange(size), min(max(1, -(-int(most) // _PAIRS_AT_ONCE)), size))
+        counts, others = zip(*(_sorted(reaches, where) for where in parts), strict=True)
+        starts = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+        return cls(mean_directions, log_concentrations, starts, np.concatenate(others), reach)
 
     @functools.cached_property
     def densest(self) -> FloatArray:
@@ -204,13 +186,28 @@ class Felt:
         return np.add.reduceat(value, np.searchsorted(owner, np.arange(chosen.size)), axis=1)
 
 
-def _sorted(reaches: _Reaches, where: IntArray | None = None) -> tuple[IntArray, npt.NDArray[np.int32]]:
-    """Where the pairs of each component start, and the other of each pair."""
+def pairs_of(mean_directions: FloatArray, log_concentrations: FloatArray) -> float:
+    """Say about how many pairs of components `Felt.of` finds and keeps: eight bytes each with what `Sunflowers` adds.
+
+    Parameters
+    ----------
+    mean_directions : ndarray of float64, shape (C, 3)
+    log_concentrations : ndarray of float64, shape (C,)
+
+    Examples
+    --------
+    >>> pairs_of(np.eye(3), np.full(3, 9.0)), pairs_of(np.eye(3), np.full(3, 0.0))
+    (3.0, 9.0)
+    """
+    return _Reaches.of(mean_directions, log_concentrations, None, _REACH).most_pairs()
+
+
+def _sorted(reaches: _Reaches, where: IntArray) -> tuple[IntArray, npt.NDArray[np.int32]]:
+    """Number of pairs of each of some components that lie together in the list, and the other of each pair."""
     size = len(reaches.own)
-    where = np.arange(size) if where is None else where
     # owner and other in one number: sorted several times as fast as pairs of numbers
     key = np.concatenate([owner * size + other for owner, other in reaches.pairs(where)])
     key.sort()
-    starts = np.searchsorted(key, np.arange(size + 1) * size).astype(np.int64)
+    counts = np.diff(np.searchsorted(key, np.arange(where[0], where[-1] + 2) * size))
     key %= size
-    return starts, key.astype(np.int32)
+    return counts.astype(np.int64), key.astype(np.int32)

@@ -92,24 +92,6 @@ def near_pairs(points: FloatArray, mean_directions: FloatArray, chords: FloatArr
             yield Pairs(found["j"][kept].astype(np.int64), component[kept], found["v"][kept])
 
 
-def most_pairs(points: FloatArray, mean_directions: FloatArray, chords: FloatArray) -> int:
-    """Count the pairs that `near_pairs` looks at, without making them: those it yields, and some farther apart.
-
-    Parameters
-    ----------
-    points, mean_directions, chords
-        As for `near_pairs`.
-
-    Examples
-    --------
-    >>> most_pairs(np.eye(3), np.eye(3), np.array([0.1, 0.1, 2.0]))
-    5
-    """
-    tree = cKDTree(points)
-    reached = ((cKDTree(mean_directions[group]), float(chords[group].max())) for group in octaves(chords))
-    return sum(int(tree.count_neighbors(other, limit)) for other, limit in reached)
-
-
 def octaves(chords: FloatArray) -> list[IntArray]:
     """Group distances that differ by less than a factor of two.
 

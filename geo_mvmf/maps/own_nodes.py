@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geo_mvmf import sphere, vmf
+from geo_mvmf.maps import crowds
 from geo_mvmf.maps.felt import Felt
 from geo_mvmf.maps.sunflowers import HEAVIER, MANY, SEVERAL, TINY, Nodes, Tier
 
@@ -90,22 +91,59 @@ def sunflowers(
     ((3, 96), 1.0)
     """
     ends = np.concatenate([[0], np.cumsum(counts)])
-    first = np.repeat(ends[:-1], counts)
-    is_heavy, is_light = weights >= HEAVIER[1], weights < HEAVIER[0]
-    chosen = {1: is_light, SEVERAL: ~is_light & ~is_heavy, MANY: is_heavy}
-    tiers = [
-        Tier(mean_directions, log_concentrations, weights, first, np.flatnonzero(its), number)
-        for number, its in chosen.items()
-    ]
-    at_peaks = np.empty(weights.size)
-    for where, felt in Felt.in_parts(mean_directions, log_concentrations, np.repeat(np.arange(counts.size), counts)):
-        peak = weights * felt.densest
-        at_peaks[where] = felt.densities(peak, where, mean_directions[None, where], is_heavy=False)[0]
-        for tier in tiers:
-            tier.feel(felt, where)
+    tiers = _tiers(mean_directions, log_concentrations, weights, np.repeat(ends[:-1], counts))
+    felt = Felt.of(mean_directions, log_concentrations, np.repeat(np.arange(counts.size), counts))
+    everything = np.arange(weights.size)
+    at_peaks = felt.densities(weights * felt.densest, everything, mean_directions[None], is_heavy=False)[0]
+    for tier in tiers:
+        tier.feel(felt)
     for start, stop in itertools.pairwise(ends.tolist()):
         densest, heaviest = float(at_peaks[start:stop].max()), float(weights[start:stop].max())
         yield Nodes.of_tiers([tier.of(start, stop) for tier in tiers], densest, heaviest)
+
+
+def crowded(
+    mean_directions: FloatArray, log_concentrations: FloatArray, weights: FloatArray, counts: IntArray
+) -> Iterator[Nodes]:
+    """Give the nodes of images in which so many components overlap that their pairs are not listed.
+
+    Parameters
+    ----------
+    mean_directions, log_concentrations, weights, counts
+        As `sunflowers`.
+
+    Yields
+    ------
+    Nodes
+        Of every image: where those of `sunflowers` are, with densities as exact as `crowds.densities`.
+
+    Examples
+    --------
+    >>> nodes = next(crowded(np.eye(3), np.full(3, 1.0), np.array([0.5, 0.3, 0.2]), np.array([3])))
+    >>> nodes.direction.shape, round(float(nodes.mass.sum()), 6)
+    ((3, 96), 1.0)
+    """
+    for start, stop in itertools.pairwise([0, *np.cumsum(counts).tolist()]):
+        mu, log_kappa, share = (each[start:stop] for each in (mean_directions, log_concentrations, weights))
+        tiers = _tiers(mu, log_kappa, share, np.zeros(stop - start, np.int64))
+        points = np.concatenate([*(tier.points.reshape(-1, 3) for tier in tiers), mu])
+        found = crowds.densities(points, mu, log_kappa, share * np.exp(vmf.log_normaliser(log_kappa)))
+        *at_nodes, at_peaks = np.split(found, np.cumsum([tier.density.size for tier in tiers]))
+        for tier, own in zip(tiers, at_nodes, strict=True):
+            tier.density = own.reshape(tier.density.shape).astype(np.float32)
+        yield Nodes.of_tiers([tier.of(0, stop - start) for tier in tiers], float(at_peaks.max()), float(share.max()))
+
+
+def _tiers(
+    mean_directions: FloatArray, log_concentrations: FloatArray, weights: FloatArray, first: IntArray
+) -> list[Tier]:
+    """Nodes of all components: one of each light one, several, or many."""
+    is_heavy, is_light = weights >= HEAVIER[1], weights < HEAVIER[0]
+    chosen = {1: is_light, SEVERAL: ~is_light & ~is_heavy, MANY: is_heavy}
+    return [
+        Tier(mean_directions, log_concentrations, weights, first, np.flatnonzero(its), number)
+        for number, its in chosen.items()
+    ]
 
 
 def ring_nodes(mu: FloatArray, log_kappa: FloatArray) -> tuple[FloatArray, FloatArray]:

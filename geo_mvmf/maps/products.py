@@ -21,6 +21,7 @@ from geo_mvmf import patches, s2, vmf
 from geo_mvmf.maps.multipliers import Look, Multiplier, look_at
 from geo_mvmf.maps.runs import spread
 from geo_mvmf.mixture import VmfMixture
+from geo_mvmf.patch_nodes import MAX_EDGE
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
@@ -29,7 +30,6 @@ BoolArray = npt.NDArray[np.bool_]
 
 _SLACK = 30.0  # nats below the others where a component is left out of a cell
 _NARROWEST = 36.0  # as in `patches`: where S2 cells end
-_MAX_EDGE = 1.704897179199218  # S2 library, kMaxEdge of the quadratic projection: radians at level 0
 _COARSEST = 2
 _UNEVEN = 0.2  # share of the product on patches that are uneven under the multipliers, above which these are split
 _MOST_UNEVEN = 50_000
@@ -207,7 +207,7 @@ class _Search:
         log_area = np.log(s2.area_sr(cells))
         with np.errstate(divide="ignore"):
             mass, upper = values.middle + np.log(look.mean) + log_area, values.upper + np.log(look.high) + log_area
-        smooth = (np.ldexp(_MAX_EDGE, -level) * values.steepness <= patches.PATCH_SIGMAS) & (level >= _COARSEST)
+        smooth = (np.ldexp(MAX_EDGE, -level) * values.steepness <= patches.PATCH_SIGMAS) & (level >= _COARSEST)
         smooth |= level == s2.MAX_LEVEL
         # around any point a product of densities falls no faster than a Gaussian of all their concentrations
         one_peak = values.middle + np.minimum(log_area, np.log(2.0 * np.pi) - np.log(values.total_kappa))

@@ -21,6 +21,7 @@ from scipy.spatial import cKDTree
 
 from geo_mvmf import s2, sphere, vmf
 from geo_mvmf.maps import near, own_nodes, quantiles
+from geo_mvmf.maps.felt import pairs_of
 from geo_mvmf.maps.once import OncePerComponents
 from geo_mvmf.maps.sunflowers import Nodes, Sunflowers
 from geo_mvmf.mixture import CellMixture, VmfMixture
@@ -39,6 +40,12 @@ _SIGMAS = 6.5  # a cap's edge further from a component than this holds all or no
 
 MANY = 512
 """Mattering components beyond which an image shares its nodes with others."""
+
+SHARED_PAIRS = 1 << 27
+"""Pairs of components that overlap up to which images share nodes, at some 8 bytes each; beyond, every image has its
+own."""
+
+_LISTED_PAIRS = 1 << 20  # of one image's components, up to which nodes of its own are made from a list of them
 
 _COLUMNS = (
     "component_weight",
@@ -254,11 +261,12 @@ def _all_nodes(mixture: VmfMixture | CellMixture, tail: float = _TAIL) -> Iterat
         weights = np.exp(mixture.log_mixing_weights[start : start + _IMAGES_AT_ONCE])
         chosen = [_mattering(row, tail) for row in weights]
         # what was left out before is not there to be shared: of those components every image has its own
-        is_broad = [tail > 0.0 and few.size > MANY for few in chosen]
+        is_broad = np.array([tail > 0.0 and few.size > MANY for few in chosen])
+        flowers = _sunflowers(mixture.mean_directions, mixture.log_concentrations) if is_broad.any() else None
+        is_broad &= flowers is not None
         broad = np.flatnonzero(is_broad)
-        flowers = _sunflowers(mixture.mean_directions, mixture.log_concentrations) if broad.size else None
         shared = flowers.nodes(weights[broad], [chosen[i] for i in broad]) if flowers else iter(())
-        own = _own_nodes(mixture, weights, chosen, np.flatnonzero(~np.array(is_broad)), is_whole=tail > 0.0)
+        own = _own_nodes(mixture, weights, chosen, np.flatnonzero(~is_broad), is_whole=tail > 0.0)
         for i in range(len(chosen)):
             yield next(shared) if is_broad[i] else own[i]
 
@@ -276,28 +284,39 @@ def _own_nodes(
 ) -> dict[int, Nodes]:
     """Nodes of images over their own components; what is made of all components of a bundle is made once."""
     result: dict[int, Nodes] = {}
-    together: dict[Callable[..., Iterator[Nodes]], list[int]] = {own_nodes.rings: [], own_nodes.sunflowers: []}
+    together: dict[tuple[Callable[..., Iterator[Nodes]], int], list[int]] = {}
     for i in images.tolist():
         size = chosen[i].size
         if size > _FEW:
-            together[own_nodes.sunflowers].append(i)
+            make = own_nodes.sunflowers
+            if size**2 > _LISTED_PAIRS:
+                pairs = pairs_of(mixture.mean_directions[chosen[i]], mixture.log_concentrations[chosen[i]])
+                make = own_nodes.crowded if pairs > _LISTED_PAIRS else make
+            together.setdefault((make, i if size > MANY else -1), []).append(i)
         elif not is_whole or size < mixture.num_components:
-            together[own_nodes.rings].append(i)
+            together.setdefault((own_nodes.rings, -1), []).append(i)
         else:
             operator = _operators(mixture.mean_directions, mixture.log_concentrations)
             share = weights[i] / weights[i].sum()
             result[i] = operator.nodes(share, operator.density(share[:, None])[:, 0])
-    for make, some in together.items():
-        if some:
-            entries = np.concatenate([chosen[i] for i in some])
-            share = np.concatenate([weights[i, chosen[i]] / weights[i, chosen[i]].sum() for i in some])
-            components = mixture.mean_directions[entries], mixture.log_concentrations[entries]
-            made = make(*components, share, np.array([chosen[i].size for i in some]))
-            result.update(zip(some, made, strict=True))
+    for (make, _), some in together.items():
+        entries = np.concatenate([chosen[i] for i in some])
+        share = np.concatenate([weights[i, chosen[i]] / weights[i, chosen[i]].sum() for i in some])
+        components = mixture.mean_directions[entries], mixture.log_concentrations[entries]
+        made = make(*components, share, np.array([chosen[i].size for i in some]))
+        result.update(zip(some, made, strict=True))
     return result
 
 
-_sunflowers = OncePerComponents(Sunflowers.of)
+def _shareable(mean_directions: FloatArray, log_concentrations: FloatArray) -> Sunflowers | None:
+    """Nodes for all images to share; None where they would take too much memory."""
+    size = log_concentrations.size
+    if size**2 > SHARED_PAIRS and pairs_of(mean_directions, log_concentrations) > SHARED_PAIRS:
+        return None
+    return Sunflowers.of(mean_directions, log_concentrations)
+
+
+_sunflowers = OncePerComponents(_shareable)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,8 @@ HEAVIER = (1.0 / 4096.0, 1.0 / 256.0)
 TINY = np.finfo(np.float32).tiny
 """Per steradian, of nodes where the density is less: a density has a logarithm."""
 
+_PAIRS_AT_ONCE = 1 << 22  # whose densities are computed together
+
 # Fractions of these are spread more evenly than of other numbers: over a line, and in pairs over a square.
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 _PLASTIC = 1.324717957244746
@@ -128,8 +130,7 @@ class Sunflowers:
         """
         felt = Felt.of(mean_directions, log_concentrations)
         (one,) = flowers(mean_directions, log_concentrations, 1)
-        owner = np.repeat(np.arange(len(mean_directions)), np.diff(felt.starts))
-        blocks = [_block(points, felt, owner) for points in (one, mean_directions)]
+        blocks = [_block(points, felt) for points in (one, mean_directions)]
         return cls(felt, coordinates(one), sparse.csr_array(sparse.vstack(blocks, format="csr")))
 
     def nodes(self, weights: FloatArray, chosen: Sequence[IntArray]) -> Iterator[Nodes]:
@@ -191,6 +192,13 @@ class Tier:
     number : int
         Nodes of each: 1, SEVERAL or MANY.
 
+    Attributes
+    ----------
+    points : ndarray of float64, shape (number, H, 3)
+        Unit vectors.
+    density : ndarray of float32, shape (number, H)
+        Per steradian; to be filled.
+
     Examples
     --------
     >>> tier = Tier(np.eye(3), np.full(3, 9.0), np.full(3, 1 / 3), np.zeros(3, np.int64), np.arange(3), MANY)
@@ -213,26 +221,24 @@ class Tier:
         before = np.searchsorted(chosen, first[chosen])
         component = np.arange(chosen.size) - before if self._is_heavy else chosen - first[chosen]
         mu, log_kappa = mean_directions[chosen], log_concentrations[chosen]
-        self._points = flowers(mu, log_kappa, number, component, shifted=not self._is_heavy)
-        self._density = np.empty(self._points.shape[:2], np.float32)
+        self.points = flowers(mu, log_kappa, number, component, shifted=not self._is_heavy)
+        self.density = np.empty(self.points.shape[:2], np.float32)
         self._mass = np.tile(weights[chosen] / number, (number, 1))
 
-    def feel(self, felt: Felt, where: IntArray | None = None) -> None:
-        """Sum the densities at the nodes of all components, or of some.
+    def feel(self, felt: Felt) -> None:
+        """Sum the densities at the nodes.
 
         Parameters
         ----------
         felt : Felt
-        where : ndarray of int64, optional
-            Components.
+            All components.
 
         Examples
         --------
         See `Tier`.
         """
-        its = np.arange(self._chosen.size) if where is None else np.flatnonzero(np.isin(self._chosen, where))
         peak = self._weights * felt.densest
-        self._density[:, its] = felt.densities(peak, self._chosen[its], self._points[:, its], is_heavy=self._is_heavy)
+        self.density = felt.densities(peak, self._chosen, self.points, is_heavy=self._is_heavy)
 
     def of(self, start: int, stop: int) -> tuple[npt.NDArray[np.floating], ...]:
         """Give directions (3, n), densities and masses of the nodes of components start..stop - 1.
@@ -246,7 +252,7 @@ class Tier:
         See `Tier`.
         """
         its = slice(*np.searchsorted(self._chosen, [start, stop]))
-        return coordinates(self._points[:, its]), self._density[:, its].ravel(), self._mass[:, its].ravel()
+        return coordinates(self.points[:, its]), self.density[:, its].ravel(), self._mass[:, its].ravel()
 
 
 def flowers(
@@ -308,15 +314,22 @@ def coordinates(points: FloatArray) -> Singles:
     return np.ascontiguousarray(points.reshape(-1, 3).T, dtype=np.float32)
 
 
-def _block(points: FloatArray, felt: Felt, owner: IntArray) -> sparse.csr_array:
-    """Density of each component at one point of each component, (C, C)."""
-    mu, log_kappa, other = felt.mean_directions, felt.log_concentrations, felt.others
-    squared = np.zeros(other.size)
-    for axis in range(3):
-        squared += (points[owner, axis] - mu[other, axis]) ** 2
-    kept = squared <= near.chord_of(log_kappa, felt.reach)[other] ** 2
-    column = other[kept]
-    height = -0.5 * np.exp(log_kappa)[column] * squared[kept]
-    value = np.exp(vmf.log_normaliser(log_kappa)[column] + height).astype(np.float32)
-    until = np.concatenate([[0], np.cumsum(kept)])[felt.starts].astype(np.int32)
-    return sparse.csr_array((value, column, until), shape=(len(mu), len(mu)))
+def _block(points: FloatArray, felt: Felt) -> sparse.csr_array:
+    """Density of each component at one point of each component, (C, C), made some rows at a time."""
+    mu, log_kappa = felt.mean_directions, felt.log_concentrations
+    limit, densest = near.chord_of(log_kappa, felt.reach) ** 2, vmf.log_normaliser(log_kappa)
+    counts, columns, values = [], [], []
+    for rows in np.split(np.arange(len(mu)), np.flatnonzero(np.diff(felt.starts[1:] // _PAIRS_AT_ONCE)) + 1):
+        other = felt.others[felt.starts[rows[0]] : felt.starts[rows[-1] + 1]]
+        owner = np.repeat(rows, np.diff(felt.starts[rows[0] : rows[-1] + 2]))
+        squared = np.zeros(other.size)
+        for axis in range(3):
+            squared += (points[owner, axis] - mu[other, axis]) ** 2
+        kept = squared <= limit[other]
+        column = other[kept]
+        height = -0.5 * np.exp(log_kappa)[column] * squared[kept]
+        values.append(np.exp(densest[column] + height).astype(np.float32))
+        columns.append(column)
+        counts.append(np.bincount(owner[kept] - rows[0], minlength=rows.size))
+    until = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
+    return sparse.csr_array((np.concatenate(values), np.concatenate(columns), until), shape=(len(mu), len(mu)))

@@ -59,38 +59,31 @@ def test_they_are_the_nodes_that_all_images_share_where_these_are_of_one_image(m
     assert not np.array_equal(next(own_nodes.sunflowers(*first, COUNTS[:1])).direction, plain)
 
 
-def test_memory_is_bounded_however_broad_components_are(monkeypatch):
-    """As many pairs at a time as are allowed, to a tenth, and the same nodes as if all were made at once."""
+def sphere_full(c, low, high):
     generator = np.random.default_rng(0)
-    mu = generator.normal(size=(700, 3))
-    mu /= np.linalg.norm(mu, axis=1, keepdims=True)
-    components = mu, generator.uniform(3.0, 6.0, 700), np.full(700, 1.0 / 700.0)
-    image = np.zeros(700, np.int64)
-    ((_, whole),) = Felt.in_parts(*components[:2], image)
-    at_once = next(own_nodes.sunflowers(*components, np.array([700])))
+    mu = generator.normal(size=(c, 3))
+    return mu / np.linalg.norm(mu, axis=1, keepdims=True), generator.uniform(low, high, c)
 
-    def most_held():
-        parts = list(Felt.in_parts(*components[:2], image))
-        assert np.array_equal(np.sort(np.concatenate([where for where, _ in parts])), np.arange(700))
-        assert sum(part.others.size for _, part in parts) == whole.others.size
-        return max(part.others.size for _, part in parts)
 
+def test_pairs_are_made_in_parts(monkeypatch):
+    """As many at a time as are allowed, to a fifth, and the same list as if all were made at once."""
+    components = sphere_full(700, 3.0, 6.0)
+    whole = Felt.of(*components)
+    held, plain = [], felt._sorted
+    monkeypatch.setattr(felt, "_sorted", lambda *args: held.append(plain(*args)) or held[-1])
     monkeypatch.setattr(felt, "_PAIRS_AT_ONCE", 10_000)
-    assert most_held() < 11_000 < whole.others.size / 2
-    assert same(next(own_nodes.sunflowers(*components, np.array([700]))), at_once)
-    monkeypatch.setattr(near, "most_pairs", lambda *_: 1)  # the twin thinks that there are few
-    assert most_held() == whole.others.size
+    parts = Felt.of(*components)
+    assert np.array_equal(parts.starts, whole.starts)
+    assert np.array_equal(parts.others, whole.others)
+    assert max(others.size for _, others in held) < 12_000 < whole.others.size / 2
 
 
-def test_pairs_are_counted_as_they_are_made():
-    generator = np.random.default_rng(1)
-    mu = generator.normal(size=(300, 3))
-    mu /= np.linalg.norm(mu, axis=1, keepdims=True)
-    chords = np.full(300, 0.3)
-    made = sum(pairs.point.size for pairs in near.near_pairs(mu, mu, chords))
-    assert near.most_pairs(mu, mu, chords) == made
-    chords[::2] = 0.45  # of the same octave: counted as far as the farthest of it
-    assert made < sum(pairs.point.size for pairs in near.near_pairs(mu, mu, chords)) < near.most_pairs(mu, mu, chords)
+@pytest.mark.parametrize(("low", "high"), [(5.0, 5.0), (3.0, 9.0), (11.0, 12.0)])
+def test_pairs_are_counted_from_a_sample(low, high):
+    components = sphere_full(3000, low, high)
+    made = Felt.of(*components).others.size
+    # as far as the farthest of an octave is felt: up to four times as many, where widths differ
+    assert 0.9 * made < felt.pairs_of(*components) < (1.1 if low == high else 3.0) * made
 
 
 @pytest.mark.parametrize("make", [own_nodes.rings, own_nodes.sunflowers])
