@@ -7,16 +7,18 @@ interval. An image without a prediction counts as wrong: nothing is dropped sile
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from geo_mvmf import baselines, measures, metrics, resampling, s2, sphere
 from geo_mvmf.errors import BadInputError, UsageError
-from geo_mvmf.inputs import point_predictions
+from geo_mvmf.inputs import point_predictions, truth_tables
 from geo_mvmf.maps import estimates, ranks
 from geo_mvmf.measures import COVERAGE_LEVELS
 from geo_mvmf.suggestions import suggestion
@@ -29,6 +31,8 @@ __all__ = ["COVERAGE_LEVELS", "Evaluation", "evaluate"]
 FloatArray = npt.NDArray[np.float64]
 
 _BLOCK = 256  # images whose mixtures are evaluated together
+_MOST_GROUPS = 50  # of a column of numbers: of more, as of heights, hardly two images have the same
+_NEARER, _MOST, _LEAST = 5.0, 0.9, 20  # swapped: so many times as near, of so large a share, of so many images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +199,8 @@ def evaluate(
         that it does not name was not predicted. Without it the truth that came with the images is used
         (columns true_longitude, true_latitude).
     by : str, optional
-        Column of the predictions, or of `truth`, to group by; "all" is no name of a group.
+        Column of the predictions, or of `truth`, to group by; "all" is no name of a group, and of numbers there are 50
+        different ones at most.
     estimators : sequence of str
         Further estimators, computed from the densities, whose accuracy is wanted beside that of the predictions' own:
         as `estimate` names them; one with a radius is written as best_within@200.
@@ -214,10 +219,16 @@ def evaluate(
     Raises
     ------
     BadInputError
-        If no image has a truth, an image_id is in the truth twice, a column is missing, a group is named "all", or a
-        point is no place.
+        If no image has a truth, an image_id is in the truth twice, a column is missing, a group is named "all", a
+        column of numbers has too many to group by, or a point is no place.
     UsageError
         If options contradict each other.
+
+    Warns
+    -----
+    UserWarning
+        If longitude and latitude of the truth may be swapped: of 20 estimates or more nine of ten are nearer to it the
+        other way round, and half five times as near.
 
     Examples
     --------
@@ -233,25 +244,28 @@ def evaluate(
         if estimators:
             raise UsageError(f"estimators {', '.join(estimators)} need densities, and points have none")
         table = point_predictions.read_point_predictions(predictions, needs_truth=truth is None)
-        rows, judged = _with_truth(table, truth, outer=True), None
+        rows = truth_tables.with_truth(table, truth, outer=True)
     else:
-        rows = _with_truth(predictions.rows, truth)
-        judged = _Judged.of(predictions, rows, estimators, seed)
+        rows = truth_tables.with_truth(predictions.rows, truth)
     known = np.flatnonzero(rows["true_longitude"].notna() & rows["true_latitude"].notna())
     if not known.size:
-        raise BadInputError(_no_truth(rows, truth))
+        raise BadInputError(truth_tables.none_known(rows, truth))
+    estimate = rows[list(point_predictions.PREDICTED)].to_numpy(float)
     shared: dict[str, Any] = {
         "image_id": rows["image_id"].to_numpy(object)[known],
-        "error_km": _distance(rows, rows[["longitude", "latitude"]].to_numpy(float))[known],
+        "error_km": _distance(rows, estimate)[known],
         "groups": _groups(rows.iloc[known], by),
         "clusters": _clusters(rows.iloc[known], cluster_by, block_level),
         "n_without_truth": len(rows) - known.size,
         "truth": rows[list(point_predictions.TRUE)].to_numpy(float)[known],
     }
-    if judged is None:
+    if swapped := _swapped(estimate[known], shared["truth"], shared["error_km"]):
+        warnings.warn(swapped, stacklevel=2)
+    if isinstance(predictions, pd.DataFrame):
         nothing = np.full(known.size, np.nan)
         densities: dict[str, Any] = {"nll": nothing, "searched_probability": nothing, "searched_area_km2": nothing}
         return Evaluation(**shared, **densities, has_density=False)
+    judged = _Judged.of(predictions, rows, estimators, seed)
     return Evaluation(**shared, **judged.of_rows(known), estimator=_own_estimator(rows))
 
 
@@ -310,6 +324,21 @@ def _distance(rows: pd.DataFrame, estimate: FloatArray) -> FloatArray:
     return np.asarray(sphere.great_circle_distance_km(estimate[:, 0], estimate[:, 1], *truth))
 
 
+def _swapped(estimate: FloatArray, truth: FloatArray, error_km: FloatArray) -> str:
+    """Compare the estimates with the truth the other way round, (N, 2) and (N, 2)."""
+    found = np.isfinite(error_km)
+    if found.sum() < _LEAST or (np.abs(truth[:, 0]) > 90.0).any():
+        return ""
+    other_km = np.asarray(sphere.great_circle_distance_km(*estimate[found].T, *truth[found, ::-1].T))
+    here, there = (float(np.median(each)) for each in (error_km[found], other_km))
+    if here <= _NEARER * there or (other_km < error_km[found]).mean() < _MOST:
+        return ""
+    return (
+        f"half of {other_km.size} estimates are more than {here:,.0f} km from the truth, with its longitude and "
+        f"latitude exchanged {there:,.0f} km; if they are swapped there, or in the predictions, exchange the columns"
+    )
+
+
 def _own_estimator(rows: pd.DataFrame) -> str:
     names = set(rows["estimator"].dropna()) if "estimator" in rows else set()
     return str(names.pop()) if len(names) == 1 else ""
@@ -330,6 +359,12 @@ def _groups(rows: pd.DataFrame, by: str | None) -> npt.NDArray[np.object_]:
     names = _named(rows, by)
     if measures.ALL in names:
         raise BadInputError(f"cannot group by {by!r}: {measures.ALL!r} in it stands for all images here; rename it")
+    values = rows[by]
+    if is_numeric_dtype(values) and (number := values.nunique()) > _MOST_GROUPS:
+        raise BadInputError(
+            f"cannot group by {by!r}: it holds {number} different numbers, and more than {_MOST_GROUPS} are no groups; "
+            "give a column of names, such as ranges of these numbers"
+        )
     return names
 
 
@@ -338,51 +373,3 @@ def _clusters(rows: pd.DataFrame, cluster_by: str | None, block_level: int | Non
         longitude, latitude = (rows[name].to_numpy(float) for name in point_predictions.TRUE)
         return s2.cell_ids(sphere.to_directions(longitude, latitude), block_level)
     return None if cluster_by is None else _named(rows, cluster_by)
-
-
-def _no_truth(rows: pd.DataFrame, truth: pd.DataFrame | None) -> str:
-    if truth is None or not len(truth) or not len(rows):
-        return f"none of the {len(rows)} predictions has a truth: give a table with image_id, longitude, latitude"
-    return (
-        f"none of the {len(rows)} predictions has a truth: their image_id are like {rows['image_id'].iloc[0]!r}, "
-        f"those of the truth like {truth['image_id'].iloc[0]!r}; both must be the same text"
-    )
-
-
-def _with_truth(rows: pd.DataFrame, truth: pd.DataFrame | None, *, outer: bool = False) -> pd.DataFrame:
-    if truth is None:
-        missing = {c: np.nan for c in ("true_longitude", "true_latitude") if c not in rows}
-        return rows.assign(**missing)
-    truth = pd.DataFrame(truth).drop(columns="geometry", errors="ignore")
-    if "image_id" not in truth:
-        raise BadInputError(f"the truth has no column image_id, only {', '.join(map(str, truth.columns))}")
-    truth = truth.assign(image_id=truth["image_id"].astype(str))
-    twice = truth["image_id"][truth["image_id"].duplicated()]
-    if len(twice):
-        raise BadInputError(f"the truth names image_id {twice.iloc[0]!r} more than once: keep one row per image")
-    renamed = {"longitude": "true_longitude", "latitude": "true_latitude"}
-    truth = truth.drop(columns=[new for old, new in renamed.items() if {old, new} <= set(truth)])
-    truth = truth.rename(columns=renamed)
-    _check_truth(truth)
-    rows = rows.drop(columns=["true_longitude", "true_latitude"], errors="ignore")
-    extra = [c for c in truth if c not in rows or c == "image_id"]
-    merged = rows.merge(truth[extra], on="image_id", how="left", validate="many_to_one")
-    if not outer:  # predictions name all their images themselves
-        return merged
-    if len(truth) and not rows["image_id"].isin(truth["image_id"]).any():
-        raise BadInputError(_no_truth(rows, truth))
-    # a system that lists its successes only has failed at the others
-    return pd.concat([merged, truth[extra][~truth["image_id"].isin(rows["image_id"])]], ignore_index=True)
-
-
-def _check_truth(truth: pd.DataFrame) -> None:
-    for name, limit in (("true_longitude", 360.0), ("true_latitude", 90.0)):
-        if name not in truth:
-            raise BadInputError(f"the truth has no column {name.removeprefix('true_')} (or {name})")
-        value = pd.to_numeric(truth[name], errors="coerce")
-        wrong = np.flatnonzero((truth[name].notna() & value.isna()) | (value.abs() > limit))
-        if wrong.size:
-            row = wrong[0]
-            raise BadInputError(
-                f"the truth of {truth['image_id'].iloc[row]!r}: {name} {truth[name].iloc[row]} is no place"
-            )

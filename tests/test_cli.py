@@ -439,8 +439,9 @@ def test_a_truth_that_cannot_be_used_is_said(house, tmp_path):
     truth.write_text("image_id,latitude,longitude\n1.png,49,7\n2.png,,\n3.png,107,21\n")
     result = run("evaluate", house / "album.nc", truth)
     assert result.exit_code == 0
-    expected = "1 rows have no place that can be used and are not compared; the first is row 3: latitude 107"
+    expected = "1 of 3 rows have no place that can be used and are not compared; the first is row 3: latitude 107"
     assert expected in result.stderr
+    assert "mend them, or leave both coordinates empty" in result.stderr
 
 
 def test_prepare_and_train(tmp_path):

@@ -11,7 +11,7 @@ import geo_mvmf
 from geo_mvmf import baselines, evaluation, metrics, s2
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import stores
-from geo_mvmf.inputs.tables import read_truth
+from geo_mvmf.inputs.truth_tables import read_truth
 from geo_mvmf.maps import summaries
 from geo_mvmf.predictions import open_predictions
 from geo_mvmf.sphere import great_circle_distance_km, to_directions, to_longitude_latitude
@@ -262,6 +262,42 @@ def test_what_cannot_be_compared_says_why(simulated):
         read_truth(pd.DataFrame({"image_id": ["a"], "lon": [None], "lat": [None]}))
     with pytest.raises(BadInputError, match="no column 'path' or 'image_id'"):
         read_truth(pd.DataFrame({"lon": [1.0], "lat": [2.0]}))
+
+
+def test_a_truth_that_is_swapped_is_refused_where_rows_are_out_of_range():
+    """Those in range would be compared with wrong places."""
+    truth = pd.DataFrame({"image_id": range(6), "lon": [52.0, 48, 40, 35, 31, 59], "lat": [7.0, 16, 116, 139, 121, 30]})
+    with pytest.raises(BadInputError, match=r"3 of 6 rows .* first is row 3: latitude 116.* exchange the two columns"):
+        read_truth(truth)
+    with pytest.warns(UserWarning, match=r"3 of 7 rows .* are not compared; the first is row 3: latitude 116"):
+        found = read_truth(pd.concat([truth, pd.DataFrame({"image_id": [6], "lon": [151.0], "lat": [-34.0]})]))
+    assert found["longitude"].isna().sum() == 3  # one row is right as it stands: slips, one by one
+    with pytest.raises(BadInputError, match=r"no row has .* as the truth; the first is row 1: latitude 5400000.0"):
+        read_truth(truth.assign(lat=5.4e6))
+
+
+@pytest.mark.parametrize("is_truth", [True, False])
+def test_a_truth_that_is_swapped_in_range_is_told_by_the_estimates(is_truth):
+    longitude, latitude = np.random.default_rng(0).uniform([[5.0], [45.0]], [[15.0], [55.0]], (2, 30))
+    right = pd.DataFrame({"longitude": longitude, "latitude": latitude + 1.0})
+    right = right.assign(true_longitude=longitude, true_latitude=latitude)
+    right.loc[3, ["longitude", "latitude"]] = np.nan
+    turned = [f"{'true_' * is_truth}{name}" for name in ("longitude", "latitude")]
+    swapped = right.rename(columns=dict(zip(turned, turned[::-1], strict=True)))
+    with pytest.warns(UserWarning, match=r"half of 29 estimates are more than 5,.* km from the truth, .* exchange"):
+        evaluation.evaluate(swapped)
+    evaluation.evaluate(right)
+    evaluation.evaluate(right.assign(longitude=30.0, latitude=10.0))  # far off, and not by that
+    evaluation.evaluate(swapped[:15])
+
+
+def test_a_column_of_many_numbers_makes_no_groups():
+    points = pd.DataFrame({"longitude": np.zeros(120), "latitude": 0.0, "true_longitude": 1.0, "true_latitude": 0.0})
+    points = points.assign(height=np.arange(120) % 51 + 0.5, year=np.arange(120) % 50, name=np.arange(120).astype(str))
+    with pytest.raises(BadInputError, match="by 'height': it holds 51 different numbers, and more than 50 are no"):
+        evaluation.evaluate(points, by="height")
+    assert len(set(evaluation.evaluate(points, by="year").groups)) == 50
+    assert len(set(evaluation.evaluate(points, by="name").groups)) == 120
 
 
 def test_what_a_system_does_not_name_it_did_not_find():

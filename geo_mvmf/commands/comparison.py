@@ -51,11 +51,11 @@ def compare(
 
     from geo_mvmf import comparison as module
     from geo_mvmf import comparison_report, durable
-    from geo_mvmf.inputs import point_predictions, tables
+    from geo_mvmf.inputs import point_predictions, truth_tables
     from geo_mvmf.measures import ALL
     from geo_mvmf.predictions import open_predictions
 
-    places = None if truth is None else tables.read_truth(truth)
+    places = None if truth is None else truth_tables.read_truth(truth)
     found = {
         name: open_predictions(path)
         if path.suffix.lower() == ".nc"

@@ -51,7 +51,7 @@ def evaluate(
 
     from geo_mvmf import album_report, durable
     from geo_mvmf import evaluation as module
-    from geo_mvmf.inputs import point_predictions, tables
+    from geo_mvmf.inputs import point_predictions, truth_tables
     from geo_mvmf.measures import ALL
     from geo_mvmf.predictions import open_predictions
     from geo_mvmf.resampling import LEAST_CLUSTERS
@@ -60,7 +60,7 @@ def evaluate(
     if is_store and layer is not None:
         raise UsageError(f"--layer {layer!r}: {predictions} is a predictions file, which has no layers; leave it out")
     try:
-        places = None if truth is None else tables.read_truth(truth)
+        places = None if truth is None else truth_tables.read_truth(truth)
     except BadInputError as error:  # --layer is of PREDICTIONS
         raise BadInputError(str(error).replace(CHOOSE_LAYER, "")) from error
     if is_store:

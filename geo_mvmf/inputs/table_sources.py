@@ -26,6 +26,7 @@ from geo_mvmf.inputs.table_columns import (
     Columns,
     Coordinates,
     FloatArray,
+    as_text,
     check_coordinates,
     find_columns,
     parse_numbers,
@@ -65,6 +66,25 @@ class RawTable(NamedTuple):
     resolver: PathResolver
     resolved: list[ResolvedPath]
     coordinates: Coordinates
+
+    def image_ids(self) -> list[str]:
+        """Give the image_id of every row: the path where there is none.
+
+        Returns
+        -------
+        list of str
+
+        Examples
+        --------
+        >>> frame = pd.DataFrame({"path": ["a.jpg", "b.jpg"], "image_id": [7.0, None]})
+        >>> read_raw_table(frame, root="/").image_ids()
+        ['7', 'b.jpg']
+        """
+        paths = [found.path for found in self.resolved]
+        if self.columns is None or self.columns.image_id is None:
+            return paths
+        given = as_text(self.frame[self.columns.image_id])
+        return [path if name is None else name for name, path in zip(given, paths, strict=True)]
 
     def passthrough(self) -> pd.DataFrame:
         """Give the columns that mean nothing here.

@@ -8,7 +8,6 @@ goes before them. Row numbers in messages count from 1, without the header.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,11 +20,11 @@ import pandas as pd
 import pyproj
 import shapely
 
-from geo_mvmf.errors import BadInputError, ImageError, UsageError
+from geo_mvmf.errors import ImageError, UsageError
 from geo_mvmf.inputs.coordinate_systems import CRS84
 from geo_mvmf.inputs.image_paths import PathResolver, ResolvedPath
 from geo_mvmf.inputs.photo_metadata import read_metadata
-from geo_mvmf.inputs.table_columns import SWAPPED, as_text, parse_numbers
+from geo_mvmf.inputs.table_columns import SWAPPED, parse_numbers
 from geo_mvmf.inputs.table_sources import RawTable, read_raw_table
 
 STATUSES = (
@@ -110,7 +109,7 @@ def read_image_table(
     _check_options(claimed_from, exif=exif)
     raw = read_raw_table(source, root=root, layer=layer, crs=crs, permitted_roots=permitted_roots, recursive=recursive)
     paths = raw.resolved
-    image_ids = _image_ids(raw)
+    image_ids = raw.image_ids()
     path = _texts(found.path for found in paths)
     is_path = image_ids == [found.path for found in paths]  # of most tables: the texts are in memory once then
     table = pd.DataFrame({"image_id": path if is_path else _texts(image_ids), "path": path})
@@ -132,54 +131,6 @@ def read_image_table(
     result = _assembled(table, raw)
     result.attrs["claimed_from"] = claimed_from
     return result
-
-
-def read_truth(source: str | os.PathLike[str] | pd.DataFrame, *, layer: str | None = None) -> pd.DataFrame:
-    """Read where images really were taken; no image is opened, so none need be there.
-
-    Parameters
-    ----------
-    source : path, DataFrame or GeoDataFrame
-        A table as `read_image_table` takes; its column ``image_id`` will do without ``path``.
-    layer : str, optional
-        For a GeoPackage with several.
-
-    Returns
-    -------
-    DataFrame
-        Columns image_id, longitude, latitude (degrees in OGC:CRS84, NaN where the table has none that can be used),
-        and all other columns of the table.
-
-    Raises
-    ------
-    BadInputError
-        If the source cannot be read as a whole, or has no coordinates.
-
-    Warns
-    -----
-    UserWarning
-        If rows have coordinates that cannot be used; shows the first.
-
-    Examples
-    --------
-    >>> read_truth(pd.DataFrame({"image_id": ["a", "b"], "lon": [7.0, None], "lat": [50.0, None]})).to_numpy().tolist()
-    [['a', 7.0, 50.0], ['b', nan, nan]]
-    """
-    raw = read_raw_table(source, layer=layer, image_id_suffices=True)
-    problems = raw.coordinates.problems
-    if not np.isfinite(raw.coordinates.longitude).any():
-        raise BadInputError(f"{raw.name}: no row has a longitude and latitude that can be used as the truth")
-    if problems:
-        row = min(problems)
-        warnings.warn(
-            f"{raw.name}: {len(problems)} rows have no place that can be used and are not compared; the first is row "
-            f"{row + 1}: {problems[row]}",
-            stacklevel=2,
-        )
-    table = pd.DataFrame({"image_id": _texts(_image_ids(raw))})
-    table["longitude"], table["latitude"] = raw.coordinates.longitude, raw.coordinates.latitude
-    others = raw.passthrough()
-    return pd.concat([table, others[[name for name in others if name not in table]]], axis="columns")
 
 
 def permitted_folders(table: gpd.GeoDataFrame) -> list[Path]:
@@ -290,14 +241,6 @@ def _check_options(claimed_from: str, *, exif: bool) -> None:
         raise UsageError(f"claimed_from must be one of {', '.join(_CLAIM_SOURCES)}, not {claimed_from!r}")
     if exif and claimed_from == "exif":
         raise UsageError("exif=True takes EXIF for the truth and claimed_from='exif' for a claim: choose one")
-
-
-def _image_ids(raw: RawTable) -> list[str]:
-    paths = [found.path for found in raw.resolved]
-    given = as_text(raw.frame[raw.columns.image_id]) if raw.columns and raw.columns.image_id else None
-    if given is None:
-        return paths
-    return [path if name is None else name for name, path in zip(given, paths, strict=True)]
 
 
 def _weights(raw: RawTable) -> tuple[npt.NDArray[np.float64], dict[int, str]]:
