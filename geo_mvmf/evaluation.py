@@ -31,7 +31,7 @@ __all__ = ["COVERAGE_LEVELS", "Evaluation", "evaluate"]
 FloatArray = npt.NDArray[np.float64]
 
 _BLOCK = 256  # images whose mixtures are evaluated together
-_MOST_GROUPS = 50  # of a column of numbers: of more, as of heights, hardly two images have the same
+_MOST_GROUPS = 24  # of a column of numbers, as of hours: of more, as of heights, hardly two images have the same
 _NEARER, _MOST, _LEAST = 5.0, 0.9, 20  # swapped: so many times as near, of so large a share, of so many images
 
 
@@ -199,7 +199,7 @@ def evaluate(
         that it does not name was not predicted. Without it the truth that came with the images is used
         (columns true_longitude, true_latitude).
     by : str, optional
-        Column of the predictions, or of `truth`, to group by; "all" is no name of a group, and of numbers there are 50
+        Column of the predictions, or of `truth`, to group by; "all" is no name of a group, and of numbers there are 24
         different ones at most.
     estimators : sequence of str
         Further estimators, computed from the densities, whose accuracy is wanted beside that of the predictions' own:
