@@ -117,7 +117,10 @@ class Components:
         >>> round(float(Components.of(north, torch.tensor([16.0]).double()).log_normalisers), 4)
         14.1621
         """
-        return cls(mean_directions, log_concentrations.exp(), log_normaliser(log_concentrations))
+        shape, one = log_concentrations.shape, log_concentrations[:1]
+        different = log_concentrations if bool((log_concentrations != one).any()) else one
+        kappa, log_c = different.exp(), log_normaliser(different)
+        return cls(mean_directions, kappa.expand(shape), log_c.expand(shape))  # one value where all are the same
 
     def to(self, dtype: torch.dtype) -> Components:
         """Round to another type; float32 is exact enough for small concentrations only.

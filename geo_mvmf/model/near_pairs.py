@@ -21,7 +21,10 @@ from torch import Tensor
 from geo_mvmf.model.components import Components
 
 TILE = 128
-_RUN_ELEMENTS = 1 << 16  # float64 values worked on at once, in some ten arrays: 512 kB
+_RUN_ELEMENTS = 1 << 16  # float64 values worked on at once, in some four arrays: 512 kB,
+_LEAST_RUN_ELEMENTS = (
+    1 << 14
+)  # or less, down to this, where that is more than a 512th of all pairs: 1 % of float32 logits
 _ACCELERATOR_RUN_ELEMENTS = 1 << 22
 _ROUNDING = 1e-6  # of distances in float32, generously
 _HALF = 0.5 * (1.0 - 1e-5)  # and of what follows from them
@@ -90,6 +93,11 @@ def find(
     return _evaluate(tiles, y, *candidates, depth, working, most if most_kept is None else most_kept)
 
 
+def _run_elements(y: Tensor, count: int) -> int:
+    """How many values to work on at once for targets and so many components."""
+    return min(run_elements(y), max(len(y) * count // 512, _LEAST_RUN_ELEMENTS))
+
+
 class _Tiles:
     """Components in tiles: T of them, of W components each, with balls around their mean directions."""
 
@@ -97,6 +105,7 @@ class _Tiles:
         count = len(components.mean_directions)
         self.width = min(TILE, count)
         self.missing = -count % self.width
+        self.count = count
         self._components = components
         self._order: Tensor | None = None
         self._cut()
@@ -106,20 +115,24 @@ class _Tiles:
             self._cut()
 
     def _cut(self) -> None:
-        self.mean_directions = self._tiled(self._components.mean_directions).transpose(1, 2).contiguous()  # (T, 3, W)
+        coordinates = self._components.mean_directions.T
+        self.mean_directions = torch.stack([self._tiled(along) for along in coordinates])  # (3, T, W)
         self.concentrations = self._tiled(self._components.concentrations)  # (T, W)
         self.log_normalisers = self._tiled(self._components.log_normalisers)
-        self.centre = self.mean_directions.mean(dim=2)
-        offsets = (self.mean_directions - self.centre[:, :, None]).square_().sum(dim=1)
+        centre = self.mean_directions.mean(dim=2)  # (3, T)
+        offsets = torch.zeros_like(self.mean_directions[0])
+        for along, at in zip(self.mean_directions, centre, strict=True):
+            offsets += (along - at[:, None]).square_()
         self.radius = offsets.amax(dim=1).sqrt_().float() + _ROUNDING
-        self.centre = self.centre.float()
+        self.centre = centre.T.float().contiguous()  # (T, 3)
         self._least, self._greatest = (k(self.concentrations, dim=1).float() for k in (torch.amin, torch.amax))
         self._same = bool((self.concentrations == self.concentrations[0, 0]).all())
 
     def _tiled(self, values: Tensor) -> Tensor:
         ordered = values if self._order is None else values[self._order]
-        filled = torch.cat([ordered, ordered[-1:].expand(self.missing, *ordered.shape[1:])])  # the last one repeated
-        return filled.view(-1, self.width, *values.shape[1:])
+        if self.missing:
+            ordered = torch.cat([ordered, ordered[-1:].expand(self.missing)])  # the last one repeated
+        return ordered.view(-1, self.width)
 
     def columns(self, tile: Tensor, place: Tensor) -> Tensor:
         """Give the components at places of tiles."""
@@ -139,10 +152,10 @@ class _Tiles:
 
     def log_density(self, y: Tensor, tile: Tensor) -> Tensor:
         """Log densities of the components of a tile for each target: (K, 3), (K,) -> (K, W)."""
-        mu = self.mean_directions.index_select(0, tile)
-        chord_squared = (mu[:, 0] - y[:, 0, None]).square_()
-        for axis in (1, 2):
-            difference = mu[:, axis] - y[:, axis, None]
+        along_x, along_y, along_z = self.mean_directions.unbind()
+        chord_squared = along_x.index_select(0, tile).sub_(y[:, :1]).square_()
+        for axis, along in ((1, along_y), (2, along_z)):  # one at a time: two arrays are held, not five
+            difference = along.index_select(0, tile).sub_(y[:, axis, None])
             chord_squared.addcmul_(difference, difference)
         if self._same:
             return chord_squared.mul_(-0.5 * self.concentrations[0, 0]).add_(self.log_normalisers[0, 0])
@@ -152,7 +165,8 @@ class _Tiles:
     def candidates(self, y: Tensor, depth: float, most: int) -> tuple[Tensor, Tensor] | None:
         """Give targets and tiles (K,), (K,) whose components may be within the depth of the best; None: too many."""
         rows, tiles, found = [], [], 0
-        step = max(1, 2 * run_elements(y) // len(self.centre))
+        # float64 values of a tile, float32 values of all tiles
+        step = max(1, _run_elements(y, self.count) // max(self.width, len(self.centre) // 2))
         for start in range(0, max(len(y), 1), step):  # one run, of nothing, also where there are no targets
             some = y[start : start + step]
             distance = torch.cdist(some.float(), self.centre, compute_mode="donot_use_mm_for_euclid_dist")
@@ -179,7 +193,7 @@ def _evaluate(
     """Evaluate the components of candidate tiles, and keep those within the depth of the best; None: too many."""
     best = torch.full_like(y[:, 0], -math.inf)
     found, kept = [(rows[:0].int(), rows[:0].int(), best[:0].to(working))], 0
-    for run in _runs_of_whole_rows(rows, len(y), max(1, run_elements(y) // tiles.width)):
+    for run in _runs_of_whole_rows(rows, len(y), max(1, _run_elements(y, tiles.count) // tiles.width)):
         row, some = rows[run], tile[run]
         log_f = tiles.log_density(y[row], some)
         best.scatter_reduce_(0, row, log_f.amax(dim=1), "amax")
