@@ -1,9 +1,10 @@
 """Matrix products in float32 on a CPU by the library that is fastest there, and on everything else by torch.
 
-On AMD processors MKL, which torch calls, does not take its fast path: oneDNN, which torch has inside, multiplies more
-than twice as fast. On Intel processors MKL is a little ahead. torch has no public door to oneDNN's product in float32;
-the one operator used here is looked up by name, and where it is missing torch.mm is used. The processor's maker
-decides, not a trial: on a busy machine trials end now this way, now that, and with them the last bits of every result.
+On AMD processors with AVX-512 MKL, which torch calls, does not take its fast path: oneDNN, which torch has inside,
+multiplies more than twice as fast. On AMD processors without it, and on Intel's, MKL is ahead. torch has no public door
+to oneDNN's product in float32; the one operator used here is looked up by name, and where it is missing torch.mm is
+used. The processor decides, not a trial: on a busy machine trials end now this way, now that, and with them the last
+bits of every result.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def chosen() -> str:
     if wanted:
         return _checked(wanted)
     has_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    slow_mkl = has_mkl and "AuthenticAMD" in _processor()
+    slow_mkl = has_mkl and "AuthenticAMD" in _processor() and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return "onednn" if slow_mkl and "onednn" in available() else "mm"
 
 

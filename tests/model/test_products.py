@@ -53,18 +53,20 @@ def test_the_environment_decides_whatever_the_processor(monkeypatch):
 
 @needs_onednn
 @pytest.mark.parametrize(
-    ("processor", "provider"),
+    ("processor", "capability", "provider"),
     [
-        ("vendor_id\t: GenuineIntel\n", "mm"),
-        ("vendor_id\t: AuthenticAMD\n", "onednn"),
-        ("AMD64 Family 25 Model 80 Stepping 0, AuthenticAMD", "onednn"),
-        ("", "mm"),
+        ("vendor_id\t: GenuineIntel\n", "AVX512", "mm"),
+        ("vendor_id\t: AuthenticAMD\n", "AVX512", "onednn"),
+        ("vendor_id\t: AuthenticAMD\n", "AVX2", "mm"),
+        ("AMD64 Family 25 Model 80 Stepping 0, AuthenticAMD", "AVX512", "onednn"),
+        ("", "AVX512", "mm"),
     ],
 )
-def test_the_maker_of_the_processor_decides(processor, provider, monkeypatch):
+def test_the_processor_decides(processor, capability, provider, monkeypatch):
     monkeypatch.delenv(products.VARIABLE, raising=False)
     monkeypatch.setattr(products, "_processor", lambda: processor)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert products.chosen.__wrapped__() == provider
 
 
