@@ -23,8 +23,8 @@ from geo_mvmf.model import epilogue_choice, idle_memory
 from geo_mvmf.model.epilogues import LEAST_SHIFT, Chunk, Pulls, Subtract
 from geo_mvmf.model.output_layer import OutputLayer
 
-CHUNK_ELEMENTS = 5 << 16  # (N, chunk) on a CPU: 1.3 MB of float32 a buffer, near the size of a core's cache,
-_LARGE_CHUNK_ELEMENTS = 1 << 21  # or six times that, where it is less than a 32nd of all logits
+CHUNK_ELEMENTS = 3 << 17  # (N, chunk) on a CPU: 1.5 MB of float32 a buffer, near the size of a core's cache,
+_LARGE_CHUNK_ELEMENTS = 1 << 21  # or four times that, where it is less than a 32nd of all logits
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 24  # 64 MB: large enough to fill an accelerator,
 _LARGE_ACCELERATOR_CHUNK_ELEMENTS = 1 << 26  # or up to four times that, a 16th of all logits: the host takes 0.2 ms to
 # start the fifty kernels of a chunk, and products with few features are done sooner
@@ -53,7 +53,7 @@ def chunks(n: int, num_components: int, device: torch.device) -> list[slice]:
     Examples
     --------
     >>> chunks(512, 2500, torch.device("cpu"))
-    [slice(0, 640, None), slice(640, 1280, None), slice(1280, 1920, None), slice(1920, 2500, None)]
+    [slice(0, 768, None), slice(768, 1536, None), slice(1536, 2304, None), slice(2304, 2500, None)]
     >>> len(chunks(512, 1 << 20, torch.device("cuda")))
     16
     """
