@@ -40,6 +40,7 @@ bench: $(STAMP)  ## measure; figures go to benchmarks/results (about two hours o
 	@$(BIN)/python benchmarks/huge_head.py
 	@$(BIN)/python benchmarks/density.py
 	@$(BIN)/python benchmarks/estimates.py
+	@$(BIN)/python benchmarks/crowds.py
 	@$(BIN)/python benchmarks/album.py
 	@$(BIN)/python benchmarks/predict_memory.py
 	@$(BIN)/python benchmarks/predict_cost.py

@@ -33,9 +33,8 @@ _MANY_COMPONENTS = 4096
 """From so many components on, images that keep few of them are summarised over those alone."""
 
 _OWN_SHARE = 16
-"""Where weights are streamed, few is up to one in so many. It goes by number, not by pairs of components that overlap:
-those grow as the square of the components, so nodes of one image have 256 times fewer than those of all, however broad
-components are, and are made some million pairs at a time. Nodes that all images share hold all pairs in memory."""
+"""Where weights are streamed, few is up to one in so many: nodes of an image's own take a time that grows as their
+number, and those that all images share are there already for the next."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -32,8 +32,8 @@ INTERPOLATION = 1e-5
 """Of a component's peak, by which the polynomials on a crowded cell may miss it at most."""
 
 # longest edge in sigma up to which so many nodes along a side keep to INTERPOLATION, on cells of level 2 and finer
-_EDGES = np.array([0.4, 0.75, 1.2, 1.6, 2.0, 2.5, 3.0])
-_NODES = np.array([6, 7, 8, 9, 10, 11, 12])
+_EDGES = np.array([0.4, 0.75, 1.2, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0])
+_NODES = np.array([6, 7, 8, 9, 10, 11, 12, 14, 16, 18])
 _COARSEST = 2
 
 _CELLS_AT_ONCE = 1 << 14  # whose neighbours are found together: at most some hundred each

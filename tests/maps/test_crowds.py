@@ -52,7 +52,7 @@ def test_densities_are_sums_over_all_components(case, about):
 
 
 @pytest.mark.parametrize(
-    ("name", "twin"), [("_NODES", np.full(7, 4)), ("REACH", 2.0), ("MAX_RADIUS", 0.3)], ids=["nodes", "reach", "cells"]
+    ("name", "twin"), [("_NODES", np.full(10, 4)), ("REACH", 2.0), ("MAX_RADIUS", 0.3)], ids=["nodes", "reach", "cells"]
 )
 def test_every_part_of_the_error_is_needed(monkeypatch, name, twin):
     """Twins: polynomials of too low a degree, components cut too near, cells taken for smaller than they are."""
