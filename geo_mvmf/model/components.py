@@ -98,7 +98,7 @@ class Components:
 
     @classmethod
     def of(cls, mean_directions: Tensor, log_concentrations: Tensor) -> Components:
-        """Make them of a head's tensors.
+        """Make them of a head's tensors, for gradients that are formed by hand: none flows back through these.
 
         Parameters
         ----------
@@ -117,10 +117,10 @@ class Components:
         >>> round(float(Components.of(north, torch.tensor([16.0]).double()).log_normalisers), 4)
         14.1621
         """
-        shape, one = log_concentrations.shape, log_concentrations[:1]
-        different = log_concentrations if bool((log_concentrations != one).any()) else one
+        given = log_concentrations.detach()
+        different = given if bool((given != given[:1]).any()) else given[:1]  # one value where all are the same
         kappa, log_c = different.exp(), log_normaliser(different)
-        return cls(mean_directions, kappa.expand(shape), log_c.expand(shape))  # one value where all are the same
+        return cls(mean_directions.detach(), kappa.expand(given.shape), log_c.expand(given.shape))
 
     def to(self, dtype: torch.dtype) -> Components:
         """Round to another type; float32 is exact enough for small concentrations only.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from geo_mvmf.errors import DeviceError
-from geo_mvmf.model import epilogue_choice, products
+from geo_mvmf.model import epilogue_choice, products, streaming
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -50,7 +50,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def provider(device: torch.device) -> str:
-    """Name what multiplies matrices: results of another one differ in their last bits.
+    """Name what multiplies matrices, and in chunks of which size: results of another one differ in their last bits.
 
     Parameters
     ----------
@@ -61,14 +61,16 @@ def provider(device: torch.device) -> str:
     >>> provider(torch.device("cpu")).startswith("torch ")
     True
     """
+    on_cpu = device.type == "cpu"
+    chunks = f"chunks of {streaming.CHUNK_ELEMENTS if on_cpu else streaming.ACCELERATOR_CHUNK_ELEMENTS}"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        return f"torch {torch.__version__}, {name}, epilogues by {epilogue_choice.current()}"
+        return f"torch {torch.__version__}, {name}, epilogues by {epilogue_choice.current()}, {chunks}"
     parts = [
         name for name, here in (("mkl", torch.backends.mkl), ("onednn", torch.backends.mkldnn)) if here.is_available()
     ]
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"torch {torch.__version__}, {' '.join(parts)} {capability}, products by {products.current()}"
+    return f"torch {torch.__version__}, {' '.join(parts)} {capability}, products by {products.current()}, {chunks}"
 
 
 @contextlib.contextmanager

@@ -95,7 +95,8 @@ def find(
 
 def _run_elements(y: Tensor, count: int) -> int:
     """How many values to work on at once for targets and so many components."""
-    return min(run_elements(y), max(len(y) * count // 512, _LEAST_RUN_ELEMENTS))
+    few = max(len(y) * count // 512, _LEAST_RUN_ELEMENTS)
+    return min(run_elements(y), few) if y.device.type == "cpu" else run_elements(y)
 
 
 class _Tiles:
@@ -165,7 +166,7 @@ class _Tiles:
     def candidates(self, y: Tensor, depth: float, most: int) -> tuple[Tensor, Tensor] | None:
         """Give targets and tiles (K,), (K,) whose components may be within the depth of the best; None: too many."""
         rows, tiles, found = [], [], 0
-        # float64 values of a tile, float32 values of all tiles
+        # of each target one tile is evaluated, in float64, and the distances from all tiles are formed, in float32
         step = max(1, _run_elements(y, self.count) // max(self.width, len(self.centre) // 2))
         for start in range(0, max(len(y), 1), step):  # one run, of nothing, also where there are no targets
             some = y[start : start + step]

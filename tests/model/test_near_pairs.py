@@ -123,3 +123,20 @@ def test_a_target_that_is_no_number_shows():
     assert pairs.best.isnan().tolist() == [False, True, False]
     for row in (0, 2):
         assert torch.equal(pairs.columns[pairs.rows == row], clean.columns[clean.rows == row])
+
+
+def test_what_is_worked_on_at_once_is_little_beside_few_logits_and_much_on_an_accelerator():
+    few = 512 * 16384
+    assert near_pairs._run_elements(torch.empty(512, 3), 16384) == few // 512
+    assert near_pairs._run_elements(torch.empty(1024, 3), 1 << 16) == near_pairs.run_elements(torch.empty(1))
+    on_accelerator = torch.empty(512, 3, device="meta")
+    assert near_pairs._run_elements(on_accelerator, 16384) == near_pairs.run_elements(on_accelerator) > few // 4
+
+
+def test_concentrations_that_are_all_alike_are_held_once():
+    mu = torch.eye(3, dtype=torch.float64)
+    alike = Components.of(mu, torch.full((3,), 2.0, dtype=torch.float64))
+    assert alike.concentrations.stride() == alike.log_normalisers.stride() == (0,)
+    mixed = Components.of(mu, torch.tensor([2.0, 2.0, 3.0], dtype=torch.float64))
+    assert mixed.log_normalisers.stride() == (1,)
+    torch.testing.assert_close(mixed.log_normalisers[:2], alike.log_normalisers[:2])
