@@ -143,7 +143,7 @@ class _Crowd:
         for start in range(0, cells.ids.size, _CELLS_AT_ONCE):
             some = cells.take(slice(start, start + _CELLS_AT_ONCE))
             for rows, count, member in self._members(some):
-                self._add(result, some.take(rows), count, member, points, leaf)
+                self._add(result, some.take(rows), count, member, points)
         return result
 
     def _members(self, cells: _Cells) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
@@ -177,12 +177,11 @@ class _Crowd:
             result[some] = squared <= limit.take(member[some])
         return result
 
-    def _add(
-        self, result: FloatArray, cells: _Cells, count: IntArray, member: IntArray, points: FloatArray, leaf: IdArray
-    ) -> None:
+    def _add(self, result: FloatArray, cells: _Cells, count: IntArray, member: IntArray, points: FloatArray) -> None:
         """Add what is felt in cells, count[k] components in each, at their points."""
         first = np.cumsum(count) - count
-        is_crowded = cells.count > self.side**2
+        # leaves may be wider than polynomials are made for
+        is_crowded = (cells.count > self.side**2) & (self.level < s2.MAX_LEVEL)
         where = np.flatnonzero(~is_crowded)
         for some, width in _alike(where, cells.count, count):
             column = np.arange(width)
@@ -195,7 +194,7 @@ class _Crowd:
             values = self._sums(self._nodes(cells.ids[some]), cells.centre[some], first[some], count[some], member)
             for own, value in zip(some, values.reshape(-1, self.side, self.side), strict=True):
                 its = slice(cells.first[own], cells.first[own] + cells.count[own])
-                result[its] += self._interpolated(cells.ids[own], value, leaf[its])
+                result[its] += self._interpolated(cells.ids[own], value, points[its])
 
     def _sums(
         self, at: FloatArray, centre: FloatArray, first: IntArray, count: IntArray, member: IntArray
@@ -226,13 +225,13 @@ class _Crowd:
         directions = s2.uv_directions(np.broadcast_to(face[:, None, None], u.shape), u, v)
         return directions.reshape(cells.size, -1, 3)
 
-    def _interpolated(self, cell: np.uint64, values: FloatArray, leaf: IdArray) -> FloatArray:
-        """Take values at the nodes of a cell to leaves in it."""
-        _, own_s, own_t = s2.st_rectangle(np.array([cell]))
-        _, s, t = s2.st_rectangle(leaf)
+    def _interpolated(self, cell: np.uint64, values: FloatArray, points: FloatArray) -> FloatArray:
+        """Take values at the nodes of a cell to points in it."""
+        _, *bounds = s2.st_rectangle(cell)
+        _, *own = s2_curve.face_uv(points)
         along_s, along_t = (
-            quadrature.interpolation(self.side, (inner.mean(axis=1) - outer[0, 0]) / (outer[0, 1] - outer[0, 0]))
-            for inner, outer in ((s, own_s), (t, own_t))
+            quadrature.interpolation(self.side, (s2_curve.uv_to_st(each) - low) / (high - low))
+            for each, (low, high) in zip(own, bounds, strict=True)
         )
         return np.asarray(np.einsum("na,na->n", along_s @ values, along_t))
 

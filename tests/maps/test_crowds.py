@@ -51,6 +51,18 @@ def test_densities_are_sums_over_all_components(case, about):
     assert np.average(np.abs(found / exact - 1.0)) < 1e-5
 
 
+@pytest.mark.parametrize("log_kappa", [20.0, 24.0, 30.0, 40.0, 43.5, 46.0])
+def test_narrow_components_in_crowded_cells(log_kappa):
+    """A leaf is a part of their width or more, and cells are at most as small as leaves."""
+    c, sigma = 5000, np.exp(-0.5 * log_kappa)
+    mu = np.array([0.8, 0.5, 0.3]) + 4.0 * sigma * np.random.default_rng(0).normal(size=(c, 3))
+    mu /= np.linalg.norm(mu, axis=1, keepdims=True)
+    found = crowds.densities(mu, mu[:300], np.full(300, log_kappa), np.ones(300))
+    exact = np.exp(-0.5 * np.exp(log_kappa) * near.squared_chords(mu, mu[:300])).sum(axis=1)
+    assert np.abs(found - exact).max() < crowds.INTERPOLATION * exact.max()
+    assert np.average(np.abs(found - exact), weights=exact) < 1e-6 * exact.mean()
+
+
 @pytest.mark.parametrize(
     ("name", "twin"), [("_NODES", np.full(10, 4)), ("REACH", 2.0), ("MAX_RADIUS", 0.3)], ids=["nodes", "reach", "cells"]
 )
@@ -68,13 +80,12 @@ def test_every_part_of_the_error_is_needed(monkeypatch, name, twin):
     assert miss() > 1e-4
 
 
-@pytest.mark.parametrize("values", [1 << 17, 1 << 8], ids=["large blocks", "small blocks"])
-def test_it_does_not_matter_what_is_done_at_once(monkeypatch, values):
+def test_it_does_not_matter_what_is_done_at_once(monkeypatch):
     mu, log_kappa, weights = crowd(900, 3.0, 6.0)
     peak = weights * np.exp(vmf.log_normaliser(log_kappa))
     whole = crowds.densities(mu, mu, log_kappa, peak)
     for name in ("_VALUES_AT_ONCE", "_ENTRIES_AT_ONCE", "_CELLS_AT_ONCE"):
-        monkeypatch.setattr(crowds, name, values)
+        monkeypatch.setattr(crowds, name, 1 << 8)
     np.testing.assert_allclose(crowds.densities(mu, mu, log_kappa, peak), whole, rtol=1e-5)
 
 
