@@ -1,9 +1,9 @@
-"""Nodes of images over a few components each, which no other image shares: made for several images at once.
+"""Nodes of images over components of their own, which no other image shares: made for several images at once.
 
 Of a million components an image keeps some hundred. What numpy has to be told for one such image takes longer than
 what it then computes, so the components of several images lie in one list, those of each image together, and an image
 has the same nodes in any company. Where dozens of components matter, each is cut into rings about its mean direction;
-where hundreds do, each has the few nodes of `sunflowers`.
+where hundreds or more do, each has the few nodes of `sunflowers`.
 """
 
 from __future__ import annotations

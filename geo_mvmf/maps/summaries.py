@@ -292,6 +292,7 @@ def _own_nodes(
             if size**2 > _LISTED_PAIRS:
                 pairs = pairs_of(mixture.mean_directions[chosen[i]], mixture.log_concentrations[chosen[i]])
                 make = own_nodes.crowded if pairs > _LISTED_PAIRS else make
+            # a large one goes alone: company would save it no time, and its memory would come on top
             together.setdefault((make, i if size > MANY else -1), []).append(i)
         elif not is_whole or size < mixture.num_components:
             together.setdefault((own_nodes.rings, -1), []).append(i)
