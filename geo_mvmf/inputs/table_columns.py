@@ -33,7 +33,7 @@ PROJECTED = 1000.0
 """No latitude is written so large, and hardly a place of a projection so small."""
 
 NOT_DEGREES = "degrees of EPSG:4326 are wanted, or a layer of points that states its CRS"
-"""What to do with coordinates of a projection, whatever reads them."""
+"""What to do with coordinates of a projection, where no option gives their CRS."""
 
 _NOTHING = frozenset(["", "nan", "na", "n/a", "null", "none", "<na>"])
 _SLIPS, _SLIPS_COUNT = 1e-2, 3  # share and number of rows
@@ -176,7 +176,7 @@ def parse_numbers(column: pd.Series[Any]) -> tuple[FloatArray, dict[int, str]]:
     return numbers, problems
 
 
-def check_coordinates(x: FloatArray, y: FloatArray, crs: pyproj.CRS) -> Coordinates:
+def check_coordinates(x: FloatArray, y: FloatArray, crs: pyproj.CRS, *, metres: str = NOT_DEGREES) -> Coordinates:
     """Bring positions to OGC:CRS84; what is out of range is told, never changed.
 
     Parameters
@@ -185,6 +185,8 @@ def check_coordinates(x: FloatArray, y: FloatArray, crs: pyproj.CRS) -> Coordina
         Easting or longitude first; NaN where absent.
     crs : pyproj.CRS
         Theirs.
+    metres : str
+        What to do where degrees look like metres of a projection, for messages.
 
     Examples
     --------
@@ -201,7 +203,7 @@ def check_coordinates(x: FloatArray, y: FloatArray, crs: pyproj.CRS) -> Coordina
     longitude[usable], latitude[usable] = to_longitude_latitude(x[usable], y[usable], crs)
     good = usable & (np.abs(longitude) <= 180.0) & (np.abs(latitude) <= 90.0)
     for row in np.flatnonzero(present & ~good):
-        problems[int(row)] = _range_problem(float(x[row]), float(y[row]), crs)
+        problems[int(row)] = _range_problem(float(x[row]), float(y[row]), crs, metres)
     longitude[~good], latitude[~good] = np.nan, np.nan
     return Coordinates(longitude, latitude, problems)
 
@@ -230,13 +232,13 @@ def _absent_halves(x: FloatArray, y: FloatArray) -> dict[int, str]:
     return {int(row): f"only one of the two coordinates ({x[row]}, {y[row]}) is given" for row in rows}
 
 
-def _range_problem(x: float, y: float, crs: pyproj.CRS) -> str:
+def _range_problem(x: float, y: float, crs: pyproj.CRS, metres: str) -> str:
     if not crs.is_geographic:
         return f"({x}, {y}) in {crs.name} has no longitude and latitude"
     swapped = f"; {SWAPPED}" if abs(x) <= 90.0 < abs(y) <= 180.0 else ""
     if not abs(y) <= 90.0:
-        metres = f"; metres? {NOT_DEGREES}" if abs(y) > PROJECTED else ""
-        return f"latitude {y} is not in -90..90{swapped}{metres}"
+        hint = f"; metres? {metres}" if abs(y) > PROJECTED else ""
+        return f"latitude {y} is not in -90..90{swapped}{hint}"
     if not abs(x) <= 180.0:
         circle = "; subtract 360" if 180.0 < x <= 360.0 else ""
         return f"longitude {x} is not in -180..180{circle}"

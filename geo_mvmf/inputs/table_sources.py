@@ -23,6 +23,7 @@ from geo_mvmf.inputs.layers import Layer, read_layer
 from geo_mvmf.inputs.photo_files import IMAGE_SUFFIXES
 from geo_mvmf.inputs.regular_files import check_regular_file, open_regular_file, sniff
 from geo_mvmf.inputs.table_columns import (
+    NOT_DEGREES,
     Columns,
     Coordinates,
     FloatArray,
@@ -37,6 +38,7 @@ CSV_SUFFIXES = (".csv", ".tsv", ".txt")
 
 _WANTED = "a folder of images, one image or a table of them (.csv .gpkg .parquet .geojson) is wanted"
 _SET_CRS = "geo-mvmf table FILE --crs EPSG:n --out images.csv makes a table with longitude and latitude"
+_METRES = f"{NOT_DEGREES}, or columns x and y: {_SET_CRS}"
 _SEPARATORS = ",;\t|"
 _SAME_PLACE_DEGREES = 1e-6
 
@@ -305,7 +307,7 @@ def _coordinates(found: Layer, columns: Columns, crs: str | pyproj.CRS | None) -
         x, problems = parse_numbers(found.frame[columns.first])
         y, more = parse_numbers(found.frame[columns.second])
         problems = _joined(problems, more)
-    checked = check_coordinates(x, y, own)
+    checked = check_coordinates(x, y, own, metres=_METRES)
     return checked._replace(problems={**checked.problems, **problems})
 
 

@@ -331,7 +331,7 @@ def test_short_rows_are_filled(house):
         ("200", "51", r"longitude 200\.0 is not in -180\.\.180; subtract 360"),
         ("-181", "0", r"longitude -181\.0"),
         ("180.0000001", "0", "longitude 180.0000001"),
-        ("407000", "5700000", "latitude 5700000"),
+        ("407000", "5700000", r"latitude 5700000.*; metres\? degrees .*, or columns x and y: geo-mvmf table FILE"),
         ("51°30'N", "7", "is not a number"),
         ("1e400", "7", "longitude inf"),
     ],
