@@ -283,7 +283,7 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path):
     assert not (tmp_path / "a.nc").exists()
 
 
-def test_a_merge_holds_no_more_than_the_rows_it_gives(tmp_path):
+def test_a_merge_holds_at_most_twice_the_rows_it_gives(tmp_path):
     """Putting all rows together before they were written took four times as much."""
     few, many = 100, 40
     for number in range(many):
