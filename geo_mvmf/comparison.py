@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import unicodedata
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +183,11 @@ def compare(
     BadInputError
         The methods are not of the same images with the same truth, or an image comes twice.
 
+    Warns
+    -----
+    UserWarning
+        As `evaluate`, with the name of the method.
+
     Examples
     --------
     >>> truth = {"image_id": ["a", "b"], "true_longitude": [0.0, 0.0], "true_latitude": [0.0, 0.0]}
@@ -198,10 +204,13 @@ def compare(
     found: dict[str, Evaluation] = {}
     for name, predictions in methods.items():
         of_first = {"by": by, "cluster_by": cluster_by, "block_level": block_level} if not found else {}
-        try:
-            found[name] = evaluations.evaluate(predictions, truth, seed=seed, **of_first)  # type: ignore[arg-type]  # two kinds of option
-        except BadInputError as error:
-            raise BadInputError(f"{name}: {error}") from error
+        with warnings.catch_warnings(record=True) as caught:
+            try:
+                found[name] = evaluations.evaluate(predictions, truth, seed=seed, **of_first)  # type: ignore[arg-type]  # two kinds of option
+            except BadInputError as error:
+                raise BadInputError(f"{name}: {error}") from error
+        for warning in caught:
+            warnings.warn(f"{name}: {warning.message}", warning.category, stacklevel=2)
     (first_name, first), *others = found.items()
     _check_once(first_name, first)
     aligned = {first_name: first}

@@ -32,7 +32,7 @@ FloatArray = npt.NDArray[np.float64]
 
 _BLOCK = 256  # images whose mixtures are evaluated together
 _MOST_GROUPS = 24  # of a column of numbers, as of hours: of more, as of heights, hardly two images have the same
-_NEARER, _MOST, _LEAST = 5.0, 0.9, 20  # swapped: so many times as near, of so large a share, of so many images
+_NEARER, _MOST, _LEAST = 5.0, 0.9, 20  # swapped: so many times as near by median, so large a share, of so many images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,8 @@ def evaluate(
     -----
     UserWarning
         If longitude and latitude of the truth may be swapped: of 20 estimates or more nine of ten are nearer to it the
-        other way round, and half five times as near.
+        other way round, and the median distance is more than five times what it is then.
+        If a layer says the places of points by its geometry alone.
 
     Examples
     --------
@@ -363,7 +364,7 @@ def _groups(rows: pd.DataFrame, by: str | None) -> npt.NDArray[np.object_]:
     if is_numeric_dtype(values) and (number := values.nunique()) > _MOST_GROUPS:
         raise BadInputError(
             f"cannot group by {by!r}: it holds {number} different numbers, and more than {_MOST_GROUPS} are no groups; "
-            "give a column of names, such as ranges of these numbers"
+            "give a column of names, such as ranges of these numbers, or codes as text (in a CSV: led by a letter)"
         )
     return names
 

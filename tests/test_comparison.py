@@ -364,3 +364,16 @@ def test_one_file_alone_is_refused(paths):
     result = run(paths["sharp"])
     assert result.exit_code == 2
     assert "two or more are needed" in result.stderr
+
+
+def test_warnings_name_the_method():
+    longitude, latitude = np.random.default_rng(0).uniform([[5.0], [45.0]], [[15.0], [55.0]], (2, 30))
+    truth = {"image_id": range(30), "true_longitude": longitude, "true_latitude": latitude}
+    right = pd.DataFrame({"longitude": longitude, "latitude": latitude, **truth})
+    turned = right.rename(columns={"longitude": "latitude", "latitude": "longitude"})
+    with pytest.warns(UserWarning, match="turned") as caught:
+        compare({"right": right, "turned": turned, "turned too": turned})
+    assert [str(each.message).split(" estimates")[0] for each in caught] == [
+        "turned: half of 30",
+        "turned too: half of 30",
+    ]

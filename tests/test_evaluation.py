@@ -294,7 +294,7 @@ def test_a_truth_that_is_swapped_in_range_is_told_by_the_estimates(is_truth):
 def test_a_column_of_many_numbers_makes_no_groups():
     points = pd.DataFrame({"longitude": np.zeros(120), "latitude": 0.0, "true_longitude": 1.0, "true_latitude": 0.0})
     points = points.assign(height=np.arange(120) % 25 + 0.5, hour=np.arange(120) % 24, name=np.arange(120).astype(str))
-    with pytest.raises(BadInputError, match="by 'height': it holds 25 different numbers, and more than 24 are no"):
+    with pytest.raises(BadInputError, match=r"it holds 25 different numbers, and more than 24 .*, or codes as text"):
         evaluation.evaluate(points, by="height")
     assert len(set(evaluation.evaluate(points, by="hour").groups)) == 24
     assert len(set(evaluation.evaluate(points, by="name").groups)) == 120

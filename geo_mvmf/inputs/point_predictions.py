@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ def read_point_predictions(
     BadInputError
         If a column is missing, or a place is not one: such rows would change the figures whether they are dropped
         or counted.
+
+    Warns
+    -----
+    UserWarning
+        If the points of a layer are taken for the predictions: they may be the true places of a layer whose predictions
+        are in columns of other names.
 
     Examples
     --------
@@ -132,6 +139,10 @@ def _of_layer(found: Layer) -> tuple[pd.DataFrame, str]:
     x, y, problems = table_sources.points_of(found)
     checked = table_columns.check_coordinates(x, y, resolve_crs(found.crs, None, found.name, elsewhere=ASSIGN_CRS))
     _check({**checked.problems, **problems}, "mend its geometry, or leave it out", PREDICTED, found.name)
+    warnings.warn(
+        f"{found.name} has no columns longitude and latitude: the places of its points are taken for the predictions",
+        stacklevel=2,
+    )
     return frame.assign(longitude=checked.longitude, latitude=checked.latitude), found.name
 
 

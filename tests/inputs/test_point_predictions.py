@@ -95,7 +95,8 @@ def test_points_of_a_layer_stand_for_columns_that_are_not_there(tmp_path, suffix
         layer.to_parquet(source)
     else:
         source = layer
-    found = read_point_predictions(source)
+    with pytest.warns(UserWarning, match="the places of its points are taken for the predictions"):
+        found = read_point_predictions(source)
     assert found["longitude"].tolist() == pytest.approx([7.0, np.nan], nan_ok=True)
     assert found["latitude"].tolist() == pytest.approx([50.0, np.nan], nan_ok=True)
     given = read_point_predictions(layer.assign(lon=[1.0, 2.0], lat=3.0))  # columns go first
