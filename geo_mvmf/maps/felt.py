@@ -37,10 +37,15 @@ class _Reaches:
 
     @classmethod
     def of(
-        cls, mean_directions: FloatArray, log_concentrations: FloatArray, image: IntArray | None, reach: float
+        cls,
+        mean_directions: FloatArray,
+        log_concentrations: FloatArray,
+        image: IntArray | None,
+        reach: float,
+        held: float = HELD,
     ) -> _Reaches:
         places = mean_directions if image is None else near.apart(mean_directions, image)
-        own = near.chord_of(log_concentrations, -float(np.log1p(-HELD)))
+        own = near.chord_of(log_concentrations, -float(np.log1p(-held)))
         return cls(places, near.chord_of(log_concentrations, reach), own)
 
     def most_pairs(self) -> float:
@@ -186,20 +191,22 @@ class Felt:
         return np.add.reduceat(value, np.searchsorted(owner, np.arange(chosen.size)), axis=1)
 
 
-def pairs_of(mean_directions: FloatArray, log_concentrations: FloatArray) -> float:
-    """Say about how many pairs of components `Felt.of` finds and keeps: eight bytes each with what `Sunflowers` adds.
+def pairs_of(mean_directions: FloatArray, log_concentrations: FloatArray, *, held: float = HELD) -> float:
+    """Say about how many pairs of components `Felt.of` finds and keeps.
 
     Parameters
     ----------
     mean_directions : ndarray of float64, shape (C, 3)
     log_concentrations : ndarray of float64, shape (C,)
+    held : float
+        Of the mass of the one component, where it lies the other may be felt; 0 for what is felt at mean directions.
 
     Examples
     --------
     >>> pairs_of(np.eye(3), np.full(3, 9.0)), pairs_of(np.eye(3), np.full(3, 0.0))
     (3.0, 9.0)
     """
-    return _Reaches.of(mean_directions, log_concentrations, None, _REACH).most_pairs()
+    return _Reaches.of(mean_directions, log_concentrations, None, _REACH, held).most_pairs()
 
 
 def _sorted(reaches: _Reaches, where: IntArray) -> tuple[IntArray, npt.NDArray[np.int32]]:

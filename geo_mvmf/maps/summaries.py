@@ -23,7 +23,7 @@ from geo_mvmf import s2, sphere, vmf
 from geo_mvmf.maps import near, own_nodes, quantiles
 from geo_mvmf.maps.felt import pairs_of
 from geo_mvmf.maps.once import OncePerComponents
-from geo_mvmf.maps.sunflowers import Nodes, Sunflowers
+from geo_mvmf.maps.sunflowers import Nodes, Sunflowers, bytes_of
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 FloatArray = npt.NDArray[np.float64]
@@ -41,9 +41,9 @@ _SIGMAS = 6.5  # a cap's edge further from a component than this holds all or no
 MANY = 512
 """Mattering components beyond which an image shares its nodes with others."""
 
-SHARED_PAIRS = 1 << 27
-"""Pairs of components that overlap up to which images share nodes, at some 8 bytes each; beyond, every image has its
-own."""
+SHARED_BYTES = 1e9
+"""Memory up to which images share nodes: 8 to 20 bytes for each pair of components that overlap; beyond, every image
+has its own."""
 
 _LISTED_PAIRS = 1 << 20  # of one image's components, up to which nodes of its own are made from a list of them
 
@@ -311,8 +311,7 @@ def _own_nodes(
 
 def _shareable(mean_directions: FloatArray, log_concentrations: FloatArray) -> Sunflowers | None:
     """Nodes for all images to share; None where they would take too much memory."""
-    size = log_concentrations.size
-    if size**2 > SHARED_PAIRS and pairs_of(mean_directions, log_concentrations) > SHARED_PAIRS:
+    if bytes_of(mean_directions, log_concentrations) > SHARED_BYTES:
         return None
     return Sunflowers.of(mean_directions, log_concentrations)
 

@@ -5,8 +5,8 @@ its own probability in the spiral of a sunflower (Vogel 1979), turned and shifte
 the errors of neighbours cancel. All nodes together are a stratified sample of the mixture: sums over them have no
 bias, however few nodes a component has, and a component has the more of them the more it weighs.
 
-Images in which nearly everything matters share their nodes, and a matrix that relates them to all components. Images
-over a few components each have nodes of their own, made for several images at once.
+Images in which nearly everything matters share their nodes, and matrices that relate them to all components; others
+have nodes of their own (`own_nodes`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy import sparse
 
 from geo_mvmf import sphere, vmf
 from geo_mvmf.maps import near
-from geo_mvmf.maps.felt import HELD, Felt
+from geo_mvmf.maps.felt import HELD, Felt, pairs_of
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -92,7 +92,7 @@ class Nodes:
 
 @dataclasses.dataclass(frozen=True)
 class Sunflowers:
-    """Nodes of a set of components, and the matrix from mixing weights to densities at the nodes of light ones.
+    """Nodes of a set of components, and the matrices from mixing weights to densities at the nodes of light ones.
 
     Parameters
     ----------
@@ -100,8 +100,8 @@ class Sunflowers:
         The components.
     direction : ndarray of float32, shape (3, C)
         One node of each component; rounded to half a metre.
-    single : csr_array of float32, shape (2 C, C)
-        Density of each component at the one node of each, and at its mean direction.
+    single, at_peaks : csr_array of float32, shape (C, C)
+        Density of each component at the one node of each, and at the mean directions.
 
     Examples
     --------
@@ -114,6 +114,7 @@ class Sunflowers:
     felt: Felt
     direction: Singles
     single: sparse.csr_array
+    at_peaks: sparse.csr_array
 
     @classmethod
     def of(cls, mean_directions: FloatArray, log_concentrations: FloatArray) -> Sunflowers:
@@ -130,8 +131,7 @@ class Sunflowers:
         """
         felt = Felt.of(mean_directions, log_concentrations)
         (one,) = flowers(mean_directions, log_concentrations, 1)
-        blocks = [_block(points, felt) for points in (one, mean_directions)]
-        return cls(felt, coordinates(one), sparse.csr_array(sparse.vstack(blocks, format="csr")))
+        return cls(felt, coordinates(one), _block(one, felt), _block(mean_directions, felt))
 
     def nodes(self, weights: FloatArray, chosen: Sequence[IntArray]) -> Iterator[Nodes]:
         """Give each image's nodes.
@@ -151,8 +151,8 @@ class Sunflowers:
         --------
         See `Sunflowers`.
         """
-        density = self.single @ np.ascontiguousarray(weights.T, dtype=np.float32)  # (2 C, N)
-        peak = density[weights.shape[1] :].max(axis=0)
+        columns = np.ascontiguousarray(weights.T, dtype=np.float32)
+        density, peak = self.single @ columns, (self.at_peaks @ columns).max(axis=0)  # (C, N), (N,)
         for i, components in enumerate(chosen):
             yield self._of_image(weights[i], components, density[:, i], float(peak[i]))
 
@@ -176,6 +176,23 @@ class Sunflowers:
         tier = Tier(self.felt.mean_directions, self.felt.log_concentrations, weights, alone, chosen, number)
         tier.feel(self.felt)
         return tier.of(0, len(weights))
+
+
+def bytes_of(mean_directions: FloatArray, log_concentrations: FloatArray) -> float:
+    """Say about how many bytes `Sunflowers.of` takes, and at most half as many again while it makes them.
+
+    Parameters
+    ----------
+    mean_directions : ndarray of float64, shape (C, 3)
+    log_concentrations : ndarray of float64, shape (C,)
+
+    Examples
+    --------
+    >>> bytes_of(np.eye(3), np.full(3, 9.0)), bytes_of(np.eye(3), np.full(3, 0.0))
+    (60.0, 180.0)
+    """
+    listed, felt = (pairs_of(mean_directions, log_concentrations, held=held) for held in (HELD, 0.0))
+    return 4.0 * listed + 16.0 * felt  # a number; and two densities with a column each
 
 
 class Tier:

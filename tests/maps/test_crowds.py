@@ -152,7 +152,7 @@ def test_nodes_are_shared_only_where_they_fit(made, monkeypatch):
     mixture = image(1400, 5.0, 6.0)
     shared = summaries.summarise(mixture, [0.0], [0.0])
     assert not made
-    monkeypatch.setattr(summaries, "SHARED_PAIRS", 100_000)
+    monkeypatch.setattr(summaries, "SHARED_BYTES", 1e6)
     monkeypatch.setattr(summaries, "_LISTED_PAIRS", 100_000)
     monkeypatch.setattr(summaries, "_sunflowers", OncePerComponents(summaries._shareable))
     own = summaries.summarise(mixture, [0.0], [0.0])

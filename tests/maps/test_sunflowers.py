@@ -1,10 +1,12 @@
 """Nodes of mixtures of many components: against fine rings, against the density itself, tier by tier."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from geo_mvmf import sphere, vmf
-from geo_mvmf.maps import summaries, sunflowers
+from geo_mvmf.maps import felt, summaries, sunflowers
 from geo_mvmf.maps.once import OncePerComponents
 from geo_mvmf.maps.sunflowers import Sunflowers
 from geo_mvmf.mixture import VmfMixture
@@ -89,6 +91,24 @@ def test_nodes_of_many_components_are_a_sample_without_bias(number):
     assert np.quantile(height, (0.1, 0.5, 0.9)) == pytest.approx(-np.log([0.9, 0.5, 0.1]), abs=0.01)
     assert np.abs(nodes[:, :2].mean(axis=0)).max() < 0.02 * np.exp(-0.5 * log_kappa)
     assert np.allclose(np.linalg.norm(nodes, axis=1), 1.0)
+
+
+@pytest.mark.parametrize("log_kappa", [0.0, 1.8, 5.0, 6.5])
+def test_memory_is_foretold(monkeypatch, log_kappa):
+    """Pairs of the broadest components take more: all are felt at every node."""
+    for module, some in ((felt, 1 << 17), (sunflowers, 1 << 14)):
+        monkeypatch.setattr(module, "_PAIRS_AT_ONCE", some)
+    components = sphere.random_directions(2500, np.random.default_rng(0)), np.full(2500, log_kappa)
+    told = sunflowers.bytes_of(*components)
+    tracemalloc.start()
+    flowers = Sunflowers.of(*components)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    pairs = [flowers.felt.others]
+    pairs += [each for block in (flowers.single, flowers.at_peaks) for each in (block.data, block.indices)]
+    assert sum(each.nbytes for each in pairs) == pytest.approx(told, rel=0.1)
+    assert held < 1.1 * told + 1e6
+    assert peak < 1.5 * told + 12e6  # what is made at once comes on top
 
 
 def test_a_lonely_component_keeps_its_closed_forms():
