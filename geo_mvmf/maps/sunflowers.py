@@ -179,7 +179,7 @@ class Sunflowers:
 
 
 def bytes_of(mean_directions: FloatArray, log_concentrations: FloatArray) -> float:
-    """Say about how many bytes `Sunflowers.of` takes, and at most half as many again while it makes them.
+    """Say about how many bytes `Sunflowers.of` takes; making them takes half as many more, and up to 0.4 GB at once.
 
     Parameters
     ----------

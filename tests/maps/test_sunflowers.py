@@ -98,7 +98,7 @@ def test_memory_is_foretold(monkeypatch, log_kappa):
     """Pairs of the broadest components take more: all are felt at every node."""
     for module, some in ((felt, 1 << 17), (sunflowers, 1 << 14)):
         monkeypatch.setattr(module, "_PAIRS_AT_ONCE", some)
-    components = sphere.random_directions(2500, np.random.default_rng(0)), np.full(2500, log_kappa)
+    components = sphere.random_directions(2000, np.random.default_rng(0)), np.full(2000, log_kappa)
     told = sunflowers.bytes_of(*components)
     tracemalloc.start()
     flowers = Sunflowers.of(*components)
