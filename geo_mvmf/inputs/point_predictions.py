@@ -11,6 +11,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import shapely
 
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs import table_columns, table_sources
@@ -133,8 +134,7 @@ def _of_layer(found: Layer) -> tuple[pd.DataFrame, str]:
     frame = found.frame.rename(columns=str).reset_index(drop=True)
     names = {column.strip().lower() for column in frame.columns}
     has_columns = {*PREDICTED} & names or any({*pair} <= names for pair in table_columns.DEGREE_ALIASES)
-    kinds = set() if found.geometries is None else {each.geom_type for each in found.geometries if each is not None}
-    if has_columns or not kinds & {"Point", "MultiPoint"}:
+    if has_columns or not np.isin(shapely.get_type_id(found.geometries), (0, 4)).any():  # points, or MultiPoints
         return frame, found.name
     x, y, problems = table_sources.points_of(found)
     checked = table_columns.check_coordinates(x, y, resolve_crs(found.crs, None, found.name, elsewhere=ASSIGN_CRS))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from geo_mvmf import s2, s2_curve
 from geo_mvmf.maps import near, quadrature
+from geo_mvmf.maps.felt import REACH
 from geo_mvmf.maps.runs import spread
 from geo_mvmf.patch_nodes import MAX_EDGE, MAX_RADIUS, member_terms, point_terms
 
@@ -24,9 +25,6 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 IdArray = npt.NDArray[np.uint64]
 BoolArray = npt.NDArray[np.bool_]
-
-REACH = 10.0
-"""Nats below its peak up to which a component is always felt; some of what is fainter still is left out."""
 
 INTERPOLATION = 1e-5
 """Of a component's peak, by which the polynomials on a crowded cell may miss it at most."""

@@ -20,7 +20,9 @@ Singles = npt.NDArray[np.float32]
 HELD = 0.9999
 """Of a component's mass lies where its nodes may be."""
 
-_REACH = 10.0  # nats below its peak at which a component is no longer felt
+REACH = 10.0
+"""Nats below its peak up to which a component is felt."""
+
 _FAINT = 1e-6  # of a heavy component's peak: what adds less than this at its own peak is left out
 _VALUES_AT_ONCE = 1 << 20  # densities of one component at one node
 _PAIRS_AT_ONCE = 1 << 24  # of components and what may be felt at their nodes: 0.4 GB while they are found
@@ -105,7 +107,7 @@ class Felt:
         log_concentrations: FloatArray,
         image: IntArray | None = None,
         *,
-        reach: float = _REACH,
+        reach: float = REACH,
     ) -> Felt:
         """Find which components may be felt where.
 
@@ -124,7 +126,7 @@ class Felt:
         """
         reaches = _Reaches.of(mean_directions, log_concentrations, image, reach)
         size = len(mean_directions)
-        most = float(np.square(np.bincount(np.zeros(size, np.int64) if image is None else image)).sum())
+        most = float(size**2 if image is None else np.square(np.bincount(image)).sum())
         if most > _PAIRS_AT_ONCE:  # else there is nothing to count
             most = reaches.most_pairs()
         parts = np.array_split(np.arange(size), min(max(1, -(-int(most) // _PAIRS_AT_ONCE)), size))
@@ -206,7 +208,7 @@ def pairs_of(mean_directions: FloatArray, log_concentrations: FloatArray, *, hel
     >>> pairs_of(np.eye(3), np.full(3, 9.0)), pairs_of(np.eye(3), np.full(3, 0.0))
     (3.0, 9.0)
     """
-    return _Reaches.of(mean_directions, log_concentrations, None, _REACH, held).most_pairs()
+    return _Reaches.of(mean_directions, log_concentrations, None, REACH, held).most_pairs()
 
 
 def _sorted(reaches: _Reaches, where: IntArray) -> tuple[IntArray, npt.NDArray[np.int32]]:

@@ -61,15 +61,13 @@ def provider(device: torch.device) -> str:
     >>> provider(torch.device("cpu")).startswith("torch ")
     True
     """
-    on_cpu = device.type == "cpu"
-    chunks = f"chunks of {streaming.CHUNK_ELEMENTS if on_cpu else streaming.ACCELERATOR_CHUNK_ELEMENTS}"
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+        name, chunks = torch.cuda.get_device_name(device), f"chunks of {streaming.ACCELERATOR_CHUNK_ELEMENTS}"
         return f"torch {torch.__version__}, {name}, epilogues by {epilogue_choice.current()}, {chunks}"
     parts = [
         name for name, here in (("mkl", torch.backends.mkl), ("onednn", torch.backends.mkldnn)) if here.is_available()
     ]
-    capability = torch.backends.cpu.get_cpu_capability()
+    capability, chunks = torch.backends.cpu.get_cpu_capability(), f"chunks of {streaming.CHUNK_ELEMENTS}"
     return f"torch {torch.__version__}, {' '.join(parts)} {capability}, products by {products.current()}, {chunks}"
 
 

@@ -24,7 +24,7 @@ from geo_mvmf.model.epilogues import LEAST_SHIFT, Chunk, Pulls, Subtract
 from geo_mvmf.model.output_layer import OutputLayer
 
 CHUNK_ELEMENTS = 3 << 17  # (N, chunk) on a CPU: 1.5 MB of float32 a buffer, near the size of a core's cache,
-_LARGE_CHUNK_ELEMENTS = 1 << 21  # or four times that, where it is less than a 32nd of all logits
+_LARGE_CHUNK_ELEMENTS = 1 << 21  # or up to 8 MB, a 32nd of all logits
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 24  # 64 MB: large enough to fill an accelerator,
 _LARGE_ACCELERATOR_CHUNK_ELEMENTS = 1 << 26  # or up to four times that, a 16th of all logits: the host takes 0.2 ms to
 # start the fifty kernels of a chunk, and products with few features are done sooner
