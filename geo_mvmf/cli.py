@@ -91,8 +91,8 @@ class _Group(click.Group):
             raise
         except Exception as error:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
-            has_layer = command is not None and any(option.name == "layer" for option in command.params)
-            why = events.explain(error, has_layer=has_layer)
+            names = [] if command is None else [str(option.name) for option in command.params]
+            why = events.explain(error, options=names)
             if report.style != "json" and (why.code == "internal" or isinstance(error, click.ClickException)):
                 raise  # click shows the usage; a fault of our own shows where it is
             report.fail(why)

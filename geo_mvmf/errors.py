@@ -6,6 +6,7 @@
     ├── UsageError                  2   an option, or a combination of options, is wrong
     │   └── DeviceError             2   the device that was asked for is not there
     ├── BadInputError               3   a table, image, raster or polygon cannot be used
+    │   ├── AmbiguousInputError     3   leaves open what an option can say: the layer, the CRS
     │   ├── ImageError              3   one image; carries the row status it leads to
     │   └── RowsFailedError         3   `--strict`: at least one row failed
     ├── BadBundleError              4   not a bundle, damaged, or of an unknown format
@@ -18,9 +19,6 @@ is allowed or what to do.
 """
 
 from __future__ import annotations
-
-CHOOSE_LAYER = "choose one by its name (layer=), or "
-"""Part of the message about a file of several layers: doors say there how theirs is chosen, or leave it out."""
 
 
 class GeoMvmfError(Exception):
@@ -61,6 +59,50 @@ class BadInputError(GeoMvmfError):
 
     exit_code = 3
     code = "bad_input"
+
+
+class AmbiguousInputError(BadInputError):
+    """A source leaves open what an option can say: which of its layers is meant, or which CRS its numbers are in.
+
+    Its text is for callers from Python. Those who have the option by another name, or not at all, are told by `told`.
+
+    Parameters
+    ----------
+    problem : str
+        What is wrong with which source.
+    option : str
+        Parameter that settles it.
+    advice : str
+        What to do with the parameter.
+    otherwise : str
+        What to do without it.
+
+    Examples
+    --------
+    >>> error = AmbiguousInputError("a.gpkg has 2 layers", "layer", "choose one by its name", "give a file of one")
+    >>> str(error)
+    'a.gpkg has 2 layers; choose one by its name (layer=)'
+    >>> error.told("--layer"), error.told()
+    ('a.gpkg has 2 layers; choose one by its name (--layer)', 'a.gpkg has 2 layers; give a file of one')
+    """
+
+    def __init__(self, problem: str, option: str, advice: str, otherwise: str) -> None:
+        super().__init__(problem, option, advice, otherwise)
+        self.problem, self.option, self.advice, self.otherwise = problem, option, advice, otherwise
+
+    def __str__(self) -> str:
+        """Say it to callers from Python."""
+        return self.told(f"{self.option}=")
+
+    def told(self, option: str = "") -> str:
+        """Say what is wrong and what to do.
+
+        Parameters
+        ----------
+        option : str
+            What the option is called where this is read; empty where there is none.
+        """
+        return f"{self.problem}; {f'{self.advice} ({option})' if option else self.otherwise}"
 
 
 class ImageError(BadInputError):

@@ -9,12 +9,12 @@ import json
 import math
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import click
 
-from geo_mvmf.errors import CHOOSE_LAYER, GeoMvmfError, UsageError
+from geo_mvmf.errors import AmbiguousInputError, GeoMvmfError, UsageError
 
 MOST_BYTES = 64_000
 """A line is never longer, so that a reader may keep it in a small buffer."""
@@ -61,15 +61,15 @@ class Explanation(NamedTuple):
     exit_code: int
 
 
-def explain(error: Exception, *, has_layer: bool = False) -> Explanation:
+def explain(error: Exception, *, options: Collection[str] = ()) -> Explanation:
     """Say why a run ended without a result.
 
     Parameters
     ----------
     error : Exception
         Of our tree, click's, or any other.
-    has_layer : bool
-        Whether the command has an option --layer, which the message may advise.
+    options : collection of str
+        Python names of the command's options that the message may advise, as they are written on the command line.
 
     Returns
     -------
@@ -83,8 +83,9 @@ def explain(error: Exception, *, has_layer: bool = False) -> Explanation:
     'internal'
     """
     if isinstance(error, GeoMvmfError):
-        choose = CHOOSE_LAYER.replace("layer=", "--layer") if has_layer else ""
-        message = str(error).replace(CHOOSE_LAYER, choose)
+        message = str(error)
+        if isinstance(error, AmbiguousInputError):
+            message = error.told(f"--{error.option.replace('_', '-')}" if error.option in options else "")
         return Explanation(error.code, message, _HINTS[error.code], "", error.exit_code)
     if isinstance(error, click.ClickException):
         return Explanation("bad_input", error.format_message(), "", "", UsageError.exit_code)

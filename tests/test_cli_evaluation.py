@@ -69,14 +69,15 @@ def test_of_a_geopackage_the_only_layer_of_points_is_read_and_others_are_named(p
     ours.iloc[:1].to_file(out, layer="best", engine="pyogrio")
     refused = run(out)
     assert refused.exit_code == 3
-    advice = "give a file that holds the right one alone\n"
     several = f"{out} has 3 layers ('points', 'regions', 'best'); "
-    assert f"{several}choose one by its name (--layer), or {advice}" in refused.stderr
+    assert f"{several}choose one by its name (--layer)\n" in refused.stderr
     compared, parted = ["compare", points, out, "--names", "a,b"], ["partition", out, "--out", tmp_path / "x.gpkg"]
-    for arguments in (["evaluate", points, out], compared, parted):
+    by_file = ["partition", points, "--method", "file", "--file", out, "--out", tmp_path / "x.gpkg"]
+    for arguments in (["evaluate", points, out], compared, parted, by_file):
         refused = CliRunner().invoke(cli.main, [str(each) for each in arguments])
         assert refused.exit_code == 3
-        assert several + advice in refused.stderr  # these have no --layer, or one that is of another file
+        # these have no --layer, or one that is of another file
+        assert f"{several}give a file that holds the right one alone\n" in refused.stderr
     named = run(out, "--layer", "best")
     assert (named.exit_code, named.stderr) == (0, "")
     assert run(points, "--layer", "best").exit_code == 3

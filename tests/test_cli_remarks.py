@@ -94,7 +94,7 @@ def test_of_several_layers_of_polygons_one_is_named(store, tmp_path):
     source = layers(tmp_path / "a.gpkg", lands=boxes(["west", "east"]), seas=boxes(["deep"]))
     refused = run("zones", store, "--polygons", source, "--out", tmp_path / "z.csv")
     assert refused.exit_code == 3
-    assert "2 layers ('lands', 'seas'); choose one by its name (--layer), or give a file" in refused.stderr
+    assert "2 layers ('lands', 'seas'); choose one by its name (--layer)\n" in refused.stderr
     refused = run("zones", store, "--polygons", source, "--layer", "sky", "--out", tmp_path / "z.csv")
     assert "no layer 'sky'; it has 'lands', 'seas'" in refused.stderr
     done = run("zones", store, "--polygons", source, "--layer", "seas", "--out", tmp_path / "z.csv")

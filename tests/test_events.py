@@ -1,5 +1,6 @@
 """What programs are told: lines that any reader can take, and a code for whatever can go wrong."""
 
+import copy
 import json
 import math
 
@@ -52,10 +53,20 @@ def test_numbers_are_those_of_json():
 def test_every_branch_of_the_exception_tree_has_a_code():
     branches = [each for each in vars(errors).values() if isinstance(each, type) and each.__module__ == errors.__name__]
     assert {each.code for each in branches} == CODES - {"oom"}
+    more = {errors.ImageError: ["missing", "why"], errors.AmbiguousInputError: ["why", "layer", "name it", "mend it"]}
     for each in branches:
-        error = each("missing", "why") if each is errors.ImageError else each("why")
-        why = events.explain(error)
-        assert (why.code, why.message, why.exit_code) == (each.code, "why", each.exit_code)
+        why = events.explain(each(*more.get(each, ["why"])))
+        assert (why.code, why.message.split(";")[0], why.exit_code) == (each.code, "why", each.exit_code)
+
+
+def test_advice_is_what_the_reader_can_follow():
+    error = errors.AmbiguousInputError("a.gpkg has 2 layers", "truth_layer", "choose one", "give another")
+    assert str(error) == "a.gpkg has 2 layers; choose one (truth_layer=)"
+    assert events.explain(error).message == "a.gpkg has 2 layers; give another"
+    assert events.explain(error, options=["layer"]).message == "a.gpkg has 2 layers; give another"
+    assert events.explain(error, options=["truth_layer"]).message == "a.gpkg has 2 layers; choose one (--truth-layer)"
+    again = copy.copy(error)  # as processes hand it over: by its arguments
+    assert (str(again), again.told()) == (str(error), error.told())
 
 
 @pytest.mark.parametrize(

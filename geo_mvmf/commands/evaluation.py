@@ -8,7 +8,7 @@ import click
 
 from geo_mvmf.commands import options
 from geo_mvmf.commands.estimators import estimators as estimator_names
-from geo_mvmf.errors import CHOOSE_LAYER, BadInputError, UsageError
+from geo_mvmf.errors import AmbiguousInputError, BadInputError, UsageError
 from geo_mvmf.terminal import Reporter
 
 
@@ -61,8 +61,8 @@ def evaluate(
         raise UsageError(f"--layer {layer!r}: {predictions} is a predictions file, which has no layers; leave it out")
     try:
         places = None if truth is None else truth_tables.read_truth(truth)
-    except BadInputError as error:  # --layer is of PREDICTIONS
-        raise BadInputError(str(error).replace(CHOOSE_LAYER, "")) from error
+    except AmbiguousInputError as error:  # --layer is of PREDICTIONS
+        raise BadInputError(error.told()) from error
     if is_store:
         found = open_predictions(predictions)
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from geo_mvmf.commands import options
-from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.errors import AmbiguousInputError, BadInputError, UsageError
 from geo_mvmf.model.partition_options import DEFAULT_CLASSES, DEFAULT_THRESHOLDS, METHODS
 from geo_mvmf.terminal import Reporter
 
@@ -101,6 +101,8 @@ def partition(
     places = read_photo_places(source, exif=exif)
     try:
         found = make_partition(places.longitude, places.latitude, wanted)
+    except AmbiguousInputError:  # says by itself what to do where there is no option for it
+        raise
     except BadInputError as error:
         raise BadInputError(_in_words_of_the_command(str(error), _THRESHOLDS)) from error
     layers = {layer_name(found): partition_layer(found)}

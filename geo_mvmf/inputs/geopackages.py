@@ -21,7 +21,7 @@ import pandas as pd
 import pyproj
 import shapely
 
-from geo_mvmf.errors import CHOOSE_LAYER, BadInputError
+from geo_mvmf.errors import AmbiguousInputError, BadInputError
 from geo_mvmf.inputs.coordinate_systems import file_crs
 from geo_mvmf.inputs.regular_files import open_regular_file
 
@@ -242,9 +242,9 @@ def _choose(entries: list[_Entry], layer: str | None, path: Path, kind: str) -> 
             warnings.warn(f"{path}: of its layers ({names}) the only one of {kind} is read: {only!r}", stacklevel=2)
         return meant[0]
     if len(candidates) != 1:
-        raise BadInputError(
-            f"{path} has {len(candidates)} layers ({names}); {CHOOSE_LAYER}give a file that holds the right one alone"
-        )
+        problem = f"{path} has {len(candidates)} layers ({names})"
+        otherwise = "give a file that holds the right one alone"
+        raise AmbiguousInputError(problem, "layer", "choose one by its name", otherwise)
     return candidates[0]
 
 
