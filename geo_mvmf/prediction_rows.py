@@ -148,8 +148,10 @@ class RowMaker:
         counts = self.bundle.training_area.counts.astype(np.float64)
         per_area = counts / s2.area_sr(self.bundle.training_area.cell_ids)
         order = np.argsort(per_area)
-        no_denser = np.searchsorted(per_area[order], per_area, side="right")  # cells that are equally dense count too
-        share = np.concatenate([[0.0], np.cumsum(counts[order])])[no_denser] / max(counts.sum(), 1.0)
+        ascending = per_area[order]
+        last_as_dense = np.searchsorted(ascending, ascending, side="right") - 1  # equally dense cells count, too
+        share = np.empty_like(counts)
+        share[order] = np.cumsum(counts[order])[last_as_dense] / max(counts.sum(), 1.0)
         return np.asarray(100.0 * share)
 
 

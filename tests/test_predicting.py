@@ -1,6 +1,7 @@
 """Predicting as a library: the row contract, and what never changes it."""
 
 import collections
+import dataclasses
 import math
 import re
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 import geo_mvmf
-from geo_mvmf import folder_lock, predicting, prediction_densities, row_contract, s2, sphere
+from geo_mvmf import folder_lock, predicting, prediction_densities, prediction_rows, row_contract, s2, sphere
 from geo_mvmf.errors import LockedError, OutputError, RowsFailedError, UsageError
 from geo_mvmf.inputs.tables import read_image_table
 from geo_mvmf.maps import climbs
@@ -59,6 +60,22 @@ def test_columns_order_and_types(bundle, make_album, tmp_path):
     assert (rows["probability_25_km"] < rows["probability_200_km"]).all()
     assert set(rows["in_training_area"]) <= {"yes", "no"}
     assert rows.index.equals(pd.RangeIndex(4))
+
+
+def test_the_percentile_counts_images_of_cells_that_are_no_denser(bundle, make_album, tmp_path):
+    """Six faces of one size: 0, 0, 1, 1, 3 and 5 images in them, of ten."""
+    make_album(tmp_path, 12)
+    counts = np.array([0, 3, 1, 1, 0, 5])
+    expected = np.array([0.0, 50.0, 20.0, 20.0, 0.0, 100.0])
+    of_counts = dataclasses.replace(bundle, counts=counts)
+    rows = geo_mvmf.predict(of_counts, read_image_table(tmp_path)).rows
+    leaves = s2.leaf_ids(sphere.to_directions(rows["longitude"], rows["latitude"]))
+    face = np.searchsorted(s2.range_max(of_counts.cell_ids), leaves)
+    assert rows["training_density_percentile"].to_numpy() == pytest.approx(expected[face])
+    inside = np.arange(6)[counts > 0]
+    assert (rows["in_training_area"] == np.where(np.isin(face, inside), "yes", "no")).all()
+    maker = prediction_rows.RowMaker(of_counts, read_image_table(tmp_path), "component")
+    assert maker._percentile == pytest.approx(expected)
 
 
 def test_truth_claims_and_other_columns(bundle, make_album, tmp_path):
