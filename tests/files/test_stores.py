@@ -57,19 +57,27 @@ def make_rows(images):
     )
 
 
-@pytest.fixture
-def stored(tmp_path):
-    path = tmp_path / "a.nc"
-    logs = make_logs(6)
-    logs[2] = np.nan
+LOGS = make_logs(6)
+LOGS[2] = np.nan
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("written") / "a.nc"
     stores.write_store(
         path,
         rows=make_rows(6).assign(status=["ok", "ok", "missing", "ok", "ok", "ok"]),
-        pruned=stores.prune(logs),
+        pruned=stores.prune(LOGS),
         components=make_components(),
         run={"bundle": "0f" * 32, "root": "/photos", "options": {"estimator": "mode"}},
     )
-    return path, logs
+    return path
+
+
+@pytest.fixture
+def stored(written, tmp_path):
+    """A file of the test's own, which it may damage, and the weights in it."""
+    return shutil.copy(written, tmp_path / "a.nc"), LOGS.copy()
 
 
 def same_frames(a, b):
@@ -285,16 +293,21 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path):
 
 def test_a_merge_holds_at_most_twice_the_rows_it_gives(tmp_path):
     """Putting all rows together before they were written took four times as much."""
-    few, many = 100, 40
-    for number in range(many):
-        rows = make_rows(few).assign(path=[f"a folder/{number} {i}.jpg" for i in range(few)])
-        rows = rows.assign(**{f"number_{i}": np.arange(few) + 0.5 for i in range(20)})
-        pruned = stores.prune(np.full((few, 40), np.nan))
-        stores.write_part(tmp_path, number, rows=rows, pruned=pruned, components=make_components(), run={})
-    stores.merge_parts(tmp_path, tmp_path / "first.nc", run={})  # what is imported and kept once
+
+    def write(folder, few, many):
+        for number in range(many):
+            rows = make_rows(few).assign(path=[f"a folder/{number} {i}.jpg" for i in range(few)])
+            rows = rows.assign(**{f"number_{i}": np.arange(few) + 0.5 for i in range(20)})
+            pruned = stores.prune(np.full((few, 40), np.nan))
+            stores.write_part(folder, number, rows=rows, pruned=pruned, components=make_components(), run={})
+        return folder
+
+    few, many = 1000, 4
+    parts = write(tmp_path / "parts", few, many)
+    stores.merge_parts(write(tmp_path / "some", 2, 2), tmp_path / "some.nc", run={})  # what is imported and kept once
     tracemalloc.start()
     try:
-        merged = stores.merge_parts(tmp_path, tmp_path / "all.nc", run={})
+        merged = stores.merge_parts(parts, tmp_path / "all.nc", run={})
         now, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
