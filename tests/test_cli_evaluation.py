@@ -37,6 +37,29 @@ def test_points_have_figures_and_a_page(points, tmp_path):
     assert "Without a prediction" in text
 
 
+def test_a_truth_in_metres_needs_the_crs_of_its_option(points, tmp_path):
+    truth, layers = tmp_path / "truth.csv", tmp_path / "truth.gpkg"
+    places = pd.read_csv(points).assign(image_id=["1", "2", "3", "4"]).dropna(subset="true_longitude")
+    frame = gpd.GeoDataFrame(
+        places[["image_id"]], geometry=gpd.points_from_xy(places.true_longitude, places.true_latitude, crs="EPSG:4326")
+    ).to_crs("EPSG:3857")
+    places[["image_id"]].assign(x=frame.geometry.x, y=frame.geometry.y).to_csv(truth, index=False)
+    for name in ("first", "second"):
+        frame.to_file(layers, layer=name, engine="pyogrio")
+    unknown = f"{truth}: columns 'x' and 'y': the CRS is unknown; set it to EPSG:n or OGC:CRS84 (--truth-crs)\n"
+    several = f"{layers} has 2 layers ('first', 'second'); choose one by its name (--truth-layer)\n"
+    compare = ["compare", points, points, "--names", "a,b", "--truth"]
+    for source, told, option in ((truth, unknown, "--truth-crs=EPSG:3857"), (layers, several, "--truth-layer=first")):
+        refused = run(points, source)
+        assert (refused.exit_code, refused.stderr) == (3, f"geo-mvmf: {told}")
+        assert CliRunner().invoke(cli.main, [str(each) for each in (*compare, source)]).stderr.endswith(told)
+        assert run(points, option).exit_code == 2  # there is no truth
+        assert CliRunner().invoke(cli.main, [str(each) for each in (*compare, source, option)]).exit_code == 0
+        done = run(points, source, option)
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert done.stdout == run(points).stdout  # with the same truth beside the points
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -73,10 +96,10 @@ def test_of_a_geopackage_the_only_layer_of_points_is_read_and_others_are_named(p
     assert f"{several}choose one by its name (--layer)\n" in refused.stderr
     compared, parted = ["compare", points, out, "--names", "a,b"], ["partition", out, "--out", tmp_path / "x.gpkg"]
     by_file = ["partition", points, "--method", "file", "--file", out, "--out", tmp_path / "x.gpkg"]
-    for arguments in (["evaluate", points, out], compared, parted, by_file):
+    for arguments in (compared, parted, by_file):
         refused = CliRunner().invoke(cli.main, [str(each) for each in arguments])
         assert refused.exit_code == 3
-        # these have no --layer, or one that is of another file
+        # these have no --layer, or none of this file
         assert f"{several}give a file that holds the right one alone\n" in refused.stderr
     named = run(out, "--layer", "best")
     assert (named.exit_code, named.stderr) == (0, "")

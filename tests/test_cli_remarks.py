@@ -324,10 +324,12 @@ def test_a_layer_without_crs_is_given_one(store, tmp_path):
         frame.to_file(plain, engine="pyogrio")
         boxes("a").set_crs(None, allow_override=True).to_file(tmp_path / "area.gpkg", engine="pyogrio")
     done = run("zones", store, "--polygons", tmp_path / "area.gpkg", "--out", tmp_path / "z.csv")
-    assert "on the command line: ogr2ogr -a_srs EPSG:n new.gpkg FILE" in done.stderr
+    assert "the CRS is unknown; ogr2ogr -a_srs EPSG:n new.gpkg FILE (QGIS: Assign projection)\n" in done.stderr
     done = run("table", plain, "--root", store.parent)
     assert done.exit_code == 3
-    assert "on the command line: geo-mvmf table FILE --crs EPSG:n --out images.csv" in done.stderr
+    assert "the CRS is unknown; set it to EPSG:n or OGC:CRS84 (--crs)\n" in done.stderr
+    done = run("partition", plain, "--out", tmp_path / "cells.gpkg")
+    assert "the CRS is unknown; geo-mvmf table FILE --crs EPSG:n --out images.csv makes a table" in done.stderr
     done = run("table", plain, "--root", store.parent, "--crs", "EPSG:32632", "--out", tmp_path / "images.csv")
     assert done.exit_code == 0, done.output
     again = tables.read_image_table(tmp_path / "images.csv", root=store.parent)

@@ -9,7 +9,7 @@ import pytest
 
 import geo_mvmf
 from geo_mvmf import baselines, evaluation, metrics, s2
-from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.errors import AmbiguousInputError, BadInputError, UsageError
 from geo_mvmf.files import stores
 from geo_mvmf.inputs.truth_tables import read_truth
 from geo_mvmf.maps import summaries
@@ -274,6 +274,17 @@ def test_a_truth_that_is_swapped_is_refused_where_rows_are_out_of_range():
     assert found["longitude"].isna().sum() == 3  # one row is right as it stands: slips, one by one
     with pytest.raises(BadInputError, match=r"no row has .* as the truth; the first is row 1: latitude 5400000.0"):
         read_truth(truth.assign(lat=5.4e6))
+
+
+def test_a_truth_in_metres_is_read_with_its_crs():
+    truth = pd.DataFrame({"image_id": ["a", "b"], "x": [779236.4, 0.0], "y": [6446275.8, 0.0]})
+    with pytest.raises(AmbiguousInputError, match=r"'x' and 'y': the CRS is unknown; .* \(crs=\)") as caught:
+        read_truth(truth)
+    assert "geo-mvmf table" not in caught.value.told()  # which refuses what names no images
+    found = read_truth(truth, crs="EPSG:3857")
+    assert found[["longitude", "latitude"]].round(4).to_numpy().tolist() == [[7.0, 50.0], [0.0, 0.0]]
+    with pytest.raises(BadInputError, match=r"metres\? .* or columns x and y and the option that says their CRS"):
+        read_truth(truth.rename(columns={"x": "lon", "y": "lat"}).iloc[:1])
 
 
 @pytest.mark.parametrize("is_truth", [True, False])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from geo_mvmf.commands import options
+from geo_mvmf.commands import options, truths
 from geo_mvmf.errors import UsageError
 from geo_mvmf.terminal import Reporter
 
@@ -15,6 +15,8 @@ from geo_mvmf.terminal import Reporter
 @click.command()
 @click.argument("predictions", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--truth", type=click.Path(path_type=Path), help="Table of the true places; else what came along.")
+@click.option("--truth-layer", help="Of the true places, a GeoPackage with several.")
+@click.option("--truth-crs", help="Of true places in columns x and y, or in a layer that does not say it: EPSG:n.")
 @click.option("--names", help="Of the methods, such as MvMF,PlaNet; else their files'.")
 @click.option("--out", type=click.Path(path_type=Path), help="Report page (.html).")
 @click.option("--table", type=click.Path(path_type=Path), help="All figures and differences (.csv).")
@@ -29,6 +31,8 @@ def compare(
     *,
     predictions: tuple[Path, ...],
     truth: Path | None,
+    truth_layer: str | None,
+    truth_crs: str | None,
     names: str | None,
     out: Path | None,
     table: Path | None,
@@ -51,11 +55,11 @@ def compare(
 
     from geo_mvmf import comparison as module
     from geo_mvmf import comparison_report, durable
-    from geo_mvmf.inputs import point_predictions, truth_tables
+    from geo_mvmf.inputs import point_predictions
     from geo_mvmf.measures import ALL
     from geo_mvmf.predictions import open_predictions
 
-    places = None if truth is None else truth_tables.read_truth(truth)
+    places = truths.read(truth, truth_layer, truth_crs)
     found = {
         name: open_predictions(path)
         if path.suffix.lower() == ".nc"

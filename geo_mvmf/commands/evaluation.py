@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from geo_mvmf.commands import options
+from geo_mvmf.commands import options, truths
 from geo_mvmf.commands.estimators import estimators as estimator_names
-from geo_mvmf.errors import AmbiguousInputError, BadInputError, UsageError
+from geo_mvmf.errors import UsageError
 from geo_mvmf.terminal import Reporter
 
 
@@ -16,6 +16,8 @@ from geo_mvmf.terminal import Reporter
 @click.argument("predictions", type=click.Path(path_type=Path))
 @click.argument("truth", required=False, type=click.Path(path_type=Path))
 @click.option("--layer", help="Of PREDICTIONS, a GeoPackage with several. Default: the only one of points.")
+@click.option("--truth-layer", help="Of TRUTH, a GeoPackage with several.")
+@click.option("--truth-crs", help="Of TRUTH in columns x and y, or in a layer that does not say it: EPSG:n.")
 @click.option("--out", type=click.Path(path_type=Path), help="Report page (.html) or table (.csv).")
 @click.option("--by", help="Column to group by, such as continent.")
 @click.option("--estimators", help="Others beside the predictions' own, such as mode,best_within@200.")
@@ -30,6 +32,8 @@ def evaluate(
     predictions: Path,
     truth: Path | None,
     layer: str | None,
+    truth_layer: str | None,
+    truth_crs: str | None,
     out: Path | None,
     by: str | None,
     estimators: str | None,
@@ -51,7 +55,7 @@ def evaluate(
 
     from geo_mvmf import album_report, durable
     from geo_mvmf import evaluation as module
-    from geo_mvmf.inputs import point_predictions, truth_tables
+    from geo_mvmf.inputs import point_predictions
     from geo_mvmf.measures import ALL
     from geo_mvmf.predictions import open_predictions
     from geo_mvmf.resampling import LEAST_CLUSTERS
@@ -59,10 +63,7 @@ def evaluate(
     is_store = predictions.suffix.lower() == ".nc"
     if is_store and layer is not None:
         raise UsageError(f"--layer {layer!r}: {predictions} is a predictions file, which has no layers; leave it out")
-    try:
-        places = None if truth is None else truth_tables.read_truth(truth)
-    except AmbiguousInputError as error:  # --layer is of PREDICTIONS
-        raise BadInputError(error.told()) from error
+    places = truths.read(truth, truth_layer, truth_crs)
     if is_store:
         found = open_predictions(predictions)
     else:

@@ -21,7 +21,7 @@ import shapely
 from geo_mvmf import s2, s2_ids, sphere
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs import table_columns, table_sources
-from geo_mvmf.inputs.coordinate_systems import ASSIGN_CRS, CRS84, parse_crs, resolve_crs
+from geo_mvmf.inputs.coordinate_systems import CRS84, parse_crs, resolve_crs
 from geo_mvmf.inputs.layers import read_layer
 from geo_mvmf.inputs.polygons import read_polygons
 from geo_mvmf.suggestions import suggestion
@@ -160,7 +160,7 @@ def _read(
     if kinds and kinds <= set(_POLYGONAL):
         return frame, read_polygons(source, layer=layer, crs=crs), None, found.name
     if kinds == {"Point"} and found.geometries is not None and None not in found.geometries.tolist():
-        own = resolve_crs(found.crs, crs, found.name, elsewhere=ASSIGN_CRS)
+        own = resolve_crs(found.crs, crs, found.name)
         x, y = shapely.get_coordinates(found.geometries).T
         return frame, None, _checked(x, y, own, {}, found.name), found.name
     return frame, None, None, found.name

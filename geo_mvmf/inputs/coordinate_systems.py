@@ -22,7 +22,7 @@ from pyproj.network import (  # type: ignore[attr-defined]  # public by its docu
     set_network_enabled,
 )
 
-from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.errors import AmbiguousInputError, BadInputError, UsageError
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -30,7 +30,7 @@ CRS84 = "OGC:CRS84"
 """WGS 84 with longitude first: what every layer is brought to."""
 
 ASSIGN_CRS = "ogr2ogr -a_srs EPSG:n new.gpkg FILE (QGIS: Assign projection)"
-"""What gives a layer the CRS that it does not state, where no option of ours does."""
+"""What gives a layer another CRS, where no option of ours does."""
 
 _CODE = re.compile(r"EPSG:\d{4,6}|OGC:CRS84", re.IGNORECASE)
 _URN = re.compile(r"urn:ogc:def:crs:(EPSG|OGC):[\d.]*:(\w+)", re.IGNORECASE)
@@ -114,12 +114,37 @@ def file_crs(definition: str | dict[str, Any], where: str) -> pyproj.CRS | None:
     try:
         crs = _from_code(*code) if code is not None else _from_definition(definition)
     except (CRSError, ProjError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BadInputError(f"{where}: the CRS {text[:200]!r} is not understood; set it with crs=") from error
+        raise BadInputError(f"{where}: the CRS {text[:200]!r} is not understood; {ASSIGN_CRS}") from error
     return None if crs.is_engineering else crs
 
 
+def stated_crs(stated: pyproj.CRS | None, where: str) -> pyproj.CRS:
+    """Insist on the CRS that a layer states, where no option could.
+
+    Parameters
+    ----------
+    stated : pyproj.CRS or None
+        From the file.
+    where : str
+        The file, for messages.
+
+    Raises
+    ------
+    BadInputError
+        If it states none.
+
+    Examples
+    --------
+    >>> stated_crs(parse_crs("EPSG:4326"), "a.gpkg").name
+    'WGS 84'
+    """
+    if stated is None:
+        raise BadInputError(f"{where}: the CRS is unknown; {ASSIGN_CRS}")
+    return stated
+
+
 def resolve_crs(
-    stated: pyproj.CRS | None, wanted: str | pyproj.CRS | None, where: str, *, elsewhere: str = ""
+    stated: pyproj.CRS | None, wanted: str | pyproj.CRS | None, where: str, *, otherwise: str = ASSIGN_CRS
 ) -> pyproj.CRS:
     """Decide on the CRS of a layer: what it states; what the user says only where it states none.
 
@@ -131,12 +156,12 @@ def resolve_crs(
         The option ``crs``.
     where : str
         The file, for messages.
-    elsewhere : str
-        What somebody can do who has no Python, for messages.
+    otherwise : str
+        What somebody can do who does not have the option, for messages.
 
     Raises
     ------
-    BadInputError
+    AmbiguousInputError
         If neither is there.
     UsageError
         If both are there and differ.
@@ -145,14 +170,12 @@ def resolve_crs(
     --------
     >>> resolve_crs(None, None, "a.gpkg")
     Traceback (most recent call last):
-    geo_mvmf.errors.BadInputError: a.gpkg: the CRS is unknown; set it with crs="EPSG:n" or crs="OGC:CRS84"
+    geo_mvmf.errors.AmbiguousInputError: a.gpkg: the CRS is unknown; set it to EPSG:n or OGC:CRS84 (crs=)
     """
     if wanted is None:
         if stated is None:
-            hint = f'set it with crs="EPSG:n" or crs="{CRS84}"' + (
-                f"; on the command line: {elsewhere}" if elsewhere else ""
-            )
-            raise BadInputError(f"{where}: the CRS is unknown; {hint}")
+            problem = f"{where}: the CRS is unknown"
+            raise AmbiguousInputError(problem, "crs", f"set it to EPSG:n or {CRS84}", otherwise)
         return stated
     chosen = parse_crs(wanted)
     if stated is not None and stated != chosen and not (is_crs84(stated) and is_crs84(chosen)):

@@ -13,7 +13,7 @@ import shapely
 
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs import table_columns, table_sources, tables
-from geo_mvmf.inputs.coordinate_systems import ASSIGN_CRS, resolve_crs, to_longitude_latitude
+from geo_mvmf.inputs.coordinate_systems import stated_crs, to_longitude_latitude
 from geo_mvmf.inputs.layers import LAYER_SUFFIXES, read_layer
 
 FloatArray = npt.NDArray[np.float64]
@@ -137,7 +137,7 @@ def _without_images(source: Path) -> PhotoPlaces | None:
     kinds = set() if layer.geometries is None else {each.geom_type for each in layer.geometries if each is not None}
     if kinds != {"Point"}:
         return _of_columns(layer.frame, source)
-    crs = resolve_crs(layer.crs, None, layer.name, elsewhere=ASSIGN_CRS)
+    crs = stated_crs(layer.crs, layer.name)
     points: Any = layer.geometries
     x, y = to_longitude_latitude(shapely.get_x(points), shapely.get_y(points), crs)
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)

@@ -15,7 +15,7 @@ import shapely
 
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs import table_columns, table_sources
-from geo_mvmf.inputs.coordinate_systems import ASSIGN_CRS, CRS84, parse_crs, resolve_crs
+from geo_mvmf.inputs.coordinate_systems import CRS84, parse_crs, stated_crs
 from geo_mvmf.inputs.layers import Layer, read_layer
 
 PREDICTED = ("longitude", "latitude")
@@ -137,7 +137,7 @@ def _of_layer(found: Layer) -> tuple[pd.DataFrame, str]:
     if has_columns or not np.isin(shapely.get_type_id(found.geometries), (0, 4)).any():  # points, or MultiPoints
         return frame, found.name
     x, y, problems = table_sources.points_of(found)
-    checked = table_columns.check_coordinates(x, y, resolve_crs(found.crs, None, found.name, elsewhere=ASSIGN_CRS))
+    checked = table_columns.check_coordinates(x, y, stated_crs(found.crs, found.name))
     _check({**checked.problems, **problems}, "mend its geometry, or leave it out", PREDICTED, found.name)
     warnings.warn(
         f"{found.name} has no columns longitude and latitude: the places of its points are taken for the predictions",

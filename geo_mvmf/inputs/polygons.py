@@ -19,7 +19,6 @@ from shapely.geometry.base import BaseGeometry
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs.antimeridian import to_longitude_latitude_polygon, wrap
 from geo_mvmf.inputs.coordinate_systems import (
-    ASSIGN_CRS,
     CRS84,
     is_crs84,
     network_off,
@@ -74,7 +73,7 @@ def read_polygons(
     found = read_layer(source, layer=layer, kind="polygons")
     if found.geometries is None or not len(found.geometries):
         raise BadInputError(f"{found.name} holds no polygon")
-    own = resolve_crs(found.crs, crs, found.name, elsewhere=ASSIGN_CRS)
+    own = resolve_crs(found.crs, crs, found.name)
     _check_polygons(found, own)
     geometries = [
         _to_crs84(geometry, own, f"{found.name}: row {row + 1}") for row, geometry in enumerate(found.geometries)

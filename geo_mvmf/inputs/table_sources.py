@@ -38,9 +38,19 @@ CSV_SUFFIXES = (".csv", ".tsv", ".txt")
 
 _WANTED = "a folder of images, one image or a table of them (.csv .gpkg .parquet .geojson) is wanted"
 _SET_CRS = "geo-mvmf table FILE --crs EPSG:n --out images.csv makes a table with longitude and latitude"
-_METRES = f"{NOT_DEGREES}, or columns x and y: {_SET_CRS}"
 _SEPARATORS = ",;\t|"
 _SAME_PLACE_DEGREES = 1e-6
+
+
+class _Advice(NamedTuple):
+    """What to do about degrees that look like metres, and about an unknown CRS without an option that sets it."""
+
+    metres: str
+    unknown: str
+
+
+_OF_IMAGES = _Advice(f"{NOT_DEGREES}, or columns x and y: {_SET_CRS}", _SET_CRS)
+_OF_PLACES = _Advice(f"{NOT_DEGREES}, or columns x and y and the option that says their CRS", NOT_DEGREES)
 
 
 class RawTable(NamedTuple):
@@ -177,7 +187,9 @@ def read_raw_table(
     columns = find_columns(list(found.frame.columns), found.name, image_id_suffices=image_id_suffices)
     resolver = PathResolver(_default_root(source) if root is None else root, permitted)
     resolved = [resolver.resolve(cell) for cell in found.frame[columns.path].tolist()]
-    return RawTable(found.name, found.frame, columns, resolver, resolved, _coordinates(found, columns, crs))
+    # geo-mvmf table refuses one that names no images
+    coordinates = _coordinates(found, columns, crs, _OF_PLACES if image_id_suffices else _OF_IMAGES)
+    return RawTable(found.name, found.frame, columns, resolver, resolved, coordinates)
 
 
 def _default_root(source: object) -> str | os.PathLike[str]:
@@ -294,27 +306,27 @@ def _decoded(data: bytes, path: Path) -> str:
         raise BadInputError(f"{path}: line {line} is not UTF-8 (byte {wrong!r}); {hint}") from error
 
 
-def _coordinates(found: Layer, columns: Columns, crs: str | pyproj.CRS | None) -> Coordinates:
+def _coordinates(found: Layer, columns: Columns, crs: str | pyproj.CRS | None, advice: _Advice) -> Coordinates:
     """Take positions from the geometry where the table has any, otherwise from columns."""
     if found.geometries is not None and not (shapely.is_missing(found.geometries).all() and not found.broken):
-        own = resolve_crs(found.crs, crs, found.name, elsewhere=_SET_CRS)
+        own = resolve_crs(found.crs, crs, found.name, otherwise=advice.unknown)
         x, y, problems = points_of(found)
     elif columns.first is None or columns.second is None:
         nowhere = np.full(len(found.frame), np.nan)
         return Coordinates(nowhere, nowhere.copy(), {})
     else:
-        own = _columns_crs(columns, crs, found.name)
+        own = _columns_crs(columns, crs, found.name, advice)
         x, problems = parse_numbers(found.frame[columns.first])
         y, more = parse_numbers(found.frame[columns.second])
         problems = _joined(problems, more)
-    checked = check_coordinates(x, y, own, metres=_METRES)
+    checked = check_coordinates(x, y, own, metres=advice.metres)
     return checked._replace(problems={**checked.problems, **problems})
 
 
-def _columns_crs(columns: Columns, crs: str | pyproj.CRS | None, name: str) -> pyproj.CRS:
+def _columns_crs(columns: Columns, crs: str | pyproj.CRS | None, name: str, advice: _Advice) -> pyproj.CRS:
     if str(columns.first).strip().lower() == "x":
         where = f"{name}: columns {columns.first!r} and {columns.second!r}"
-        return resolve_crs(None, crs, where, elsewhere=_SET_CRS)
+        return resolve_crs(None, crs, where, otherwise=advice.unknown)
     own = parse_crs(CRS84 if crs is None else crs)
     if not own.is_geographic:
         hint = "rename the columns to x and y"

@@ -7,13 +7,16 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import pyproj
 
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.inputs import table_columns
 from geo_mvmf.inputs.table_sources import read_raw_table
 
 
-def read_truth(source: str | os.PathLike[str] | pd.DataFrame, *, layer: str | None = None) -> pd.DataFrame:
+def read_truth(
+    source: str | os.PathLike[str] | pd.DataFrame, *, layer: str | None = None, crs: str | pyproj.CRS | None = None
+) -> pd.DataFrame:
     """Read where images really were taken; no image is opened, so none need be there.
 
     Parameters
@@ -22,6 +25,8 @@ def read_truth(source: str | os.PathLike[str] | pd.DataFrame, *, layer: str | No
         A table as `read_image_table` takes; its column ``image_id`` will do without ``path``.
     layer : str, optional
         For a GeoPackage with several.
+    crs : str or pyproj.CRS, optional
+        "EPSG:n" or "OGC:CRS84" where the source does not state it (x and y columns, a GeoPackage without SRS).
 
     Returns
     -------
@@ -32,8 +37,10 @@ def read_truth(source: str | os.PathLike[str] | pd.DataFrame, *, layer: str | No
     Raises
     ------
     BadInputError
-        If the source cannot be read as a whole, has no coordinates, or has longitude and latitude swapped: several
-        rows are out of range, and all would be in range the other way round.
+        If the source cannot be read as a whole, has no coordinates or they are of an unknown CRS, or it has longitude
+        and latitude swapped: several rows are out of range, and all would be in range the other way round.
+    UsageError
+        If `crs` contradicts the source or is no such code.
 
     Warns
     -----
@@ -45,7 +52,7 @@ def read_truth(source: str | os.PathLike[str] | pd.DataFrame, *, layer: str | No
     >>> read_truth(pd.DataFrame({"image_id": ["a", "b"], "lon": [7.0, None], "lat": [50.0, None]})).to_numpy().tolist()
     [['a', 7.0, 50.0], ['b', nan, nan]]
     """
-    raw = read_raw_table(source, layer=layer, image_id_suffices=True)
+    raw = read_raw_table(source, layer=layer, crs=crs, image_id_suffices=True)
     longitude, latitude, problems = raw.coordinates
     known, told = np.isfinite(longitude), ""
     if problems:

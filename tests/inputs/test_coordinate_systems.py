@@ -7,7 +7,7 @@ import pyproj
 import pytest
 from pyproj.network import is_network_enabled, set_network_enabled
 
-from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.errors import AmbiguousInputError, BadInputError, UsageError
 from geo_mvmf.inputs import coordinate_systems as systems
 
 
@@ -93,8 +93,9 @@ def test_the_option_fills_a_gap_and_never_overrules():
     systems.resolve_crs(systems.parse_crs("EPSG:4326"), "OGC:CRS84", "a")  # the same places
     with pytest.raises(UsageError, match="states the CRS"):
         systems.resolve_crs(lambert, "EPSG:4326", "a")
-    with pytest.raises(BadInputError, match='crs="EPSG:n"'):
+    with pytest.raises(AmbiguousInputError, match=r"unknown; set it to EPSG:n or OGC:CRS84 \(crs=\)") as caught:
         systems.resolve_crs(None, None, "a")
+    assert caught.value.told().startswith("a: the CRS is unknown; ogr2ogr -a_srs EPSG:n")
 
 
 @pytest.mark.parametrize("code", [3857, 2154, 32633, 3035, 3031, 3413, 5070, 6933])

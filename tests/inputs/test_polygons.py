@@ -120,7 +120,7 @@ def test_a_named_crs_of_the_older_geojson_is_understood(tmp_path):
 
 def test_an_unknown_crs_needs_the_option(two, tmp_path):
     unknown = two.set_crs(None, allow_override=True)
-    with pytest.raises(BadInputError, match='crs="EPSG:n"'):
+    with pytest.raises(BadInputError, match=r"set it to EPSG:n or OGC:CRS84 \(crs=\)"):
         polygons.read_polygons(unknown)
     assert len(polygons.read_polygons(unknown, crs="OGC:CRS84")) == 2
     unknown.to_parquet(tmp_path / "a.parquet")
