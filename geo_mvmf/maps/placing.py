@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,7 @@ IdArray = npt.NDArray[np.uint64]
 
 _LATTICE_LEVEL = 3  # 384 S2 cells whose centres are looked at first
 _LATTICE_STARTS, _HEAVY_STARTS = 4, 6
-_VALUES_AT_ONCE = 1 << 22
+_VALUES_AT_ONCE = 1 << 15  # functions of one component at one place, which stay in the cache
 _STEPS, _STILL = 60, 1e-10  # of Newton's method, until a start moves less than this (0.6 mm)
 _HALVINGS = 12  # of a step that does not improve
 _SLACK, _LEAST = 0.005, 1e-4  # the search leaves cells that could be better by less: relatively, and in probability
@@ -40,6 +42,24 @@ class Weighted:
     directions: FloatArray
     weights: FloatArray
     numbers: IntArray
+
+    def take(self, rows: slice | IntArray) -> Weighted:
+        """Take some of the components.
+
+        Parameters
+        ----------
+        rows : slice or ndarray of int64
+
+        Returns
+        -------
+        Weighted
+
+        Examples
+        --------
+        >>> Weighted(np.eye(3), np.ones(3), np.arange(3)).take(slice(1, 3)).numbers.tolist()
+        [1, 2]
+        """
+        return Weighted(self.directions[rows], self.weights[rows], self.numbers[rows])
 
 
 def median(image: Weighted, table: radial.Table) -> FloatArray:
@@ -149,39 +169,60 @@ def polish(image: Weighted, table: radial.Table, starts: FloatArray, *, sign: fl
 
 def _newton(image: Weighted, table: radial.Table, places: FloatArray, sign: float) -> tuple[FloatArray, FloatArray]:
     """Sum at places times the sign, and the step that Newton's method proposes (tangent vectors)."""
-    value, steps = np.empty(len(places)), np.zeros((len(places), 3))
-    size = max(1, _VALUES_AT_ONCE // (8 * image.weights.size))
-    for start in range(0, len(places), size):
-        block = slice(start, start + size)
-        value[block], steps[block] = _newton_block(image, table, places[block], sign)
-    return value, steps
+    sums = _Sums.at(places)
+    size = max(1, _VALUES_AT_ONCE // len(places))
+    for start in range(0, image.weights.size, size):
+        sums.add(image.take(slice(start, start + size)), table, sign)
+    return sums.value, sums.step()
 
 
-def _newton_block(
-    image: Weighted, table: radial.Table, places: FloatArray, sign: float
-) -> tuple[FloatArray, FloatArray]:
-    count, size = len(places), image.weights.size
-    angle = _angles(places, image.directions)  # (S, C)
-    phi, slope, bend = (part.reshape(count, size) for part in table(np.tile(image.numbers, count), angle.ravel()))
-    first, second = sign * slope * image.weights, sign * bend * image.weights
-    basis = sphere.tangent_basis(places)  # (S, 2, 3)
-    # unit tangents away from each component
-    across = -np.einsum("ska,ca->sck", basis, image.directions)
-    sine = np.linalg.norm(across, axis=2)
-    known = sine > 1e-12
-    away = across / np.where(known, sine, 1.0)[:, :, None]
-    away[~known] = (math.sqrt(0.5), math.sqrt(0.5))
-    around = np.where(known, first * np.cos(angle) / np.where(known, sine, 1.0), second)
-    gradient = np.einsum("sc,sck->sk", first, away)
-    outer = np.einsum("sc,sck,scl->skl", second - around, away, away)
-    hessian = outer + around.sum(axis=1)[:, None, None] * np.eye(2)
-    lengths, axes = np.linalg.eigh(hessian)
-    # where the sum is not convex, or hardly so, a step as for the mean of the components is safe
-    floor = 0.05 * np.abs(around).sum(axis=1) + 1e-300
-    lengths = np.maximum(np.abs(lengths), floor[:, None])
-    along = np.einsum("skl,sk->sl", axes, gradient) / lengths
-    step = -np.einsum("skl,sl->sk", axes, along)
-    return sign * (phi @ image.weights), np.einsum("sk,ska->sa", step, basis)
+@dataclasses.dataclass
+class _Sums:
+    """What Newton's method takes from the components, summed at S places."""
+
+    places: FloatArray  # (S, 3)
+    basis: FloatArray  # (S, 2, 3)
+    value: FloatArray  # (S,)
+    gradient: FloatArray  # (S, 2)
+    outer: FloatArray  # (S, 2, 2)
+    around: FloatArray  # (S,) of the second derivatives across the arcs to the components
+    size: FloatArray  # (S,) of their absolute values
+
+    @classmethod
+    def at(cls, places: FloatArray) -> _Sums:
+        count = len(places)
+        parts = (np.zeros((count, *shape)) for shape in ((), (2,), (2, 2), (), ()))
+        return cls(places, sphere.tangent_basis(places), *parts)
+
+    def add(self, some: Weighted, table: radial.Table, sign: float) -> None:
+        angle = _angles(self.places, some.directions)  # (S, C)
+        (felt,) = np.nonzero((angle <= table.felt_within(some.numbers)).any(axis=0))
+        if felt.size < some.weights.size:
+            some, angle = some.take(felt), angle[:, felt]
+        numbers = np.tile(some.numbers, len(angle))
+        phi, slope, bend = (part.reshape(angle.shape) for part in table(numbers, angle.ravel()))
+        first, second = sign * slope * some.weights, sign * bend * some.weights
+        # unit tangents away from each component
+        away = self.basis @ -some.directions.T  # (S, 2, C)
+        sine = np.hypot(away[:, 0], away[:, 1])
+        known = sine > 1e-12
+        safe = np.where(known, sine, 1.0)
+        away /= safe[:, None]
+        away.transpose(0, 2, 1)[~known] = (math.sqrt(0.5), math.sqrt(0.5))
+        around = np.where(known, first * np.cos(angle) / safe, second)
+        self.value += sign * (phi @ some.weights)
+        self.gradient += (away @ first[:, :, None])[:, :, 0]
+        self.outer += (away * (second - around)[:, None]) @ away.transpose(0, 2, 1)
+        self.around += around.sum(axis=1)
+        self.size += np.abs(around).sum(axis=1)
+
+    def step(self) -> FloatArray:
+        hessian = self.outer + self.around[:, None, None] * np.eye(2)
+        lengths, axes = np.linalg.eigh(hessian)
+        # where the sum is not convex, or hardly so, a step as for the mean of the components is safe
+        lengths = np.maximum(np.abs(lengths), 0.05 * self.size[:, None] + 1e-300)
+        along = np.einsum("skl,sk->sl", axes, self.gradient) / lengths
+        return np.asarray(-np.einsum("skl,sl,ska->sa", axes, along, self.basis))
 
 
 def _along(places: FloatArray, steps: FloatArray) -> FloatArray:
@@ -230,10 +271,18 @@ class _Cells:
     count: IntArray  # (n,) of the entries of each cell, which follow one after the other
     entry: IntArray  # (E,)
 
+    @property
+    def ends(self) -> IntArray:
+        return np.concatenate([[0], np.cumsum(self.count)])
+
+    def blocks(self) -> Iterator[slice]:
+        """Cells that are looked at together."""
+        (edges,) = np.nonzero(np.diff(self.ends[1:] // _VALUES_AT_ONCE, prepend=-1, append=-1))
+        return itertools.starmap(slice, itertools.pairwise(edges.tolist()))
+
     def children(self, kept: IntArray) -> _Cells:
-        ends = np.concatenate([[0], np.cumsum(self.count)])
         count = np.repeat(self.count[kept], 4)
-        _, position = spread(np.repeat(ends[kept], 4), count)
+        _, position = spread(np.repeat(self.ends[kept], 4), count)
         return _Cells(s2.children(self.ids[kept]).ravel(), np.repeat(self.sure[kept], 4), count, self.entry[position])
 
 
@@ -243,25 +292,39 @@ def _search(image: Weighted, table: radial.Table, place: FloatArray, held: float
     cells = _Cells(faces, np.zeros(6), np.full(6, size), np.tile(np.arange(size), 6))
     while cells.ids.size:
         centre, radius = s2.centre(cells.ids), s2.bounding_radius(cells.ids)
-        owner = np.repeat(np.arange(cells.ids.size), cells.count)
-        gap = centre[owner] - image.directions[cells.entry]
-        angle = 2.0 * np.arcsin(np.minimum(0.5 * np.sqrt(np.einsum("ei,ei->e", gap, gap)), 1.0))
-        number, weight = image.numbers[cells.entry], image.weights[cells.entry]
-        at_centre = table(number, angle)[0]
-        nearest = table(number, np.maximum(angle - radius[owner], 0.0))[0]
-        farthest = table(number, np.minimum(angle + radius[owner], math.pi))[0]
-        here = cells.sure + np.bincount(owner, weight * at_centre, cells.ids.size)
-        most = cells.sure + np.bincount(owner, weight * nearest, cells.ids.size)
+        cells, here, most = _look(image, table, cells, centre, radius)
         best = int(np.argmax(here))
         if here[best] > held:
             place, held = centre[best], float(here[best])
         kept = np.flatnonzero((most > held * (1.0 + _SLACK) + _LEAST) & (s2.level(cells.ids) < s2.MAX_LEVEL))
         kept = np.sort(kept[np.argsort(-most[kept], kind="stable")[:_CELLS]])
-        sure, open_ = farthest > 1.0 - _SURE, (nearest > _SURE) & (farthest <= 1.0 - _SURE)
-        cells = _Cells(
-            cells.ids,
-            cells.sure + np.bincount(owner, weight * sure, cells.ids.size),
-            np.bincount(owner[open_], minlength=cells.ids.size).astype(np.int64),
-            cells.entry[open_],
-        ).children(kept)
+        cells = cells.children(kept)
     return place
+
+
+def _look(
+    image: Weighted, table: radial.Table, cells: _Cells, centre: FloatArray, radius: FloatArray
+) -> tuple[_Cells, FloatArray, FloatArray]:
+    """Cells with what is known of them now, what lies within the radius of their centres, and of any place at most."""
+    here, most, sure = cells.sure.copy(), cells.sure.copy(), cells.sure.copy()
+    count, ends = np.zeros(cells.ids.size, np.int64), cells.ends
+    entries = [np.empty(0, np.int64)]
+    for block in cells.blocks():
+        size = block.stop - block.start
+        owner = np.repeat(np.arange(size), cells.count[block])
+        entry = cells.entry[ends[block.start] : ends[block.stop]]
+        gap = centre[block][owner] - image.directions[entry]
+        angle = 2.0 * np.arcsin(np.minimum(0.5 * np.sqrt(np.einsum("ei,ei->e", gap, gap)), 1.0))
+        number, weight, reach = image.numbers[entry], image.weights[entry], radius[block][owner]
+        nearest = table.held(number, np.maximum(angle - reach, 0.0))
+        here[block] += np.bincount(owner, weight * table.held(number, angle), size)
+        most[block] += np.bincount(owner, weight * nearest, size)
+        is_sure = nearest > 1.0 - _SURE
+        (wholly,) = np.nonzero(is_sure)
+        farthest = table.held(number[wholly], np.minimum(angle[wholly] + reach[wholly], math.pi))
+        is_sure[wholly] = farthest > 1.0 - _SURE
+        sure[block] += np.bincount(owner, weight * is_sure, size)
+        is_open = (nearest > _SURE) & ~is_sure
+        count[block] = np.bincount(owner[is_open], minlength=size)
+        entries.append(entry[is_open])
+    return _Cells(cells.ids, sure, count, np.concatenate(entries)), here, most

@@ -75,13 +75,61 @@ class Table:
             return value, slope / scale, bend / (scale * scale)
         return self._distance(row, angle)
 
-    def _cubic(self, row: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def held(self, component: IntArray, angle: FloatArray) -> FloatArray:
+        """Evaluate a table of caps without its derivatives.
+
+        Parameters
+        ----------
+        component : ndarray of int64, shape (P,)
+        angle : ndarray of float64, shape (P,)
+            Radians in 0..pi.
+
+        Returns
+        -------
+        ndarray of float64, shape (P,)
+            Probabilities, 0..1.
+
+        Examples
+        --------
+        >>> table = cap_table(np.array([16.0]), 2.52 / 6371.0088)
+        >>> table.held(np.array([0]), np.array([0.0])).round(2).tolist()
+        [0.5]
+        """
+        row = self.row[component]
+        _, t, (a, b, c, d) = self._piece(row, (angle - self.radius) / self.scale[row])
+        return np.asarray(((a * t + b) * t + c) * t + d)
+
+    def felt_within(self, component: IntArray) -> FloatArray:
+        """Give the angle beyond which a component adds nothing.
+
+        Parameters
+        ----------
+        component : ndarray of int64, shape (P,)
+
+        Returns
+        -------
+        ndarray of float64, shape (P,)
+            Radians; what a cap holds of components farther away is below 1e-11. Every distance counts.
+
+        Examples
+        --------
+        >>> cap_table(np.array([16.0]), 0.01).felt_within(np.array([0])).round(4).tolist()
+        [0.0123]
+        """
+        if self.kind == "cap":
+            return np.asarray(self.radius + _HALF_WIDTH * self.scale[self.row[component]])
+        return np.full(component.size, math.pi)
+
+    def _piece(self, row: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Place among the intervals, place in the interval, and its cubic (4, P)."""
         step = self.step[row]
         at = (x - self.first[row]) / step
-        beyond = (at < 0.0) | (at > _INTERVALS)
         interval = np.clip(at.astype(np.int64), 0, _INTERVALS - 1)
-        t = np.clip(at - interval, 0.0, 1.0) * step
-        a, b, c, d = self.pieces[row * _INTERVALS + interval].T
+        return at, np.clip(at - interval, 0.0, 1.0) * step, self.pieces.take(row * _INTERVALS + interval, axis=0).T
+
+    def _cubic(self, row: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        at, t, (a, b, c, d) = self._piece(row, x)
+        beyond = (at < 0.0) | (at > _INTERVALS)
         value = ((a * t + b) * t + c) * t + d
         slope = np.where(beyond, 0.0, (3.0 * a * t + 2.0 * b) * t + c)
         return value, slope, np.where(beyond, 0.0, 6.0 * a * t + 2.0 * b)
