@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from geo_mvmf.mixture import VmfMixture
 from geo_mvmf.model.class_head import CrossEntropyHead, shared_cells
-from geo_mvmf.model.loss import mvmf_loss
+from geo_mvmf.model.loss import check_floor, mvmf_loss
 from geo_mvmf.model.neighbours import NearestNeighbours
 from geo_mvmf.model.output_layer import initial_layer, log_softmax
 from geo_mvmf.model.ranks import Ranks
@@ -91,6 +91,7 @@ class MvmfHead(nn.Module):
     ) -> None:
         super().__init__()
         directions, concentrations = _components(mean_directions, log_concentrations)
+        check_floor(floor)
         self.floor = floor
         self.weight_update: WeightUpdate | None = None
         self.ranks = None if ranks is None or ranks.size == 1 else ranks

@@ -208,6 +208,26 @@ def check_mvmf_arguments(
     _check_shape("target_directions", target_directions, (n, 3))
     if sample_weight is not None:
         _check_shape("sample_weight", sample_weight, (n,))
+    check_floor(floor)
+
+
+def check_floor(floor: float | None) -> None:
+    """Check what is added to densities.
+
+    Parameters
+    ----------
+    floor : float, optional
+        Density per steradian.
+
+    Raises
+    ------
+    ValueError
+        It is not positive, or not finite.
+
+    Examples
+    --------
+    >>> check_floor(1e-9)
+    """
     if floor is not None and not 0.0 < floor < math.inf:
         raise ValueError(f"floor {floor!r} must be a positive density per steradian, or None")
 
@@ -265,7 +285,7 @@ class _MvmfLoss(torch.autograd.Function):
         return loss_passes.mvmf_forward(ctx, layer, mean_directions, log_concentrations, target_directions, how)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @loss_passes.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return *loss_passes.mvmf_backward(ctx, gradients[0], ctx.needs_input_grad[:5]), None, None
 
@@ -278,7 +298,7 @@ class _CrossEntropyLoss(torch.autograd.Function):
         return loss_passes.class_forward(ctx, OutputLayer(features, weight, bias, how.product_type), labels, how)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @loss_passes.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return *loss_passes.class_backward(ctx, gradients[0], ctx.needs_input_grad[:3]), None, None
 
@@ -289,6 +309,8 @@ def _labels(target: Tensor | NearLabels | EveryLabel, n: int, num_classes: int) 
             raise ValueError(f"labels are of {target.shape} rows and classes, expected {(n, num_classes)}")
         return target
     _check_shape("target", target, (n,))
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise ValueError(f"target has dtype {target.dtype}, expected whole numbers of classes (int64)")
     wrong = (target < 0) | (target >= num_classes)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])

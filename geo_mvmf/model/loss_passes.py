@@ -6,6 +6,7 @@ The components may be all here, or this process's part of them: then sums are co
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +75,57 @@ def options(
         budget = 0  # nobody will go backward
     log_floor = -math.inf if floor is None else math.log(floor)
     return Options(log_floor, budget, KEPT_TYPES[kept_type], _product_type(features), update)
+
+
+class _Final(torch.autograd.Function):
+    """Gradients of which there are none: they say so when somebody goes backward through them, and not before."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, depends: Tensor) -> Tensor:  # noqa: ARG004 (torch's)
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError(
+            "these losses have no second derivatives; leave out of what is differentiated whatever is made of their "
+            "gradients (a penalty on gradients, for instance)"
+        )
+
+
+def once_differentiable(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Keep the gradients of a loss from being taken for constants where they are differentiated again.
+
+    torch's own decorator says so only where the incoming gradient needs a gradient itself, which that of a mean does
+    not: a penalty on gradients would be left out without a word.
+
+    Parameters
+    ----------
+    backward : callable
+        Backward pass of an autograd function.
+
+    Returns
+    -------
+    callable
+        Takes and gives the same; what it gives under ``create_graph=True`` raises NotImplementedError when somebody
+        goes backward through it.
+
+    Examples
+    --------
+    >>> square = once_differentiable(lambda ctx, gradient: (gradient**2,))
+    >>> square(None, torch.ones(1))[0].requires_grad  # differentiable in name: going backward through it raises
+    True
+    """
+
+    @functools.wraps(backward)
+    def once(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return found
+        depends = torch.zeros((), requires_grad=True)
+        return tuple(None if each is None else _Final.apply(each, depends) for each in found)
+
+    return once
 
 
 def mvmf_forward(

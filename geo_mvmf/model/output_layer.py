@@ -42,7 +42,7 @@ def initial_layer(
     Raises
     ------
     ValueError
-        The counts are of another shape or negative.
+        The counts are of another shape, negative or not finite.
 
     Examples
     --------
@@ -54,8 +54,8 @@ def initial_layer(
     if prior_counts is None:
         return nn.Parameter(weight), nn.Parameter(torch.zeros(len(weight)))
     counts = np.asarray(prior_counts, dtype=np.float64)
-    if counts.shape != (components,) or not np.all(counts >= 0.0):
-        raise ValueError(f"prior_counts have shape {counts.shape}, expected ({components},), all of them >= 0")
+    if counts.shape != (components,) or not np.all((counts >= 0.0) & np.isfinite(counts)):
+        raise ValueError(f"prior_counts have shape {counts.shape}, expected ({components},), all finite and >= 0")
     share = torch.from_numpy((counts + 1.0) / (counts + 1.0).sum())
     return nn.Parameter(weight), nn.Parameter(share.log().float()[part].clone())
 

@@ -135,7 +135,7 @@ def heaviest_directions(
     Returns
     -------
     Tensor of float64, shape (n, 3)
-        Of equal ones the first, as everywhere.
+        Of equal ones the first, as everywhere; NaN where a logit is.
 
     Examples
     --------
@@ -150,11 +150,12 @@ def heaviest_directions(
     for part in streaming.chunks(len(best), len(weight), best.device):
         buffer = torch.empty(len(best), part.stop - part.start, dtype=layer.working, device=best.device)
         top, at = layer.logits(part, buffer).max(dim=1)
-        better = top > best
+        better = (top > best) | top.isnan()  # what is no number wins, and shows
         best, place = torch.where(better, top, best), torch.where(better, at + part.start, place)
     winner = ranks.gather(best[None], [1] * ranks.size).argmax(dim=0)
     own = (winner == ranks.rank)[:, None]
-    chosen = torch.where(own, mean_directions.detach().double()[place], 0.0)
+    found = mean_directions.detach().double()[place].masked_fill_(best.isnan()[:, None], math.nan)
+    chosen = torch.where(own, found, 0.0)
     return ranks.scatter_sum(chosen, counts)
 
 
@@ -197,7 +198,7 @@ class _ShardedLoss(torch.autograd.Function):
         return losses[call.own]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @loss_passes.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         call = ctx.call
         needs = (call.by_features, *ctx.needs_input_grad[1:5])  # of features: the others may want this rank's share

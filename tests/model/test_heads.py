@@ -196,10 +196,15 @@ def test_components_that_cannot_be_are_named(arguments, message):
         MvmfHead(2, *arguments)
 
 
-@pytest.mark.parametrize("counts", [np.ones(3), np.full(20, -1.0), np.full(20, np.nan)])
+@pytest.mark.parametrize("counts", [np.ones(3), np.full(20, -1.0), np.full(20, np.nan), np.full(20, np.inf)])
 def test_wrong_prior_counts_are_refused(counts):
     with pytest.raises(ValueError, match="prior_counts have shape"):
         mvmf(prior_counts=counts)
+
+
+def test_a_floor_that_cannot_be_is_refused_before_any_loss():
+    with pytest.raises(ValueError, match=r"floor -1\.0 must be a positive density"):
+        mvmf(floor=-1.0)
 
 
 def test_log_mixing_weights_are_never_rounded_by_autocast():

@@ -608,3 +608,50 @@ def test_a_class_out_of_range_is_named(wrong):
     target = torch.tensor([0, 1, wrong, 3, 4, 5, 6])
     with pytest.raises(ValueError, match=f"row 2 has class {wrong}, not in 0..39"):
         cross_entropy_loss(parts["features"], parts["weight"], parts["bias"], target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_classes_that_are_no_whole_numbers_are_refused(dtype):
+    """2.7 would be class 2."""
+    parts, _ = problem()
+    with pytest.raises(ValueError, match=f"target has dtype {dtype}, expected whole numbers"):
+        cross_entropy_loss(parts["features"], parts["weight"], parts["bias"], torch.ones(7).to(dtype))
+
+
+def mvmf_of(parts, y, reduction):
+    return mvmf_loss(**parts, target_directions=y, reduction=reduction).sum()
+
+
+def classification_of(parts, y, reduction):
+    layer = parts["features"], parts["weight"], parts["bias"]
+    return cross_entropy_loss(*layer, torch.arange(7), reduction=reduction).sum()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("loss_of", [mvmf_of, classification_of])
+def test_a_penalty_on_gradients_is_refused_and_not_left_out(loss_of, reduction):
+    parts, y = problem()
+    (gradient,) = torch.autograd.grad(loss_of(parts, y, reduction), parts["features"], create_graph=True)
+    plain = torch.autograd.grad(loss_of(parts, y, reduction), parts["features"])[0]
+    assert torch.equal(gradient, plain)  # who only looks at it is not refused
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        gradient.square().sum().backward()
+
+
+def test_torchs_own_mark_would_leave_a_penalty_out():
+    """The broken twin of the test above, of the mean."""
+
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, gradient):
+            return 3.0 * gradient * ctx.saved_tensors[0] ** 2
+
+    x = torch.ones(2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(Twice.apply(x).mean(), x, create_graph=True)
+    assert not gradient.requires_grad

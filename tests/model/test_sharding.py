@@ -337,4 +337,6 @@ def test_processes_that_cannot_be_joined_are_told_of(monkeypatch):
 def test_heaviest_of_equal_ones_is_the_first():
     same = torch.zeros(3, 2), torch.zeros(5, 2), torch.zeros(5), torch.eye(5)[:, :3].double()
     assert heaviest_directions(*same, Ranks()).tolist() == [[1.0, 0.0, 0.0]] * 3
+    hole = torch.tensor([[0.0, 0.0], [math.nan, 0.0], [0.0, 0.0]])
+    assert heaviest_directions(hole, *same[1:], Ranks()).isnan().all(dim=1).tolist() == [False, True, False]
     assert math.isclose(float(MvmfHead(2, [[0, 0, 2.0]], [0.0]).heaviest_directions(torch.ones(1, 2))[0, 2]), 1.0)
