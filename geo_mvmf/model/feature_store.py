@@ -75,7 +75,8 @@ class FeatureStore:
         with np.errstate(over="ignore"):
             stored = np.where(failed[:, None], 0, features).astype(self.dtype)
         if not np.isfinite(stored).all():
-            raise BadInputError(f"features up to {np.nanmax(features):.3g} do not fit into float16; use float32")
+            largest = np.nanmax(np.abs(features))
+            raise BadInputError(f"features of up to {largest:.3g} do not fit into float16; use float32")
         arrays = {"digests": _join(digests), "failed": failed.astype(np.uint8), "features": stored}
         path = self.folder / f"shard-{len(self.shards):06d}.safetensors"
         sealed.write_sealed(path, arrays, {"format": "geo_mvmf features"})

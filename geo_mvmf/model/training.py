@@ -231,8 +231,8 @@ class _Run:
         for step, batch in zip(
             range(self.first, self.total), self.prepared.source.batches(self._orders()), strict=False
         ):
-            self.losses.append(self.learner.train_step(step, batch))
-            done = step + 1
+            loss, done = self.learner.train_step(step, batch), step + 1
+            self.losses.append(loss)
             speed.tick()
             if done % self.config.log_steps == 0 or done == self.total:
                 self._log_step(done, speed)
@@ -245,7 +245,7 @@ class _Run:
             if (done % self.config.checkpoint_steps == 0 or late) and done < self.total:
                 self._save(done)
                 saved = time.monotonic()
-            yield Progress("train", done, self.total, speed.message(self.losses[-1], self.total - done))
+            yield Progress("train", done, self.total, speed.message(loss, self.total - done))
 
     def length(self) -> dict[str, float]:
         """How long the run was in the end, in steps and in epochs."""
@@ -301,7 +301,7 @@ class _Run:
         record = {"event": "step", "step": done, "loss": float(np.mean(self.losses))}
         rate = self.learner.optimiser.param_groups[0]["lr"]
         self.log.write({**record, "learning_rate": rate, "rows_per_second": round(speed.rows_per_second, 1)})
-        del self.losses[:-1]
+        self.losses.clear()
 
 
 class _Speed:

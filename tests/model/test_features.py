@@ -180,7 +180,7 @@ def test_two_jobs_do_not_fill_the_same_cache(backbone, folder, tmp_path):
 def test_features_beyond_float16_are_refused_not_rounded_to_infinity(tmp_path):
     store = FeatureStore(tmp_path, 2, "float16")
     with pytest.raises(BadInputError, match=r"up to 1e\+05 do not fit into float16"):
-        store.append([b"a" * 32], np.array([[1e5, 0.0]], np.float32))
+        store.append([b"a" * 32], np.array([[-1e5, 2.0]], np.float32))
 
 
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"batch_size": 0}])

@@ -276,6 +276,15 @@ def test_the_first_line_of_the_log_says_where_it_runs(config):
     assert records[-1]["nll"] == min(record["nll"] for record in validations)
 
 
+def test_the_logged_loss_is_the_mean_since_the_row_before(config, monkeypatch):
+    """The broken twin counts the last step of each row again in the next one: 10, 6 and 3 for single steps."""
+    losses = iter(float(2**step) for step in range(20))
+    monkeypatch.setattr(learner.Learner, "train_step", lambda self, step, batch: next(losses))
+    train(changed(config, steps=6, log_steps=2, validate_steps=6))
+    found = [record["loss"] for record in log_of(config) if record["event"] == "step"]
+    assert found == [1.5, 6.0, 24.0]
+
+
 def test_the_best_state_is_released_not_the_last(config, monkeypatch):
     scores = iter([3.0, 1.0, 2.0, 4.0])
     original = learner.Learner.evaluate
