@@ -2,8 +2,9 @@
 
 Every result goes through here: written under a temporary name in its own folder, flushed to the disk, renamed
 into place, and the folder flushed too. So a killed process, a full disk or a power cut leaves the old file or
-the new one, never a torn one. Left-over temporary files carry a name of our own and are swept by the next
-writer of the same folder; foreign files are never touched. No other module renames or flushes.
+the new one, never a torn one. Left-over temporary files carry a name of our own and are swept by the next writer of
+the same folder as soon as their writer is known to be gone; foreign files are never touched. No other module renames
+or flushes.
 """
 
 from __future__ import annotations
@@ -13,17 +14,12 @@ import errno
 import hashlib
 import json
 import os
-import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from geo_mvmf.errors import OutputError
-
-# ".geo-mvmf-<pid>-<8 hex>-" in front of the final name: the suffixes stay, because writers choose drivers by them.
-# With "~" in place of the last "-" it is an old folder that was set aside, and goes back if the new one is not there.
-_TEMPORARY = re.compile(r"^\.geo-mvmf-(\d+)-[0-9a-f]{8}([-~])(.+)", re.DOTALL)
+from geo_mvmf.temporary_names import abandoned, temporary_name
 
 
 @contextlib.contextmanager
@@ -60,7 +56,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
     final = Path(path)
     with output_errors(final):
         _prepare(final, overwrite)
-        temporary = _temporary_name(final)
+        temporary = temporary_name(final)
     try:
         with output_errors(final):
             yield temporary
@@ -82,7 +78,7 @@ def replacing_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -
         Where the folder will be.
     overwrite : bool
         Whether an existing folder may be replaced. The old one is set aside first and removed last. A kill
-        between the two renames leaves it under a temporary name, from which the next writer brings it back.
+        between the two renames leaves it under a temporary name, from which `sweep` brings it back.
 
     Yields
     ------
@@ -106,7 +102,7 @@ def replacing_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -
     final = Path(path)
     with output_errors(final):
         _prepare(final, overwrite)
-        temporary = _temporary_name(final)
+        temporary = temporary_name(final)
         temporary.mkdir()
     try:
         with output_errors(final):
@@ -234,7 +230,8 @@ def sweep(folder: str | os.PathLike[str]) -> list[str]:
     Returns
     -------
     list of str
-        The names that are gone. Only names of our own pattern whose process is gone count.
+        The names that are gone. Only names of our own pattern whose process is gone count; what was written on another
+        machine, in another container or before a restart counts once it has not changed for a week.
 
     Examples
     --------
@@ -243,14 +240,12 @@ def sweep(folder: str | os.PathLike[str]) -> list[str]:
     []
     """
     removed = []
-    for entry in sorted(Path(folder).iterdir()):
-        match = _TEMPORARY.match(entry.name)
-        if match and not _is_alive(int(match.group(1))):
-            if match.group(2) == "~" and not os.path.lexists(entry.with_name(match.group(3))):
-                entry.rename(entry.with_name(match.group(3)))
-            else:
-                _remove(entry)
-            removed.append(entry.name)
+    for entry, set_aside in abandoned(Path(folder)):
+        if set_aside is not None and not os.path.lexists(set_aside):
+            entry.rename(set_aside)
+        else:
+            _remove(entry)
+        removed.append(entry.name)
     return removed
 
 
@@ -313,10 +308,6 @@ def _prepare(final: Path, overwrite: bool) -> None:  # noqa: FBT001 (private, ca
         require_new(final)
 
 
-def _temporary_name(final: Path, mark: str = "-") -> Path:
-    return final.with_name(f".geo-mvmf-{os.getpid()}-{secrets.token_hex(4)}{mark}{final.name}")
-
-
 def _commit(temporary: Path, final: Path, overwrite: bool) -> None:  # noqa: FBT001 (private)
     if overwrite:
         temporary.replace(final)
@@ -332,7 +323,7 @@ def _commit(temporary: Path, final: Path, overwrite: bool) -> None:  # noqa: FBT
 
 
 def _commit_folder(temporary: Path, final: Path, overwrite: bool) -> None:  # noqa: FBT001 (private)
-    aside = _temporary_name(final, "~")
+    aside = temporary_name(final, aside=True)
     if os.path.lexists(final):
         if not overwrite:
             raise OutputError(f"{final}: appeared while it was being written; it was left as it is")
@@ -374,13 +365,3 @@ def _remove(entry: Path) -> None:
         shutil.rmtree(entry, ignore_errors=True)
     else:
         entry.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -1,14 +1,18 @@
 """Files appear whole or not at all, and leftovers of killed writers go away."""
 
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from geo_mvmf import durable
+from geo_mvmf import durable, temporary_names
 from geo_mvmf.errors import OutputError
 
 
@@ -108,10 +112,18 @@ def test_an_old_folder_set_aside_by_a_killed_writer_comes_back(tmp_path):
     assert names(tmp_path / "f") == ["old"]
 
 
-def test_nothing_set_aside_replaces_what_is_there(tmp_path):
+def left_behind(final, monkeypatch, *, aside=False):
+    """The temporary name of a process that is gone."""
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: 999_999_999)
+        return temporary_names.temporary_name(final, aside=aside)
+
+
+def test_nothing_set_aside_replaces_what_is_there(tmp_path, monkeypatch):
     write_folder(tmp_path / "f", "new")
-    (tmp_path / ".geo-mvmf-999999999-0123abcd~f").mkdir()
-    assert durable.sweep(tmp_path) == [".geo-mvmf-999999999-0123abcd~f"]
+    aside = left_behind(tmp_path / "f", monkeypatch, aside=True)
+    aside.mkdir()
+    assert durable.sweep(tmp_path) == [aside.name]
     assert names(tmp_path / "f") == ["new"]
 
 
@@ -138,6 +150,40 @@ def test_sigkill_leaves_the_old_file_and_the_next_writer_sweeps(tmp_path):
     (tmp_path / ".geo-mvmf-of-somebody-else").write_text("foreign")
     durable.write_text(path, "new", overwrite=True)
     assert names(tmp_path) == [".geo-mvmf-of-somebody-else", "a"]
+
+
+OTHER_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", sys.executable, "-c"]
+SWEEP = "import sys; from geo_mvmf import durable; print(durable.sweep(sys.argv[1]))"
+
+
+def test_another_container_leaves_a_live_writer_its_file(tmp_path):
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*OTHER_CONTAINER, ""], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("spaces of processes cannot be made here")
+    with durable.replacing(tmp_path / "a") as temporary:
+        temporary.write_text("mine")
+        swept = subprocess.run([*OTHER_CONTAINER, SWEEP, str(tmp_path)], capture_output=True, text=True, check=True)
+        assert swept.stdout == "[]\n"
+    assert names(tmp_path) == ["a"]
+
+
+def test_what_another_machine_left_goes_when_nothing_has_changed_for_a_week(tmp_path, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(os, "uname", lambda: SimpleNamespace(nodename="elsewhere"))
+        file, old = (left_behind(tmp_path / name, monkeypatch, aside=name == "f") for name in ("a", "f"))
+    file.touch()
+    old.mkdir()
+    (old / "inside").touch()
+    assert durable.sweep(tmp_path) == []
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 6 * 86400)
+    assert durable.sweep(tmp_path) == []
+    monkeypatch.setattr(time, "time", lambda: now + 8 * 86400)
+    assert durable.sweep(tmp_path) == sorted([file.name, old.name])
+    assert names(tmp_path) == ["f"]
+    assert names(tmp_path / "f") == ["inside"]
 
 
 LIMITED = """

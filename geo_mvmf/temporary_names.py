@@ -1,0 +1,102 @@
+"""Names of files that are being written: they say who writes them, so that what killed writers left can be told.
+
+A name is ".geo-mvmf-<space>-<pid>-<8 hex>-" in front of the final one: the suffixes stay, because writers choose
+drivers by them. A pid means something in its own space of processes alone, which is one boot of one machine, or one
+container on it. With "~" in place of the last "-" it is an old folder that was set aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_NAME = re.compile(r"^\.geo-mvmf-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}([-~])(.+)", re.DOTALL)
+_ABANDONED_S = 7 * 86400.0  # no writer pauses for a week, and the clocks of other machines are wrong by less
+
+
+def temporary_name(final: Path, *, aside: bool = False) -> Path:
+    """Make a name that nothing has, in the folder of a file or folder that this process writes.
+
+    Parameters
+    ----------
+    final : Path
+    aside : bool
+        Whether it is for the old folder, while the new one takes its name.
+
+    Returns
+    -------
+    Path
+
+    Examples
+    --------
+    >>> name = temporary_name(Path("maps/a.tif"))
+    >>> name.parent.name, name.suffix, str(os.getpid()) in name.name
+    ('maps', '.tif', True)
+    """
+    mark = "~" if aside else "-"
+    return final.with_name(f".geo-mvmf-{_space()}-{os.getpid()}-{secrets.token_hex(4)}{mark}{final.name}")
+
+
+def abandoned(folder: Path) -> Iterator[tuple[Path, Path | None]]:
+    """Find what killed writers left in a folder.
+
+    Whether a process of another space lives (on another machine that shares the disk, in another container, or before
+    a restart) cannot be known here: what it writes counts once nothing of it has changed for a week.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Yields
+    ------
+    entry : Path
+    final : Path or None
+        Of an old folder that was set aside: what its name was.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> temporary_name(folder / "a").touch()
+    >>> list(abandoned(folder))  # this process lives
+    []
+    """
+    for entry in sorted(folder.iterdir()):
+        match = _NAME.match(entry.name)
+        if match and _is_abandoned(entry, match.group(1), int(match.group(2))):
+            yield entry, entry.with_name(match.group(4)) if match.group(3) == "~" else None
+
+
+def _is_abandoned(entry: Path, space: str, process: int) -> bool:
+    if space == _space():
+        return not _is_alive(process)
+    limit = time.time() - _ABANDONED_S
+    with contextlib.suppress(FileNotFoundError):  # renamed or removed just now, so somebody is at work
+        # The time of change, because setting a folder aside leaves its time of modification as it was.
+        return all(path.lstat().st_ctime < limit for path in itertools.chain([entry], entry.rglob("*")))
+    return False
+
+
+def _space() -> str:
+    parts = [os.uname().nodename]
+    with contextlib.suppress(OSError):  # of Linux; host names alone are not always different
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
