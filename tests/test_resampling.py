@@ -126,6 +126,20 @@ def test_the_seed_decides():
     assert first != other
 
 
+def test_draws_do_not_depend_on_their_blocks(monkeypatch):
+    """Every draw is of as many clusters as there are, with replacement."""
+    values = np.random.default_rng(5).normal(size=50)
+    whole = resampling.mean_of_clusters(values, range(50))
+    monkeypatch.setattr(resampling, "_DRAWN_AT_ONCE", 700)
+    blocks = list(resampling._weights(50, 0))
+    assert {len(block) for block in blocks} == {14, 12}
+    weights = np.concatenate(blocks)
+    assert weights.shape == (resampling.RESAMPLES, 50)
+    assert (weights.sum(axis=1) == 50).all()
+    assert (weights == 0).mean() == pytest.approx(np.exp(-1.0), abs=0.01)
+    assert resampling.mean_of_clusters(values, range(50)) == pytest.approx(whole, abs=1e-12)
+
+
 @pytest.mark.hard
 @pytest.mark.parametrize("k", [8, 12, 20, 30])
 def test_nine_of_ten_over_few_clusters_are_covered(k):
