@@ -316,8 +316,10 @@ def _commit(temporary: Path, final: Path, overwrite: bool) -> None:  # noqa: FBT
         try:
             os.link(temporary, final)
         except FileExistsError:
-            raise OutputError(f"{final}: appeared while it was being written; it was left as it is") from None
-        except OSError:  # file systems without hard links
+            raise _appeared(final) from None
+        except OSError:  # file systems without hard links, where only a writer of the same instant is not noticed
+            if os.path.lexists(final):
+                raise _appeared(final) from None
             temporary.replace(final)
     _flush_folder(final.parent)
 
@@ -326,12 +328,16 @@ def _commit_folder(temporary: Path, final: Path, overwrite: bool) -> None:  # no
     aside = temporary_name(final, aside=True)
     if os.path.lexists(final):
         if not overwrite:
-            raise OutputError(f"{final}: appeared while it was being written; it was left as it is")
+            raise _appeared(final)
         final.rename(aside)
     temporary.rename(final)
     _flush_folder(final.parent)
     if os.path.lexists(aside):
         _remove(aside)
+
+
+def _appeared(final: Path) -> OutputError:
+    return OutputError(f"{final}: appeared while it was being written; it was left as it is")
 
 
 def _flush_file(path: Path) -> None:

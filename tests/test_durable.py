@@ -1,5 +1,6 @@
 """Files appear whole or not at all, and leftovers of killed writers go away."""
 
+import errno
 import os
 import re
 import shutil
@@ -44,7 +45,14 @@ def test_an_existing_file_is_kept_unless_asked(tmp_path):
     assert (tmp_path / "a").read_text() == "new"
 
 
-def test_a_file_that_appears_meanwhile_is_not_lost(tmp_path):
+def refuse_links(source, target):
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("link", [os.link, refuse_links])
+def test_a_file_that_appears_meanwhile_is_not_lost(tmp_path, monkeypatch, link):
+    monkeypatch.setattr(os, "link", link)
+    durable.write_text(tmp_path / "b", "nothing is in its way")
     path = tmp_path / "a"
 
     def write():
@@ -55,6 +63,7 @@ def test_a_file_that_appears_meanwhile_is_not_lost(tmp_path):
     with pytest.raises(OutputError, match="appeared"):
         write()
     assert path.read_text() == "theirs"
+    assert names(tmp_path) == ["a", "b"]
 
 
 def test_a_writer_that_wrote_nothing_is_an_error(tmp_path):
