@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from geo_mvmf import evaluation as evaluations
 from geo_mvmf import pictures as drawing
 from geo_mvmf import report, resampling
+from geo_mvmf.row_contract import unlike_training
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,10 +70,11 @@ def write_album_report(
     if len(failed):
         tables.append(("Images without a prediction", failed))
     found = ", ".join(f"{number} {status}" for status, number in rows["status"].value_counts().items())
+    unlike = [f"{line}." for line in [unlike_training(rows)[1]] if line]
     report.write_page(
         path,
         title=title,
-        introduction=[*introduction, f"{len(rows)} images; status: {found}.", *compared],
+        introduction=[*introduction, f"{len(rows)} images; status: {found}.", *unlike, *compared],
         pictures=drawn,
         tables=tables,
         run=predictions.run,

@@ -344,10 +344,12 @@ def _draw_points(figure: Figure, axes: Axes, points: geopandas.GeoDataFrame) -> 
         ec=np.where(outside, _OUTSIDE, "white"),
         lw=np.where(outside, 1.6, 0.7),
         zorder=5,
-        label="estimate",
+        label="" if outside.all() else "estimate",
     )
     if outside.any():
         axes.plot([], [], "o", color="white", ms=6, mec=_OUTSIDE, mew=1.6, label="outside what the model knows")
+    if not known.size:  # nothing has a colour
+        return
     bar = figure.colorbar(drawn, ax=axes, shrink=0.7, pad=0.015, label="radius that holds 90 % (km)")
     bar.ax.yaxis.set_major_locator(FixedLocator(round_numbers(*map(float, (norm.vmin or 1.0, norm.vmax or 1.0)))))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1 else thousands(value)))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from geo_mvmf import sphere
+from geo_mvmf.files.styles import UNLIKE_ANY
 from geo_mvmf.maps import summaries
 from geo_mvmf.maps.sunflowers import Nodes
 from geo_mvmf.mixture import CellMixture, VmfMixture
@@ -193,6 +194,36 @@ def judge(rows: Rows, images: IntArray, mixture: VmfMixture | CellMixture, *, no
     known, found = _at_places(rows, images, mixture, nodes, CLAIM)
     if known.size:
         fill(rows, known, {"claimed_level": found["searched_probability"]})
+
+
+def unlike_training(rows: pd.DataFrame) -> tuple[int, str]:
+    """Count the images that are unlike those that the model was trained on, and say so.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Predictions; feature_distance is known where the bundle knows the features of its training images.
+
+    Returns
+    -------
+    number : int
+    line : str
+        Empty where there is no such image.
+
+    Examples
+    --------
+    >>> unlike_training(pd.DataFrame({"feature_distance": [0.9, 7.0, np.nan]}))[1]
+    '1 of 2 images is unlike the training images (feature_distance > 2): its density means little'
+    """
+    distances = rows.get("feature_distance", pd.Series(dtype=float)).to_numpy(float)
+    number, known = int((distances > UNLIKE_ANY).sum()), int((distances >= 0.0).sum())
+    if not number:
+        return 0, ""
+    are, little = ("is", "its density means") if number == 1 else ("are", "their densities mean")
+    return number, (
+        f"{number} of {known} images {are} unlike the training images (feature_distance > {UNLIKE_ANY:g}): {little}"
+        " little"
+    )
 
 
 def _at_places(

@@ -1,6 +1,7 @@
 """What commands say beside their result: what was chosen where nothing was said, and what is odd."""
 
 import dataclasses
+import html
 import json
 import warnings
 from pathlib import Path
@@ -75,6 +76,8 @@ def test_images_unlike_the_training_images_are_counted(bundle, store, tmp_path, 
     line = "4 of 4 images are unlike the training images (feature_distance > 2): their densities mean little"
     assert (line in result["message"].splitlines()) == bool(offset)
     assert (line in done.stdout) == bool(offset)
+    assert run("evaluate", out, "--out", tmp_path / "a.html").exit_code == 0
+    assert (f"<p>{html.escape(line)}.</p>" in (tmp_path / "a.html").read_text()) == bool(offset)
 
 
 # --- layers of polygons ------------------------------------------------------------------------------------------

@@ -145,6 +145,17 @@ def test_points_outside_what_the_model_knows_are_grey():
         assert share_of((130, 130, 130), pictures.points_picture(outside), 6) > plain
 
 
+def test_points_that_are_all_outside_have_one_entry_in_the_legend_and_no_bar_of_colours(monkeypatch):
+    monkeypatch.setattr(pictures, "png", lambda figure: figure)
+
+    def legend_and_axes(distances):
+        figure = pictures.points_picture(album().assign(feature_distance=distances))
+        return [text.get_text() for text in figure.axes[0].get_legend().get_texts()], len(figure.axes)
+
+    assert legend_and_axes([1.0, 2.5]) == (["true place", "estimate", "outside what the model knows"], 2)
+    assert legend_and_axes([3.0, 2.5]) == (["true place", "outside what the model knows"], 1)
+
+
 def test_an_album_of_failures_alone_is_an_empty_map():
     assert pixels(pictures.points_picture(album().assign(longitude=np.nan))).std() > 1
 

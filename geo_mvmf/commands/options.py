@@ -312,7 +312,8 @@ def row_counts(rows: pd.DataFrame) -> dict[str, Any]:
     Returns
     -------
     dict
-        ok, failed and, where they are known, median_area_90_km2 and unlike_training (see `unlike_training`).
+        ok, failed and, where they are known, median_area_90_km2 and unlike_training (see
+        `row_contract.unlike_training`).
 
     Examples
     --------
@@ -325,38 +326,7 @@ def row_counts(rows: pd.DataFrame) -> dict[str, Any]:
     if "area_90_km2" in rows and rows["area_90_km2"].notna().any():
         found["median_area_90_km2"] = float(rows["area_90_km2"].median())
     if "feature_distance" in rows and rows["feature_distance"].notna().any():
+        from geo_mvmf.row_contract import unlike_training
+
         found["unlike_training"] = unlike_training(rows)[0]
     return found
-
-
-def unlike_training(rows: pd.DataFrame) -> tuple[int, str]:
-    """Count the images that are unlike those that the model was trained on, and say so.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        Predictions; feature_distance is known where the bundle knows the features of its training images.
-
-    Returns
-    -------
-    number : int
-    line : str
-        With its line end; empty where there is no such image.
-
-    Examples
-    --------
-    >>> import pandas
-    >>> print(unlike_training(pandas.DataFrame({"feature_distance": [0.9, 7.0, math.nan]}))[1], end="")
-    1 of 2 images is unlike the training images (feature_distance > 2): its density means little
-    """
-    from geo_mvmf.files.styles import UNLIKE_ANY
-
-    distances = rows["feature_distance"].to_numpy(float)
-    number, known = int((distances > UNLIKE_ANY).sum()), int((distances >= 0.0).sum())
-    if not number:
-        return 0, ""
-    are, little = ("is", "its density means") if number == 1 else ("are", "their densities mean")
-    return number, (
-        f"{number} of {known} images {are} unlike the training images (feature_distance > {UNLIKE_ANY:g}): {little}"
-        " little\n"
-    )

@@ -178,9 +178,11 @@ def ending(outputs: Outputs, out: Path, rows: pd.DataFrame) -> str:
       a: no file
     wrote a.nc
     """
+    from geo_mvmf.row_contract import unlike_training
+
     where = outputs.store if outputs.layers is None else outputs.layers
     lines = [f"status: {options.counts(rows['status'])}", *_failures(rows, where)]
-    lines += options.unlike_training(rows)[1].splitlines()
+    lines += filter(None, [unlike_training(rows)[1]])
     if outputs.page is not None:
         names = ", ".join(dict.fromkeys(path.name for path in outputs.after))
         lines.append(f"wrote into {out}: {names} and {outputs.store.name} (for further maps)")
