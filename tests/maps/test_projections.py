@@ -160,11 +160,12 @@ def check(name, cells, components, images):
 
 
 SLOW = ("Equal Earth", "whole Earth about a pole")
-
-
-@pytest.mark.parametrize(
+EACH = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.hard) if name in SLOW else name for name in CLASSES]
 )
+
+
+@EACH
 def test_random_mixtures(name):
     check(name, 9, 12, 24)
 
@@ -175,7 +176,7 @@ def test_a_thousand_random_mixtures(name):
     check(name, 12 if name == "whole Earth about a pole" else 24, 200, 1000)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@EACH
 def test_the_twin_that_samples_the_middles_is_caught(name):
     grid, album, raster, expected, is_whole = case(name, 9, 12, 24)
     middles = sphere.to_directions(*grid.longitude_latitude()).reshape(-1, 3)

@@ -95,8 +95,15 @@ def test_gradients_equal_autograds_in_float64(chunk, budget, monkeypatch):
         assert error <= 1e-9, (name, error)
 
 
-@pytest.mark.parametrize("floor", [None, 1e-3])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    ("reduction", "floor"),
+    [
+        ("mean", None),
+        ("sum", 1e-3),
+        ("none", None),
+        *(pytest.param(*case, marks=pytest.mark.hard) for case in (("mean", 1e-3), ("sum", None), ("none", 1e-3))),
+    ],
+)
 def test_gradients_pass_finite_differences(reduction, floor, narrow_chunks):
     parts, y = problem(n=3, d=2, c=20, log_kappa=(-8.0, 4.0))
     weight = torch.tensor([1.0, 0.0, 2.5], dtype=F64)
@@ -525,9 +532,9 @@ def test_cuda_agrees_with_the_cpu_also_under_autocast():
 
 @pytest.mark.parametrize("budget", [0, 4 * 16 * 8, None])
 def test_cross_entropy_equals_torchs(budget, narrow_chunks):
-    parts, _ = problem(n=6, c=100)
+    parts, _ = problem(n=6, c=40)
     layer = {name: parts[name] for name in ("features", "weight", "bias")}
-    target = torch.tensor([0, 15, 16, 50, 98, 99])
+    target = torch.tensor([0, 15, 16, 31, 38, 39])
     weight = torch.tensor([1.0, 0.0, 2.0, 3.0, 1.0, 0.5], dtype=F64)
     found = cross_entropy_loss(*layer.values(), target, sample_weight=weight, logit_budget_bytes=budget)
     logits = layer["features"] @ layer["weight"].T + layer["bias"]
