@@ -1,9 +1,9 @@
 """What an evaluation says in numbers: one tidy row per figure, each with its interval and with what is missing.
 
 Shares of independent images have Wilson intervals, which stay honest at 0 and 100 %, where a bootstrap's would have no
-width; medians have those of the binomial distribution, means those of the bootstrap. Where images belong together
-(clusters) intervals are bootstraps of whole clusters (of a share of 0 or 100 %: Wilson's, of so many clusters), and of
-fewer than 8 clusters NaN.
+width; medians have those of the binomial distribution. Means have those of a bootstrap of whole clusters
+(`resampling`; each image is its own where nothing says otherwise), and so has every figure where images belong
+together: of a share of 0 or 100 % Wilson's, of so many clusters, and of fewer than 8 clusters NaN.
 """
 
 from __future__ import annotations
@@ -133,13 +133,9 @@ class _Intervals:
         return Estimate(count / n if n else np.nan, float(low), float(high), known.size, n_nan)
 
     def mean(self, values: FloatArray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
-        """`bounds` are those of any such mean; draws of single images cannot leave them."""
-        if self.clusters is not None:
-            return resampling.mean_of_clusters(values, self.clusters, bounds=bounds)
-        found = metrics.mean_with_interval(values)
-        if found.n - found.n_nan < resampling.LEAST_CLUSTERS:  # draws of so few hardly differ
-            return found._replace(low=np.nan, high=np.nan)
-        return found
+        """`bounds` are those of any such mean."""
+        clusters = np.arange(values.size) if self.clusters is None else self.clusters
+        return resampling.mean_of_clusters(values, clusters, bounds=bounds)
 
     def median(self, values: FloatArray) -> Estimate:
         if self.clusters is not None:

@@ -30,8 +30,6 @@ GEO_SCORE_SCALE_KM = 1492.7
 """Distance at which the GeoScore falls to 5000 / e (PRIOR_ART 8: plonk, osv5m, PIGEON)."""
 
 LEVEL = 0.95
-_RESAMPLES = 2000
-_DRAWN_AT_ONCE = 1 << 20
 
 
 class Accuracy(NamedTuple):
@@ -154,41 +152,6 @@ def median_error_km(error_km: npt.ArrayLike) -> Estimate:
     return Estimate(float(middle.mean()), float(low), float(high), n, n_nan)
 
 
-def mean_with_interval(values: npt.ArrayLike, *, seed: int = 0) -> Estimate:
-    """Give the mean of the values that are numbers.
-
-    Parameters
-    ----------
-    values : array_like of float, shape (n,)
-        Anything per image: errors in kilometres, negative log-likelihoods in nats, GeoScores. NaN values cannot be in a
-        mean; they are left out and counted in `n_nan`, which must be shown beside it.
-    seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    Estimate
-        The mean with a bootstrap percentile interval of 2000 resamples; NaN where there is no number.
-
-    Examples
-    --------
-    >>> estimate = mean_with_interval([1.0, 2.0, 3.0, float("nan")])
-    >>> estimate.value, estimate.n, estimate.n_nan
-    (2.0, 4, 1)
-    """
-    given = np.asarray(values, dtype=np.float64).ravel()
-    numbers = given[~np.isnan(given)]
-    n_nan = given.size - numbers.size
-    if numbers.size == 0:
-        return Estimate(math.nan, math.nan, math.nan, given.size, n_nan)
-    if not np.all(np.isfinite(numbers)):
-        value = float(numbers.mean())
-        return Estimate(value, value, value, given.size, n_nan)
-    tail = 100.0 * (1.0 - LEVEL) / 2.0
-    low, high = np.percentile(_resampled_means(numbers, seed), [tail, 100.0 - tail])
-    return Estimate(float(numbers.mean()), float(low), float(high), given.size, n_nan)
-
-
 def geo_score(error_km: npt.ArrayLike) -> FloatArray:
     """Give the GeoScore of each error: 5000 exp(-d / 1492.7 km).
 
@@ -254,13 +217,3 @@ def _errors(error_km: npt.ArrayLike) -> tuple[FloatArray, int]:
         raise ValueError(f"error {row} is {errors[row]} km; a distance cannot be negative")
     missing = np.isnan(errors)
     return np.where(missing, math.inf, errors), int(missing.sum())
-
-
-def _resampled_means(numbers: FloatArray, seed: int) -> FloatArray:
-    generator = np.random.default_rng(seed)
-    step = max(1, _DRAWN_AT_ONCE // numbers.size)
-    means = [
-        numbers[generator.integers(0, numbers.size, (min(step, _RESAMPLES - done), numbers.size))].mean(axis=1)
-        for done in range(0, _RESAMPLES, step)
-    ]
-    return np.concatenate(means)

@@ -34,3 +34,14 @@ def make_album():
         return names
 
     return make
+
+
+@pytest.fixture
+def plain_percentiles():
+    """The plain bootstrap of images that are independent: the broken twin of intervals over clusters."""
+
+    def interval(values, seed=0, resamples=2000):
+        drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+        return np.percentile(np.asarray(values)[drawn].mean(axis=1), [2.5, 97.5])
+
+    return interval

@@ -75,7 +75,6 @@ def _few_resamples(request, monkeypatch):
     """What is compared here needs no smooth intervals, but for the tests of the intervals."""
     if "interval" not in request.node.name:
         monkeypatch.setattr(resampling, "RESAMPLES", 200)
-        monkeypatch.setattr(metrics, "_RESAMPLES", 200)
 
 
 def rows_of(found, method):
@@ -155,10 +154,9 @@ def told_apart(low, high):
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 7, 8, 12, 40])
-def test_equal_methods_of_few_clusters_are_seldom_told_apart(k, monkeypatch):
+def test_equal_methods_of_few_clusters_are_seldom_told_apart(k, monkeypatch, plain_percentiles):
     """The broken twin draws the clusters again as if the draws of few differed as much as those of many."""
     monkeypatch.setattr(resampling, "RESAMPLES", 500)
-    monkeypatch.setattr(metrics, "_RESAMPLES", 500)
     found, twin, times = 0, 0, 150
     clusters = np.repeat(np.arange(k), 4)
     for seed in range(times):
@@ -167,7 +165,7 @@ def test_equal_methods_of_few_clusters_are_seldom_told_apart(k, monkeypatch):
         estimate = resampling.mean_difference(difference, np.zeros_like(difference), clusters)
         assert np.isnan(estimate.low) == (k < resampling.LEAST_CLUSTERS)
         found += told_apart(estimate.low, estimate.high) and not np.isnan(estimate.low)
-        twin += told_apart(*metrics.mean_with_interval(difference.reshape(k, 4).mean(axis=1))[1:3])
+        twin += told_apart(*plain_percentiles(difference.reshape(k, 4).mean(axis=1), resamples=500))
     assert found <= 15  # of 150; of 5 % it is more once in 200
     assert twin > 15 or k in (8, 40)  # at 8 clusters it is too sure too, once in ten
 

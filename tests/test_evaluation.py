@@ -198,6 +198,10 @@ def test_clusters_widen_intervals_and_change_no_value(simulated):
     assert few.few_clusters == 5
     assert few.table()[["low", "high"]].isna().all(axis=None)
     assert together["low"].notna().all()
+    own = geo_mvmf.evaluate(found, table.assign(walk=np.arange(N) + 100), cluster_by="walk").table()
+    means = own["measure"].str.contains("mean|nll|score|gain")
+    assert means.sum() == 7
+    pd.testing.assert_frame_equal(own[means], alone[means])  # one rule: without clusters every image is its own
     blocks = geo_mvmf.evaluate(found, table, block_level=2)
     assert len(np.unique(blocks.clusters)) < N
     with pytest.raises(UsageError, match="choose one"):
