@@ -106,7 +106,7 @@ class _Group(click.Group):
     "style",
     type=click.Choice(STYLES),
     default="auto",
-    help="Bar on a terminal (auto), one JSON object a line on stderr for programs, or none.",
+    help="Bar on a terminal, few lines elsewhere (auto), one JSON object a line on stderr for programs, or none.",
 )
 def main(*, style: str) -> None:
     """Predict where images were taken, as probability over the Earth's surface.
@@ -129,7 +129,7 @@ def _progress_option() -> click.Option:
 
 
 def _style(wish: str) -> str:
-    return ("bar" if sys.stderr.isatty() else "none") if wish == "auto" else wish
+    return ("bar" if sys.stderr.isatty() else "lines") if wish == "auto" else wish
 
 
 def _interrupted(ctx: click.Context, report: Reporter, code: int) -> NoReturn:

@@ -69,6 +69,8 @@ class Progress:
         One line for a person; empty most of the time.
     failures : tuple of Failure
         Items that could not be used, since the last event.
+    is_landmark : bool
+        Whether its message is worth a line of its own where no bar is drawn.
 
     Examples
     --------
@@ -81,6 +83,7 @@ class Progress:
     total: int
     message: str = ""
     failures: tuple[Failure, ...] = ()
+    is_landmark: bool = False
 
     @property
     def fraction(self) -> float:

@@ -23,13 +23,16 @@ Result = TypeVar("Result")
 
 STYLES = ("auto", "bar", "json", "none")
 
+_LINE_SECONDS = 5.0  # between two lines in place of a bar, but for the first and the last
+
 
 class Reporter:
     """Speaks for a command: a bar and lines for people, events for programs, or only what matters.
 
     Parameters
     ----------
-    style : {"bar", "json", "none"}
+    style : {"bar", "lines", "json", "none"}
+        Lines are of landmarks alone, for where no bar can be drawn.
     tell : callable, optional
         Takes the lines of events in place of stderr; the result is then said as an event only.
     check : callable, optional
@@ -77,6 +80,10 @@ class Reporter:
         elif self.style == "bar" and (now - self._shown > 0.2 or event.done == event.total):
             self._shown = now
             self._draw(event, now - self._begun[0], event.done - self._begun[1])
+        elif self.style == "lines" and event.is_landmark:
+            if now - self._shown > _LINE_SECONDS or event.done in (self._begun[1], event.total):
+                self._shown = now
+                self.say(f"{event.stage} {event.done}/{event.total}: {event.message}")
         if self._check is not None:
             self._check()
 

@@ -466,6 +466,7 @@ def test_prepare_and_train(tmp_path):
     assert trained.exit_code == 0, trained.output
     model = Path(trained.stdout.removeprefix("wrote ").strip())
     assert f"geo-mvmf report {model.parent} --out" in trained.stderr
+    assert f"train 0/2: begins in {model.parent}\ntrain 2/2: loss " in trained.stderr
     assert json.loads(run("info", model).stdout)["training"]["steps"] == 2
     result = run("predict", chips / "chips.csv", "--bundle", model, "--out", tmp_path / "p.nc")
     assert result.stdout.startswith("status: 12 ok"), result.output

@@ -27,3 +27,12 @@ def test_a_job_that_goes_on_counts_what_it_did_itself(monkeypatch, capsys):
 def test_every_stage_has_its_own_time(monkeypatch, capsys):
     events = [(1000.0, "load", 0, 10), (1600.0, "load", 10, 10), (1600.0, "train", 0, 100), (1602.0, "train", 10, 100)]
     assert "10/100 2 s, 18 s left" in shown(events, monkeypatch, capsys)
+
+
+def test_where_no_bar_is_landmarks_are_lines_and_not_too_many(monkeypatch, capsys):
+    clock = iter([0.0, 1.0, 2.0, 7.0, 8.0, 9.0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    report = terminal.Reporter("lines")
+    for done, is_landmark in [(3, True), (4, False), (5, True), (6, True), (7, True), (9, True)]:
+        report(Progress("train", done, 9, "loss 1", is_landmark=is_landmark))
+    assert capsys.readouterr().err.splitlines() == [f"train {done}/9: loss 1" for done in (3, 6, 9)]

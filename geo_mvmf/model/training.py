@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,8 @@ def train_job(config: TrainingConfig, *, overwrite: bool = False, where: str = "
             device = _device(config, ranks)
             log.write(run_folder.start_record(config, device, threads, newest, damaged, ranks))
             image_set = yield from load_image_set(config)
+            if image_set.left_out and ranks.rank == 0:
+                warnings.warn(image_set.left_out, stacklevel=2)
             prepared = yield from prepare(config, image_set, device, folder, ranks)
             run = _Run(config, prepared, folder, log, threads)
             run.resume(newest, facts)
@@ -227,6 +230,8 @@ class _Run:
 
     def steps(self) -> Generator[Progress, None, None]:
         """Do all steps that are left."""
+        begun = f"goes on from the checkpoint in {self.folder}" if self.first else f"begins in {self.folder}"
+        yield Progress("train", self.first, self.total, begun, is_landmark=True)
         saved, speed = time.monotonic(), _Speed(self.batch_size)
         for step, batch in zip(
             range(self.first, self.total), self.prepared.source.batches(self._orders()), strict=False
@@ -236,16 +241,19 @@ class _Run:
             speed.tick()
             if done % self.config.log_steps == 0 or done == self.total:
                 self._log_step(done, speed)
-            if done % (self.config.validate_steps or self.steps_per_epoch) == 0 or done == self.total:
-                self._validate(done)
+            message = speed.message(loss, self.total - done)
+            is_landmark = done % (self.config.validate_steps or self.steps_per_epoch) == 0 or done == self.total
+            if is_landmark:
+                message += self._validate(done)
                 if self._is_out_of_patience(done):
-                    yield Progress("train", done, self.total, f"stopped early: {self.waited} validations, no new best")
+                    ended = f"stopped early: {self.waited} validations, no new best"
+                    yield Progress("train", done, self.total, ended, is_landmark=True)
                     return
             late = self.ranks.tell(time.monotonic() - saved >= self.config.checkpoint_seconds)  # by one clock
             if (done % self.config.checkpoint_steps == 0 or late) and done < self.total:
                 self._save(done)
                 saved = time.monotonic()
-            yield Progress("train", done, self.total, speed.message(loss, self.total - done))
+            yield Progress("train", done, self.total, message, is_landmark=is_landmark)
 
     def length(self) -> dict[str, float]:
         """How long the run was in the end, in steps and in epochs."""
@@ -265,15 +273,17 @@ class _Run:
     def _own(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return rows[self.ranks.part(len(rows))]
 
-    def _validate(self, done: int) -> None:
+    def _validate(self, done: int) -> str:
+        """Measure the model; what came of it, to be said behind the loss."""
         rows = self.image_set.validation
         if len(rows) == 0:
-            return
+            return ""
         parts = [self._own(rows[begin : begin + self.batch_size]) for begin in range(0, len(rows), self.batch_size)]
         measured = self.learner.evaluate(self.prepared.evaluation_source.batches(parts), self.image_set.weight)
         best = self.learner.keep_if_best(done, measured)
         self.waited = 0 if best else self.waited + 1
         self.log.write({"event": "validation", "step": done, **measured, "best": best})
+        return f", validation NLL {measured['nll']:.3f}{' (the best)' if best else ''}"
 
     def _is_out_of_patience(self, done: int) -> bool:
         if self.config.patience is None or self.waited < self.config.patience or done == self.total:

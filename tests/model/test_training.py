@@ -78,6 +78,23 @@ def stopped(config, step):
 BY_COLUMN = {"validation": "column", "validation_column": "held_out", "validation_fraction": 0.05}
 
 
+def test_rows_that_are_not_trained_on_are_told_and_a_swapped_table_is_refused(config, photos, tmp_path):
+    table = pd.read_csv(photos / "photos.csv")
+    table.loc[:1, "latitude"] = [95.0, np.nan]
+    few = changed(config, table=str(tmp_path / "t.csv"), root=str(photos), steps=1)
+    table.to_csv(few.table, index=False)
+    with pytest.warns(
+        UserWarning, match=r"t.csv: 98 of 100 rows are used: 1 bad_coord.*, 1 without_coord.*; .*row 1: lat"
+    ):
+        train(few)
+    turned = {"longitude": "latitude", "latitude": "longitude"}
+    pd.read_csv(photos / "photos.csv").rename(columns=turned).to_csv(few.table, index=False)
+    for options in ({}, {"table": config.table, "validation": "table", "validation_table": few.table}):
+        swapped = changed(few, out=str(tmp_path / "swapped"), **options)
+        with pytest.raises(BadInputError, match=r"t.csv: \d+ of 100 rows have no place .* exchange the two columns"):
+            train(swapped)
+
+
 def test_it_learns_where_the_colours_are(config, photos):
     config = changed(config, steps=100, schedule="cosine", **BY_COLUMN)
     bundle = train(config)
@@ -304,9 +321,24 @@ def test_progress_tells_rate_and_time_left(config):
     events = []
     train(config, report=events.append)
     steps = [event for event in events if event.stage == "train"]
-    assert [event.done for event in steps] == list(range(1, 21))
-    assert all("images/s" in event.message and "left" in event.message for event in steps)
+    assert [event.done for event in steps] == list(range(21))
+    assert all("images/s" in event.message and "left" in event.message for event in steps[1:])
     assert {event.stage for event in events} >= {"read", "load", "train", "write"}
+
+
+def test_landmarks_are_where_it_begins_or_goes_on_and_each_validation(config):
+    def landmarks(events):
+        return {event.done: event.message for event in events if event.is_landmark}
+
+    config = stopped(changed(config, validate_steps=5, checkpoint_steps=7), 10)
+    events = []
+    train(config, report=events.append)
+    found = landmarks(events)
+    assert list(found) == [7, 10, 15, 20]
+    assert found[7] == f"goes on from the checkpoint in {config.out}"
+    assert all(", validation NLL " in found[step] for step in (10, 15, 20))
+    first = next(event for event in train_job(changed(config, out=f"{config.out}2")) if event.stage == "train")
+    assert (first.done, first.message, first.is_landmark) == (0, f"begins in {config.out}2", True)
 
 
 def test_a_loss_that_is_not_finite_stops_naming_step_and_rows(config, monkeypatch):
