@@ -62,7 +62,8 @@ def write_density(
         Needed where `density` is no DataArray.
     tags : mapping, optional
         Written as text with upper-case names: model, weights hash, image id. PROBABILITY_SUM is the coordinate
-        `probability_sum` of the DataArray, or the sum of density times area where there is none.
+        `probability_sum` of the DataArray, or the sum of density times area where there is none. CREDIBLE_DENSITY_90
+        is the least density of the cells that hold 90 % together; none where the whole grid holds less.
     overwrite : bool
         Whether existing files may be replaced.
 
@@ -97,7 +98,7 @@ def write_density(
         return {"PROBABILITY_SUM": total, **thresholds, **(tags or {})}
 
     def style_of() -> str:
-        return styles.density_style(measured.thresholds(), maximum=measured.maximum)
+        return styles.density_style(measured.thresholds(measured.levels()), maximum=max(measured.maximum, 0.0))
 
     look = _Look("density_per_km2", "km-2", "Probability density per square kilometre", "AVERAGE")
     return _write(source, look, measured, tags_of, style_of, overwrite=overwrite)
@@ -151,36 +152,6 @@ def write_level(
     return _write(
         source, look, _Measured(), lambda: dict(tags or {}), lambda: styles.level_style(levels), overwrite=overwrite
     )
-
-
-def credible_thresholds(
-    density: npt.ArrayLike, area_km2: npt.ArrayLike, levels: Sequence[float] = LEVELS
-) -> dict[float, float]:
-    """Find the least density of each credible region of a raster.
-
-    Parameters
-    ----------
-    density : array_like of float, shape (...)
-        Per km2; NaN counts as nothing.
-    area_km2 : array_like of float, shape (...)
-        Of the raster cells.
-    levels : sequence of float
-        Shares of the raster's whole probability, 0..1.
-
-    Returns
-    -------
-    dict of float to float
-        Level to density; at most 0.05 % too low, so that the cells above it hold at least the level.
-
-    Examples
-    --------
-    >>> found = credible_thresholds([4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0], levels=[0.4, 0.7])
-    >>> {level: round(value, 2) for level, value in found.items()}
-    {0.4: 4.0, 0.7: 3.0}
-    """
-    measured = _Measured()
-    measured.add(np.asarray(density, dtype=np.float32).ravel(), np.asarray(area_km2, dtype=np.float64).ravel())
-    return measured.thresholds(levels)
 
 
 class _Look(NamedTuple):
@@ -237,14 +208,24 @@ class _Measured:
         self.mass += np.bincount(bins, weights=np.maximum(mass, 0.0), minlength=_BINS)
 
     def thresholds(self, levels: Sequence[float] = LEVELS) -> dict[float, float]:
-        """Least densities of credible regions, levels ascending."""
+        """Least densities of credible regions, levels ascending, without those that the raster does not hold.
+
+        At most 0.05 % too low, so that the cells above them hold at least the level.
+        """
         from_top = np.cumsum(self.mass[::-1])
         result = {}
         for level in sorted(levels):
-            place = int(np.searchsorted(from_top, level * from_top[-1] * (1.0 - 1e-12)))
-            bits = np.array([max(_BINS - 1 - place, 0) << _BITS_DROPPED], dtype=np.uint32)
-            result[level] = float(bits.view(np.float32)[0])
+            wanted = level * (1.0 - 1e-12)
+            if 0.0 < wanted <= from_top[-1]:
+                place = int(np.searchsorted(from_top, wanted))
+                bits = np.array([(_BINS - 1 - place) << _BITS_DROPPED], dtype=np.uint32)
+                result[level] = float(bits.view(np.float32)[0])
         return result
+
+    def levels(self) -> list[float]:
+        """Levels of classes that tell cells apart: `LEVELS`, or these shares of what a raster holds that holds less."""
+        held = float(self.mass.sum())
+        return [level if held >= max(LEVELS) else level * held for level in LEVELS]
 
     def statistics(self) -> dict[str, str]:
         """Tags that GIS programs read in place of the whole raster."""

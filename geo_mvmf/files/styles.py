@@ -174,7 +174,7 @@ def density_style(thresholds: Mapping[float, float], *, maximum: float) -> str:
     Parameters
     ----------
     thresholds : mapping of float to float
-        Credible level (0..1) to the least density (km-2) of its region.
+        Credible level (0..1) to the least density (km-2) of its region; none where there is no probability.
     maximum : float
         Largest density, km-2.
 
@@ -190,7 +190,7 @@ def density_style(thresholds: Mapping[float, float], *, maximum: float) -> str:
     """
     ordered = sorted(thresholds.items(), reverse=True)  # large levels, small densities first
     uppers = [just_below(value) for _, value in ordered] + [math.inf]
-    outside = f"outside the {_percent(ordered[0][0])} region"
+    outside = f"outside the {_percent(ordered[0][0])} region" if ordered else "no probability"
     labels = [outside, *(f"densest {_percent(level)} of the probability" for level, _ in ordered)]
     colours = [_OUTSIDE, *reversed(_level_colours(len(ordered)))]
     bands = [Band(*entry) for entry in zip(uppers, colours, labels, strict=True)]

@@ -92,31 +92,58 @@ def test_overviews_keep_the_mass_of_a_density(world):
 def thresholds_by_sorting(density, area, levels):
     order = np.argsort(density, axis=None)[::-1]
     mass = np.cumsum((density * area).ravel()[order])
-    return {level: density.ravel()[order][np.searchsorted(mass, level * mass[-1])] for level in levels}
+    return {level: density.ravel()[order][np.searchsorted(mass, level)] for level in levels}
+
+
+def credible_densities(path):
+    with rasterio.open(path) as raster:
+        beginning = "CREDIBLE_DENSITY_"
+        tags = {key: value for key, value in raster.tags().items() if key.startswith(beginning)}
+    return {float(key.removeprefix(beginning)) / 100.0: float(value) for key, value in tags.items()}
+
+
+def items_of(path):
+    document = path.with_suffix(".qml").read_text(encoding="utf-8")
+    return list(ET.fromstring(document.split("\n", 1)[1]).iter("item"))  # noqa: S314  our own document
 
 
 def test_thresholds_are_those_of_a_full_sort(world):
-    _, _, density, area = world
-    found = geotiff.credible_thresholds(density, area)
+    path, _, density, area = world
+    found = credible_densities(path)
     exact = thresholds_by_sorting(density.astype(np.float32).astype(float), area, geotiff.LEVELS)
+    assert sorted(found) == sorted(geotiff.LEVELS)
     for level in geotiff.LEVELS:
         assert exact[level] * (1 - 6e-4) <= found[level] <= exact[level]
         inside = (density * area)[density >= found[level]].sum()
         assert level <= inside < level + 0.005
 
 
+@pytest.mark.parametrize(
+    ("held", "tagged", "shown"), [(0.97, [0.5, 0.8, 0.9, 0.95], 1.0), (0.85, [0.5, 0.8], 0.85), (0.3, [], 0.3)]
+)
+def test_levels_are_of_all_probability_where_a_grid_holds_a_part(tmp_path, held, tagged, shown):
+    grid = Grid.from_bounds(5.0, 45.0, 15.0, 55.0, 0.05)
+    density, area = bell(grid)
+    density *= held
+    path = geotiff.write_density(tmp_path / "part.tif", density, grid)
+    assert sorted(credible_densities(path)) == tagged
+    for level, threshold in credible_densities(path).items():
+        assert level <= (density * area)[density >= threshold].sum() < level + 0.005
+    for item, level in zip(items_of(path)[1:], sorted(geotiff.LEVELS, reverse=True), strict=True):
+        assert item.get("label") == f"densest {100.0 * level * shown:.4g} % of the probability"
+    for before, level in zip(items_of(path), sorted(geotiff.LEVELS, reverse=True), strict=False):
+        inside = (density * area)[density.astype(np.float32) > float(before.get("value"))].sum()
+        assert level * shown <= inside < level * shown + 0.005
+
+
 def test_the_style_has_the_thresholds_of_this_raster(world):
     path, _, density, area = world
-    document = path.with_suffix(".qml").read_text(encoding="utf-8")
-    root = ET.fromstring(document.split("\n", 1)[1])  # noqa: S314  our own document
-    items = list(root.iter("item"))
+    items = items_of(path)
     exact = thresholds_by_sorting(density, area, geotiff.LEVELS)
     uppers = [float(item.get("value")) for item in items[:-1]]
     assert uppers == pytest.approx([exact[level] for level in sorted(exact, reverse=True)], rel=1e-3)
     assert items[0].get("alpha") == "0"
-    with rasterio.open(path) as raster:
-        tags = raster.tags()
-    assert float(tags["CREDIBLE_DENSITY_95"]) == pytest.approx(uppers[0], rel=1e-6)
+    assert credible_densities(path)[0.95] == pytest.approx(uppers[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("values", ["zero", "minus zero", "uniform", "one cell", "nan"])
@@ -128,7 +155,12 @@ def test_degenerate_rasters_are_written(tmp_path, values):
     path = geotiff.write_density(tmp_path / "a.tif", density, grid)
     with rasterio.open(path) as raster:
         np.testing.assert_array_equal(raster.read(1), density.astype(np.float32))
-    ET.fromstring(path.with_suffix(".qml").read_text().split("\n", 1)[1])  # noqa: S314  our own document
+    assert np.isfinite(list(credible_densities(path).values())).all()
+    style = path.with_suffix(".qml").read_text(encoding="utf-8")
+    assert '"nan"' not in style
+    assert '"-inf"' not in style
+    if values in ("zero", "minus zero", "nan"):
+        assert [(item.get("label"), item.get("alpha")) for item in items_of(path)] == [("no probability", "0")]
 
 
 def test_what_is_outside_the_projection_is_nan_and_nodata(tmp_path):
