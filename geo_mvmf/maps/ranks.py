@@ -21,7 +21,7 @@ from geo_mvmf.mixture import CellMixture, VmfMixture
 FloatArray = npt.NDArray[np.float64]
 
 _KM2 = sphere.EARTH_RADIUS_KM**2
-_EQUAL = 1e-9  # densities that differ relatively by less are equal: their cells' areas are rounded
+_EQUAL = 1e-9  # densities that differ relatively by less are equal: they, and their cells' areas, are rounded
 _DRAWS = 999  # per image: ranks in steps of a thousandth
 _TAIL = 1e-5  # weight of the lightest components that draws leave out
 _MANY = 2048  # components that matter, beyond which draws would cost too much and nodes are many
@@ -66,14 +66,14 @@ def ranks(
         rows = [_rank(mixture[i], places[i : i + 1], float(drawn[i])) for i in range(len(mixture))]
         return pd.DataFrame(rows, columns=["log_density", "searched_probability", "searched_area_km2"])
     found = summaries.at_truth(mixture, longitude, latitude)
-    log_density, searched = found["log_density"].to_numpy(), found["searched_probability"].to_numpy(copy=True)
+    searched = found["searched_probability"].to_numpy(copy=True)
     for i in range(len(mixture)):
-        rank = _rank_among_draws(mixture, i, float(log_density[i]), float(drawn[i]))
+        rank = _rank_among_draws(mixture, i, places[i], float(drawn[i]))
         searched[i] = searched[i] if rank is None else rank
     return found.assign(searched_probability=searched)
 
 
-def _rank_among_draws(mixture: VmfMixture, image: int, log_density: float, uniform: float) -> float | None:
+def _rank_among_draws(mixture: VmfMixture, image: int, place: FloatArray, uniform: float) -> float | None:
     logs = mixture.log_mixing_weights[image]
     order = np.argsort(logs)[::-1]
     few = order[: int(np.searchsorted(np.cumsum(np.exp(logs[order])), 1.0 - _TAIL)) + 1]
@@ -81,8 +81,11 @@ def _rank_among_draws(mixture: VmfMixture, image: int, log_density: float, unifo
         return None
     own = VmfMixture(mixture.mean_directions[few], mixture.log_concentrations[few], logs[None, few])
     generator = np.random.default_rng(int(uniform * 2.0**53))
-    values = own.log_density(own.sample(_DRAWS, seed=generator)[0])[0]
-    return float((np.count_nonzero(values > log_density) + generator.random()) / (_DRAWS + 1))
+    places = np.concatenate([place[None], own.sample(_DRAWS, seed=generator)[0]])
+    # in steps, so that what is equal is so by whomever it is compared: of a flat density all is
+    steps = np.rint(own.log_density(places)[0] / _EQUAL)
+    above, equal = np.count_nonzero(steps[1:] > steps[0]), np.count_nonzero(steps[1:] == steps[0])
+    return float((above + generator.random() * (equal + 1)) / (_DRAWS + 1))
 
 
 def _rank(image: CellMixture, place: FloatArray, uniform: float) -> tuple[float, float, float]:

@@ -76,6 +76,17 @@ def test_ranks_of_simulated_truths_are_uniform_for_components():
     assert stats.kstest(found["searched_probability"], "uniform").pvalue < 1e-4
 
 
+@pytest.mark.parametrize("log_kappa", [-60.0, -40.0, -21.0, -12.0])
+def test_ranks_are_uniform_where_densities_are_flat_up_to_rounding(log_kappa):
+    """What tells places apart there is how densities were rounded, and that draws leave out the lightest components."""
+    generator = np.random.default_rng(7)
+    directions, weights = sphere.random_directions(4, generator), [[0.5, 0.3, 0.2 - 5e-6, 5e-6]]
+    mixture = VmfMixture(directions, [log_kappa] * 4, np.log(np.tile(weights, (150, 1))))
+    truth = sphere.to_longitude_latitude(mixture.sample(1, seed=8).reshape(-1, 3))
+    found = ranks.ranks(mixture, *truth, generator.random(150))["searched_probability"]
+    assert stats.kstest(found, "uniform").pvalue > 0.01
+
+
 def test_a_rank_is_a_function_of_its_number_alone():
     mixture = components(6, np.random.default_rng(5))
     place, uniform = (np.linspace(0, 50, 6), np.linspace(-20, 40, 6)), np.linspace(0.1, 0.9, 6)
