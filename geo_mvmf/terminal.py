@@ -81,9 +81,7 @@ class Reporter:
             self._shown = now
             self._draw(event, now - self._begun[0], event.done - self._begun[1])
         elif self.style == "lines" and event.is_landmark:
-            if now - self._shown > _LINE_SECONDS or event.done in (self._begun[1], event.total):
-                self._shown = now
-                self.say(f"{event.stage} {event.done}/{event.total}: {event.message}")
+            self._say_landmark(event, now)
         if self._check is not None:
             self._check()
 
@@ -222,6 +220,11 @@ class Reporter:
 
     def _tell(self, event: str, **values: object) -> None:
         self._write(events.line(event, **values))
+
+    def _say_landmark(self, event: Progress, now: float) -> None:
+        if now - self._shown > _LINE_SECONDS or event.done in (self._begun[1], event.total):
+            self._shown = now
+            self.say(f"{event.stage} {event.done}/{event.total}: {event.message}")
 
     def _draw(self, event: Progress, seconds: float, done: int) -> None:
         # by what was done in these seconds: a job that goes on has most of it behind it when it begins

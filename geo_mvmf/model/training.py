@@ -1,12 +1,14 @@
 """Training: one job for the paper's three stages, with checkpoints, resumed bit by bit after any kill.
 
 The run folder holds config.json (what decides the result), log.jsonl, the last two checkpoints, and at the end the
-bundle. The same command goes on where the last checkpoint stopped, and returns at once where the bundle
-is there already. Started by `torchrun`, several processes do it together (docs/many_processes.md).
+bundle. Ctrl-C and SIGTERM leave a checkpoint of the step in work, unless several processes train together. The same
+command goes on where the last checkpoint stopped, and returns at once where the bundle is there already. Started by
+`torchrun`, several processes do it together (docs/many_processes.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import warnings
@@ -18,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from geo_mvmf import progress
+from geo_mvmf import interruptions, progress
 from geo_mvmf.errors import TrainingError, UsageError
+from geo_mvmf.interruptions import Interruption
 from geo_mvmf.model import checkpoint, devices, epilogue_choice, products, run_folder, scalar_log
 from geo_mvmf.model.bundle import Bundle, load_bundle
 from geo_mvmf.model.configuration import TrainingConfig, read_config
@@ -229,7 +232,16 @@ class _Run:
                 path.unlink()  # damaged, or it would not have been passed over
 
     def steps(self) -> Generator[Progress, None, None]:
-        """Do all steps that are left."""
+        """Do all steps that are left; one process that is interrupted stops after a step, with a checkpoint."""
+        alone = self.ranks.size == 1  # others would wait for this one
+        with interruptions.held_back() if alone else contextlib.nullcontext(Interruption()) as interruption:
+            for event in self._steps():
+                yield event
+                if interruption.came and self.first < event.done < self.total and self.stopped is None:
+                    self._save(event.done)
+                interruption.follow()
+
+    def _steps(self) -> Generator[Progress, None, None]:
         begun = f"goes on from the checkpoint in {self.folder}" if self.first else f"begins in {self.folder}"
         yield Progress("train", self.first, self.total, begun, is_landmark=True)
         saved, speed = time.monotonic(), _Speed(self.batch_size)

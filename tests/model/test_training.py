@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import signal
 from pathlib import Path
 
 import geopandas as gpd
@@ -80,7 +81,7 @@ BY_COLUMN = {"validation": "column", "validation_column": "held_out", "validatio
 
 def test_rows_that_are_not_trained_on_are_told_and_a_swapped_table_is_refused(config, photos, tmp_path):
     table = pd.read_csv(photos / "photos.csv")
-    table.loc[:1, "latitude"] = [95.0, np.nan]
+    table.loc[0, "latitude"], table.loc[1, ["longitude", "latitude"]] = 95.0, np.nan
     few = changed(config, table=str(tmp_path / "t.csv"), root=str(photos), steps=1)
     table.to_csv(few.table, index=False)
     with pytest.warns(
@@ -89,7 +90,10 @@ def test_rows_that_are_not_trained_on_are_told_and_a_swapped_table_is_refused(co
         train(few)
     turned = {"longitude": "latitude", "latitude": "longitude"}
     pd.read_csv(photos / "photos.csv").rename(columns=turned).to_csv(few.table, index=False)
-    for options in ({}, {"table": config.table, "validation": "table", "validation_table": few.table}):
+    for options in (
+        {},
+        {"table": config.table, "validation": "table", "validation_table": few.table, "validation_fraction": 0.05},
+    ):
         swapped = changed(few, out=str(tmp_path / "swapped"), **options)
         with pytest.raises(BadInputError, match=r"t.csv: \d+ of 100 rows have no place .* exchange the two columns"):
             train(swapped)
@@ -233,6 +237,36 @@ def test_changed_data_are_noticed(config, photos, tmp_path):
     table.to_csv(path, index=False)
     with pytest.raises(TrainingError, match="changed since the run began"):
         train(config)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_a_checkpoint_of_the_step_in_work(config, tmp_path, monkeypatch, number):
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    train_step, steps, again = learner.Learner.train_step, [], []
+
+    def interrupted(self, step, batch):
+        if step == 6:
+            steps.append(step)
+            [signal.raise_signal(number) for _ in (*again, number)]
+        return train_step(self, step, batch)
+
+    undisturbed = train(changed(config, out=str(tmp_path / "other"))).digest
+    monkeypatch.setattr(learner.Learner, "train_step", interrupted)
+    before = signal.signal(number, ended)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+        assert signal.getsignal(number) is ended
+        assert [record["step"] for record in log_of(config) if record["event"] == "checkpoint"] == [7]
+        again.append(number)  # the second is not held back
+        with pytest.raises(KeyboardInterrupt):
+            train(changed(config, out=str(tmp_path / "second")))
+        assert not checkpoint.checkpoint_paths(tmp_path / "second")
+    finally:
+        signal.signal(number, before)
+    assert (train(config).digest, steps) == (undisturbed, [6, 6])
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path):
