@@ -106,7 +106,7 @@ def table(
 ) -> None:
     """Read an image table (folder, CSV, GeoPackage, GeoParquet, GeoJSON) and say what is wrong with it."""
     from geo_mvmf.files import vector
-    from geo_mvmf.inputs import tables
+    from geo_mvmf.inputs import table_rows, tables
 
     if out is not None:
         vector.check_suffix(out)
@@ -115,7 +115,7 @@ def table(
     options.check_images(source, len(frame))
     report.failed(options.failures(frame))
     lines = [f"{len(frame)} rows; status: {options.counts(frame['status'])}"]
-    lines += [f"  {problem}: {number}" for problem, number in tables.describe_problems(frame).items()]
+    lines += [f"  {problem}: {number}" for problem, number in table_rows.describe_problems(frame).items()]
     if out is not None:
         vector.write_layers(out, {"images": frame}, overwrite=overwrite)
         report.wrote("table", out)

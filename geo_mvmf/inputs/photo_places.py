@@ -12,7 +12,7 @@ import pandas as pd
 import shapely
 
 from geo_mvmf.errors import BadInputError
-from geo_mvmf.inputs import table_columns, table_sources, tables
+from geo_mvmf.inputs import table_columns, table_rows, table_sources, tables
 from geo_mvmf.inputs.coordinate_systems import stated_crs, to_longitude_latitude
 from geo_mvmf.inputs.layers import LAYER_SUFFIXES, read_layer
 
@@ -78,20 +78,15 @@ def read_photo_places(source: str | os.PathLike[str], *, exif: bool = False) -> 
 def _of_images(source: str | os.PathLike[str], *, exif: bool) -> PhotoPlaces:
     table = tables.read_image_table(source, exif=exif)
     _check_rows(len(table), source)
-    good = tables.training_rows(table)
-    problems = {name: count for name, count in tables.describe_problems(table).items() if count and name != "rows"}
+    good = table_rows.training_rows(table)
+    problems = {name: count for name, count in table_rows.describe_problems(table).items() if count and name != "rows"}
     problems.pop("trainable", None)
     first = "" if good.all() else _first_image(table, int(np.argmin(good)))
     if not good.any():
         raise BadInputError(_no_image(source, table, problems, first, exif=exif))
     used = table[good]
     x, y = used["longitude"].to_numpy(np.float64), used["latitude"].to_numpy(np.float64)
-    exchanged = problems.get("suspected_swapped", 0)
-    if (
-        table_columns.are_several(exchanged, len(table))
-        and exchanged == problems.get("bad_coordinates")
-        and (np.abs(x) <= 90.0).all()
-    ):
+    if table.attrs["swapped"]:
         first += table_columns.ALL_SWAPPED
     return PhotoPlaces(x, y, problems, first)
 

@@ -29,6 +29,8 @@ SWAPPED = "are longitude and latitude swapped?"
 ALL_SWAPPED = "; probably the whole file has longitude and latitude swapped"
 """Said where `are_several` rows are out of range, and all would be in range the other way round."""
 
+_EXCHANGE = ", so the other rows are wrong, too; exchange the two columns"
+
 PROJECTED = 1000.0
 """No latitude is written so large, and hardly a place of a projection so small."""
 
@@ -64,6 +66,34 @@ class Coordinates(NamedTuple):
     longitude: FloatArray
     latitude: FloatArray
     problems: dict[int, str]
+
+    def swapped(self) -> str:
+        """Say that the whole table seems to have longitude and latitude swapped.
+
+        `are_several` rows are out of range then, and all would be in range the other way round.
+
+        Returns
+        -------
+        str
+            How many rows show it, the first, and what to do; empty where it does not seem so.
+
+        Examples
+        --------
+        >>> from geo_mvmf.inputs.coordinate_systems import parse_crs
+        >>> x, y = np.array([51.0, 48.0, -33.0]), np.array([107.0, 116.0, 151.0])
+        >>> check_coordinates(x, y, parse_crs("OGC:CRS84")).swapped()[:40]
+        '3 of 3 rows have no place that can be us'
+        """
+        known = self.longitude[np.isfinite(self.longitude)]
+        exchanged, rows = sum(SWAPPED in problem for problem in self.problems.values()), len(self.longitude)
+        is_all = exchanged == len(self.problems) and bool((np.abs(known) <= 90.0).all())
+        if not (are_several(exchanged, rows) and is_all):
+            return ""
+        row = min(self.problems)
+        return (
+            f"{exchanged} of {rows} rows have no place that can be used; the first is row {row + 1}: "
+            f"{self.problems[row]}{ALL_SWAPPED}{_EXCHANGE}"
+        )
 
 
 def find_columns(names: list[str], where: str, *, image_id_suffices: bool = False) -> Columns:

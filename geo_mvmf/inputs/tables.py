@@ -24,7 +24,7 @@ from geo_mvmf.errors import ImageError, UsageError
 from geo_mvmf.inputs.coordinate_systems import CRS84
 from geo_mvmf.inputs.image_paths import PathResolver, ResolvedPath
 from geo_mvmf.inputs.photo_metadata import read_metadata
-from geo_mvmf.inputs.table_columns import SWAPPED, parse_numbers
+from geo_mvmf.inputs.table_columns import parse_numbers
 from geo_mvmf.inputs.table_sources import RawTable, read_raw_table
 
 STATUSES = (
@@ -44,7 +44,6 @@ STATUSES = (
 _OWN_COLUMNS = ("image_id", "path", "longitude", "latitude", "weight", "status", "message", "geometry")
 _CLAIMS = ("claimed_longitude", "claimed_latitude")
 _CLAIM_SOURCES = ("none", "columns", "exif", "raster")
-_NEAR_ZERO_DEGREES = 0.002  # metres labelled as degrees, and "no position" written as 0, fall within 200 m of (0, 0)
 _EXIF_THREADS = 4
 _TEXTS = 1 << 13  # at a time: Arrow doubles the room of what it fills, and keeps what it outgrew
 
@@ -91,7 +90,8 @@ def read_image_table(
         RangeIndex in the order of the source, OGC:CRS84. Columns image_id, path (posix, relative to the root when
         inside), longitude, latitude (degrees, NaN for none), weight (1.0 by default), status, message, the claim
         where asked for, then all other columns of the source (one whose name is taken gets ``in_`` in front), and
-        geometry (Point or None). ``attrs`` holds root, source, permitted_roots and claimed_from.
+        geometry (Point or None). ``attrs`` holds root, source, permitted_roots, claimed_from, and swapped: a sentence
+        where the whole table seems to have longitude and latitude swapped, else "".
 
     Raises
     ------
@@ -129,7 +129,8 @@ def read_image_table(
         table[_CLAIMS[0]], table[_CLAIMS[1]] = table["longitude"], table["latitude"]
         table["longitude"], table["latitude"] = np.nan, np.nan
     result = _assembled(table, raw)
-    result.attrs["claimed_from"] = claimed_from
+    swapped = raw.coordinates.swapped()
+    result.attrs |= {"claimed_from": claimed_from, "swapped": swapped and f"{raw.name}: {swapped}"}
     return result
 
 
@@ -177,63 +178,6 @@ def absolute_paths(table: gpd.GeoDataFrame) -> list[Path]:
         nowhere if status == "refused" or not path else root / path
         for path, status in zip(table["path"], table["status"], strict=True)
     ]
-
-
-def training_rows(table: gpd.GeoDataFrame) -> npt.NDArray[np.bool_]:
-    """Tell which rows can be trained on: status ok, a position, a positive weight.
-
-    Parameters
-    ----------
-    table : GeoDataFrame
-        From `read_image_table`.
-
-    Returns
-    -------
-    ndarray of bool, shape (n,)
-
-    Examples
-    --------
-    >>> training_rows(read_image_table(pd.DataFrame({"path": ["no.jpg"]}), root="/tmp")).tolist()
-    [False]
-    """
-    known = table["longitude"].notna() & table["latitude"].notna()
-    usable: npt.NDArray[np.bool_] = (table["status"].eq("ok") & known & table["weight"].gt(0.0)).to_numpy(bool)
-    return usable
-
-
-def describe_problems(table: gpd.GeoDataFrame) -> dict[str, int]:
-    """Count what is wrong or suspicious in a table.
-
-    Parameters
-    ----------
-    table : GeoDataFrame
-        From `read_image_table`.
-
-    Returns
-    -------
-    dict of str to int
-        ``rows``; one entry per status that occurs other than ok; ``without_coordinates``; ``near_zero_zero`` (a pile
-        at (0, 0) means "no position", or metres labelled as degrees); ``suspected_swapped`` (out of range, in range
-        the other way round); ``without_weight`` (weight 0 or not a number); ``trainable``.
-
-    Examples
-    --------
-    >>> table = read_image_table(pd.DataFrame({"path": ["no.jpg", "no.jpg"]}), root="/tmp")
-    >>> describe_problems(table)["missing"]
-    2
-    """
-    known = table["longitude"].notna() & table["latitude"].notna()
-    near_zero = (table["longitude"].abs() < _NEAR_ZERO_DEGREES) & (table["latitude"].abs() < _NEAR_ZERO_DEGREES)
-    counts = {"rows": len(table)}
-    counts |= {status: int(table["status"].eq(status).sum()) for status in STATUSES[1:]}
-    counts |= {
-        "without_coordinates": int((~known).sum()),
-        "near_zero_zero": int(near_zero.sum()),
-        "suspected_swapped": int(table["message"].str.contains(SWAPPED, regex=False).sum()),
-        "without_weight": int((~table["weight"].gt(0.0)).sum()),
-        "trainable": int(training_rows(table).sum()),
-    }
-    return {name: count for name, count in counts.items() if count or name not in STATUSES}
 
 
 def _check_options(claimed_from: str, *, exif: bool) -> None:

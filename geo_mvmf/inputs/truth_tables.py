@@ -10,7 +10,6 @@ import pandas as pd
 import pyproj
 
 from geo_mvmf.errors import BadInputError
-from geo_mvmf.inputs import table_columns
 from geo_mvmf.inputs.table_sources import read_raw_table
 
 
@@ -58,16 +57,8 @@ def read_truth(
     if problems:
         row = min(problems)
         told = f"; the first is row {row + 1}: {problems[row]}"
-    exchanged = sum(table_columns.SWAPPED in problem for problem in problems.values())
-    if (
-        table_columns.are_several(exchanged, len(known))
-        and exchanged == len(problems)
-        and (np.abs(longitude[known]) <= 90.0).all()
-    ):
-        raise BadInputError(
-            f"{raw.name}: {exchanged} of {len(known)} rows have no place that can be used as the truth{told}"
-            f"{table_columns.ALL_SWAPPED}, so the other rows are wrong, too; exchange the two columns"
-        )
+    if swapped := raw.coordinates.swapped():
+        raise BadInputError(f"{raw.name}: {swapped}")
     if not known.any():
         raise BadInputError(f"{raw.name}: no row has a longitude and latitude that can be used as the truth{told}")
     if problems:

@@ -23,7 +23,7 @@ import torch
 
 from geo_mvmf import progress, s2, sphere
 from geo_mvmf.errors import BadInputError, ImageError, UsageError
-from geo_mvmf.inputs import images, tables
+from geo_mvmf.inputs import images, table_rows, tables
 from geo_mvmf.model import heads, overlap, scaling
 from geo_mvmf.model.bundle import Bundle
 from geo_mvmf.progress import Progress
@@ -82,15 +82,16 @@ def calibrate(
     Raises
     ------
     BadInputError
-        If fewer than 30 images have a known place and can be read, they lie in fewer than 8 groups, or the column
-        is missing.
+        If fewer than 30 images have a known place and can be read, they lie in fewer than 8 groups, the column is
+        missing, or the whole table seems to have longitude and latitude swapped.
     UsageError
         If an option is out of range.
 
     Warns
     -----
     UserWarning
-        If images lie at places of the training, the loss of left-out groups does not fall, or the scaling is extreme.
+        If rows of the table are not used, images lie at places of the training, the loss of left-out groups does not
+        fall, or the scaling is extreme.
 
     Notes
     -----
@@ -150,8 +151,10 @@ def calibrate_job(
     """
     if not 0 <= block_level <= 12 or batch_size < 1 or workers < 0:
         raise UsageError(f"block_level {block_level} is 0..12, batch_size {batch_size} >= 1, workers {workers} >= 0")
+    table_rows.require_not_swapped(table)
     known = table["longitude"].notna() & table["latitude"].notna()
-    usable = np.flatnonzero(table["status"].eq("ok") & known)
+    is_usable = (table["status"].eq("ok") & known).to_numpy(bool)
+    usable = np.flatnonzero(is_usable)
     _require_images(usable.size, len(table))
     groups = _groups(table, group_by, block_level)
     cached = yield from _cache(bundle, table, usable, batch_size, workers)
@@ -168,6 +171,8 @@ def calibrate_job(
         "bundle_sha256": bundle.digest,
     }
     result.metadata["training"] = {**result.metadata["training"], "calibration": about}
+    if told := table_rows.left_out(table, is_usable):
+        warnings.warn(told, stacklevel=2)
     _warn(about)
     yield Progress("calibrate", 1, 1)
     return result

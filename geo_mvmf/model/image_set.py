@@ -18,7 +18,7 @@ import pandas as pd
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.errors import BadInputError, TrainingError
-from geo_mvmf.inputs import polygons, tables
+from geo_mvmf.inputs import polygons, table_rows, tables
 from geo_mvmf.model.augmentation import uniform
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.partition import Partition
@@ -43,6 +43,8 @@ class ImageSet:
         From the table.
     training, validation : array of int64
         Rows, ascending; together all.
+    left_out : str
+        How many rows of the tables are not among them, and why: a line for each table with such rows.
     """
 
     table: gpd.GeoDataFrame
@@ -53,6 +55,7 @@ class ImageSet:
     weight: npt.NDArray[np.float64]
     training: npt.NDArray[np.int64]
     validation: npt.NDArray[np.int64]
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -111,15 +114,16 @@ def load_image_set(config: TrainingConfig) -> Generator[Progress, None, ImageSet
     Raises
     ------
     BadInputError
-        If a table or a column cannot be used.
+        If a table or a column cannot be used, or a table seems to have longitude and latitude swapped.
     TrainingError
         If no row is left to train on.
     """
     yield Progress("read", 0, 1, f"reading {config.table}")
-    table = _usable(_read(config, config.table))
+    table, left_out = _usable(_read(config, config.table))
     extra = None
     if config.validation_table is not None:
-        extra = _usable(_read(config, config.validation_table))
+        extra, more = _usable(_read(config, config.validation_table))
+        left_out = "\n".join(filter(None, [left_out, more]))
     joined = table if extra is None else _joined(table, extra)
     paths = tables.absolute_paths(table) + ([] if extra is None else tables.absolute_paths(extra))
     longitude = joined["longitude"].to_numpy(np.float64)
@@ -137,6 +141,7 @@ def load_image_set(config: TrainingConfig) -> Generator[Progress, None, ImageSet
             weight=joined["weight"].to_numpy(np.float64),
             training=np.flatnonzero(~held_out),
             validation=np.flatnonzero(held_out),
+            left_out=left_out,
         )
     )
 
@@ -237,8 +242,10 @@ def _read(config: TrainingConfig, source: str) -> gpd.GeoDataFrame:
     return tables.read_image_table(source, root=config.root, layer=config.layer, crs=config.crs, exif=config.exif)
 
 
-def _usable(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    usable = np.asarray(tables.training_rows(table), dtype=bool)
+def _usable(table: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, str]:
+    """The rows to train on, and what is said of the others."""
+    table_rows.require_not_swapped(table)
+    usable = np.asarray(table_rows.training_rows(table), dtype=bool)
     kept = table[usable].reset_index(drop=True)
     kept.attrs = dict(table.attrs)
     if len(kept) == 0:
@@ -246,7 +253,7 @@ def _usable(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
             f"{table.attrs.get('source', 'table')}: none of {len(table)} rows has an image, coordinates and a "
             f"positive weight; statuses: {table['status'].value_counts().to_dict()}"
         )
-    return kept
+    return kept, table_rows.left_out(table, usable)
 
 
 def _joined(table: gpd.GeoDataFrame, extra: gpd.GeoDataFrame) -> gpd.GeoDataFrame:

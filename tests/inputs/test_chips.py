@@ -21,7 +21,7 @@ from rasterio.transform import Affine
 
 from geo_mvmf import durable, progress, s2, sphere
 from geo_mvmf.errors import BadInputError, OutputError, UsageError
-from geo_mvmf.inputs import chip_files, chip_series, chips, places, raster_files, scenes, stretches, tables
+from geo_mvmf.inputs import chip_files, chip_series, chips, places, raster_files, scenes, stretches, table_rows, tables
 
 
 def write_raster(path, pixels, *, crs="EPSG:4326", transform, **options):
@@ -200,7 +200,7 @@ def test_how_the_chips_were_made_is_stored(photo_world, tmp_path):
 def test_the_table_is_an_image_table(photo_world, tmp_path):
     table = tables.read_image_table(cut(photo_world, tmp_path / "out"))
     assert (table["status"] == "ok").all()
-    assert tables.training_rows(table).all()
+    assert table_rows.training_rows(table).all()
     assert all(path.is_file() for path in tables.absolute_paths(table))
     assert {"season", "source", "block"} <= set(table.columns)
 

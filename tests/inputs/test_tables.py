@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from geo_mvmf.errors import BadInputError, UsageError
-from geo_mvmf.inputs import tables
+from geo_mvmf.inputs import table_rows, tables
 
 PATHS = [f"{name}.jpg" for name in "abcdef"]
 FIRST_COLUMNS = ["image_id", "path", "longitude", "latitude", "weight", "status", "message"]
@@ -138,7 +138,7 @@ def test_every_format_says_the_same(suffix, house, tmp_path):
     assert table["a"].tolist() == [1, 2, 3]
     assert table["status"].tolist() == ["ok"] * 3
     assert table.attrs["source"] == str(path)
-    assert tables.training_rows(table).tolist() == [True, False, True]
+    assert table_rows.training_rows(table).tolist() == [True, False, True]
 
 
 def test_frames_need_no_file(house):
@@ -227,7 +227,7 @@ def test_every_later_occurrence_of_an_identifier_is_marked(house):
     assert table["status"].tolist() == ["ok", "ok", "duplicate_id", "duplicate_id", "duplicate_id"]
     assert "row 3" in table.loc[2, "message"]
     assert "that of row 1" in table.loc[2, "message"]
-    assert tables.describe_problems(table)["duplicate_id"] == 3
+    assert table_rows.describe_problems(table)["duplicate_id"] == 3
 
 
 def test_the_same_photo_twice_is_a_duplicate_by_its_path(house):
@@ -291,8 +291,8 @@ def test_tables_that_cannot_be_read_as_a_whole_say_why(data, message, house):
 def test_no_rows(house):
     table = read(house, "path,longitude,latitude\n")
     check_contract(table, 0)
-    assert tables.describe_problems(table)["rows"] == 0
-    assert tables.training_rows(table).tolist() == []
+    assert table_rows.describe_problems(table)["rows"] == 0
+    assert table_rows.training_rows(table).tolist() == []
 
 
 @pytest.mark.hard
@@ -350,7 +350,7 @@ def test_places_at_the_edge_are_kept_as_they_are(house):
     table = tables.read_image_table(source, root=house)
     assert table["longitude"].tolist() == [180.0, -180.0, 0.0, 0.0, 0.0]
     assert set(table["status"]) == {"ok"}
-    assert tables.describe_problems(table)["near_zero_zero"] == 1
+    assert table_rows.describe_problems(table)["near_zero_zero"] == 1
 
 
 @pytest.mark.parametrize("nothing", ["", "NaN", "nan", "NULL", "None", "n/a", "NA"])
@@ -362,10 +362,33 @@ def test_words_for_nothing(nothing, house):
 
 def test_problems_are_counted(house):
     text = "path,longitude,latitude\na.jpg,0,0\nb.jpg,51,107\nc.jpg,0,0\nd.jpg,,\ne.jpg,7,51\nno.jpg,7,51\n"
-    assert tables.describe_problems(read(house, text)) == {
+    assert table_rows.describe_problems(read(house, text)) == {
         "rows": 6, "missing": 1, "bad_coordinates": 1, "without_coordinates": 2, "near_zero_zero": 2,
         "suspected_swapped": 1, "without_weight": 0, "trainable": 3,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("last", "is_all"), [("7,51", True), ("107,51", False), ("7,x", False)])
+def test_a_table_that_is_swapped_is_told_from_slips(last, is_all, house):
+    text = f"path,longitude,latitude\na.jpg,51,107\nb.jpg,48,116\nc.jpg,-33,151\nd.jpg,40,8\ne.jpg,{last}\n"
+    table = read(house, text.replace("7,x", "7,95"))
+    assert bool(table.attrs["swapped"]) == is_all
+    if is_all:
+        with pytest.raises(BadInputError, match=r"t.csv: 3 of 5 rows .* is row 1: latitude 107.* exchange the two col"):
+            table_rows.require_not_swapped(table)
+    else:
+        table_rows.require_not_swapped(table)
+
+
+def test_rows_that_are_not_used_are_counted_by_their_reasons(house):
+    text = "path,longitude,latitude,weight\na.jpg,7,51,1\nb.jpg,,,1\nc.jpg,7,95,1\nd.jpg,,,1\ne.jpg,7,51,0\n"
+    table = read(house, text)
+    told = table_rows.left_out(table, table_rows.training_rows(table))
+    assert told == (
+        f"{house.parent / 't.csv'}: 1 of 5 rows are used: 2 without_coordinates, 1 bad_coordinates, 1 without_weight; "
+        "the first that is not: row 2: 'b.jpg' is without_coordinates"
+    )
+    assert table_rows.left_out(table, np.ones(5, bool)) == ""
 
 
 CELLS = st.one_of(
@@ -499,7 +522,7 @@ def test_positions_from_exif_for_training(album):
     check_contract(table, 3)
     assert table["longitude"].tolist() == pytest.approx([-7.25, math.nan, math.nan], nan_ok=True)
     assert table["status"].tolist() == ["ok", "ok", "unsupported"]
-    assert tables.training_rows(table).tolist() == [True, False, False]
+    assert table_rows.training_rows(table).tolist() == [True, False, False]
 
 
 def test_exif_does_not_overrule_columns(album):

@@ -184,11 +184,17 @@ def house(tmp_path_factory):
     return folder, right
 
 
+def used(folder):
+    """The table without its last row, which is an image once more and is told to be left out."""
+    return read_image_table(pd.read_csv(folder / "truth.csv")[:161], root=folder)
+
+
 def test_calibrate_folds_the_scaling_into_a_bundle_that_any_reader_reads(house, tmp_path):
     folder, _ = house
     sharp = load_bundle(folder / "sharp.safetensors", device="cpu")
     weight = sharp.head.weight.detach().clone()
-    better = geo_mvmf.calibrate(sharp, read_image_table(folder / "truth.csv"), group_by="walk")
+    with pytest.warns(UserWarning, match=r"truth.csv: 161 of 162 rows are used: 1 duplicate_id; the first .* row 162"):
+        better = geo_mvmf.calibrate(sharp, read_image_table(folder / "truth.csv"), group_by="walk")
     about = better.metadata["training"]["calibration"]
     for name, true in (("temperature", 2.0), ("log_concentration_shift", -0.7)):
         low, high = about[f"{name}_interval"]
@@ -202,7 +208,7 @@ def test_calibrate_folds_the_scaling_into_a_bundle_that_any_reader_reads(house, 
     assert read_header(tmp_path / "better.safetensors")["training"]["calibration"] == about
     loaded = load_bundle(tmp_path / "better.safetensors", device="cpu")
     np.testing.assert_array_equal(loaded.log_concentrations, better.log_concentrations)
-    again = geo_mvmf.calibrate(sharp, read_image_table(folder / "truth.csv"), group_by="walk", batch_size=7, workers=0)
+    again = geo_mvmf.calibrate(sharp, used(folder), group_by="walk", batch_size=7, workers=0)
     assert again.metadata["training"]["calibration"]["temperature"] == pytest.approx(about["temperature"], rel=1e-5)
 
 
@@ -235,13 +241,16 @@ def test_too_little_is_refused(house):
         geo_mvmf.calibrate(right, nowhere)
     with pytest.raises(BadInputError, match=r"lie in 6 S2 cells of level 0; at least 8"):
         geo_mvmf.calibrate(right, table, block_level=0)
+    rows = pd.DataFrame({"path": ["000.png"] * 3, "lon": [51.0, 48.0, -33.0], "lat": [107.0, 116.0, 151.0]})
+    with pytest.raises(BadInputError, match=r"3 of 3 rows .* exchange the two columns"):
+        geo_mvmf.calibrate(right, read_image_table(rows, root=folder))
     with pytest.raises(BadInputError, match="cannot group by 'no'"):
         geo_mvmf.calibrate(right, table, group_by="no")
 
 
 def test_a_calibration_that_does_not_help_says_so(house):
     folder, right = house
-    about = geo_mvmf.calibrate(right, read_image_table(folder / "truth.csv")).metadata["training"]["calibration"]
+    about = geo_mvmf.calibrate(right, used(folder)).metadata["training"]["calibration"]
     with pytest.warns(UserWarning, match="does not help"):
         calibration._warn({**about, "nll_change": 0.01})
     with pytest.warns(UserWarning, match="extreme"):
@@ -250,7 +259,7 @@ def test_a_calibration_that_does_not_help_says_so(house):
 
 def test_large_logits_lie_in_a_file_without_a_name(house, monkeypatch):
     folder, right = house
-    table = read_image_table(folder / "truth.csv")
+    table = used(folder)
     first = geo_mvmf.calibrate(right, table, group_by="walk")
     monkeypatch.setattr(calibration, "_IN_MEMORY_BYTES", 0)
     second = geo_mvmf.calibrate(dataclasses.replace(right), table, group_by="walk")
