@@ -86,7 +86,7 @@ def write_layers(
     """
     final = Path(path)
     suffix = check_suffix(final)
-    tidy = {name: columns.large_levels_first(_tidy(name, layer)) for name, layer in _checked(layers).items()}
+    tidy = {name: _tidy(name, layer) for name, layer in _checked(layers).items()}
     if suffix == ".gpkg":
         with durable.replacing(final, overwrite=overwrite) as temporary:
             geopackage.write_geopackage(temporary, tidy, shown=final, run=run, with_styles=styles)
@@ -164,7 +164,7 @@ def _checked(layers: Layers) -> Layers:
 def _tidy(name: str, layer: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     tidy = columns.tidy_layer(name, layer)
     tidy.attrs = {}  # of the caller: may hold absolute paths; `run` says what shall be known
-    return tidy
+    return columns.large_levels_first(tidy) if name == "regions" else tidy  # elsewhere `level` is a user's own column
 
 
 def _write_one_each(

@@ -209,6 +209,14 @@ def test_csv_is_safe_for_spreadsheets(tmp_path):
     assert pd.read_csv(files[1]).columns.tolist() == ["image_id", "level", "probability", "area_km2", "n_parts"]
 
 
+@pytest.mark.parametrize("suffix", [".gpkg", ".parquet", ".geojson", ".csv"])
+def test_a_column_called_level_of_a_users_own_leaves_points_in_their_order(tmp_path, suffix):
+    layer = make_points().assign(level=["2", "ground", None, "1", "roof", "3"])
+    (path,) = vector.write_layers(tmp_path / f"a{suffix}", {"points": layer}, styles=False)
+    read = {".csv": pd.read_csv, ".parquet": geopandas.read_parquet}.get(suffix, geopandas.read_file)
+    assert read(path)["image_id"].tolist() == layer["image_id"].tolist()
+
+
 def test_csv_takes_longitude_and_latitude_from_the_points(tmp_path):
     layer = geopandas.GeoDataFrame({"a": [1, 2]}, geometry=[shapely.Point(3, 4), None], crs=4326)
     table = pd.read_csv(vector.write_layers(tmp_path / "a.csv", {"places": layer})[0])
