@@ -21,7 +21,7 @@ from geo_mvmf.model.cleaning import PartitionWarning, clean_places
 
 FloatArray = npt.NDArray[np.float64]
 
-_FARTHER, _MOST = 10.0, 0.9  # swapped: so many times as near, or so large a share of the images inside
+_FARTHER, _MOST = 10.0, 0.9  # swapped: so many times the median distance, and so large a share nearer (or inside)
 _LEAST = 20  # images, and centres, that tell whether the two are swapped
 _LEAST_MOMENT = 1e-12  # steradians: below it a polygon has no middle (it is empty, or as even as the whole sphere)
 
@@ -70,8 +70,8 @@ def partition_by_file(
     -----
     PartitionWarning
         There are more classes than locations, or longitude and latitude of classes or locations may be swapped:
-        of 20 locations or more, nine of ten lie in classes only the other way round, or nine of ten are nearer to the
-        centres (20 or more) then, and half ten times as near.
+        of 20 locations or more, nine of ten lie in classes only the other way round, or nine of ten are then nearer to
+        their nearest of 20 centres or more, and the median of these distances is less than a tenth of what it was.
 
     Examples
     --------
