@@ -23,8 +23,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## train on the sample raster, predict held-out chips, write layers, maps and a report
 	@$(BIN)/python sample_data/demo.py demo_output
 
+# One thread for each of two processes on two cores; what Python compiles is kept, for the next run and for the
+# interpreters that tests start, also where the environment says otherwise.
 test: $(STAMP)  ## the default tests (under 5 minutes on 2 cores)
-	@$(BIN)/python -m pytest -q -n 2 -m "not hard"
+	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not hard"
 
 test-hard: $(STAMP)  ## the long and violent tests: kills, floods, damage (5 to 10 minutes)
 	@$(BIN)/python -m pytest -q -n 2 -m hard -p no:randomly --timeout 1500
