@@ -9,7 +9,7 @@ where hundreds or more do, each has the few nodes of `sunflowers`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from geo_mvmf.maps.sunflowers import HEAVIER, MANY, SEVERAL, TINY, Nodes, Tier
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+Maker = Callable[[FloatArray, FloatArray, FloatArray, IntArray], Iterator[Nodes]]
+"""`rings`, `sunflowers` or `crowded`: mean directions, log concentrations, weights, counts -> nodes of every image."""
 
 RING_REACH = 24.0
 """Nats below its peak at which a component is no longer felt on rings."""

@@ -11,7 +11,7 @@ components matter, the nodes are a stratified sample instead (`sunflowers`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -284,11 +284,11 @@ def _own_nodes(
 ) -> dict[int, Nodes]:
     """Nodes of images over their own components; what is made of all components of a bundle is made once."""
     result: dict[int, Nodes] = {}
-    together: dict[tuple[Callable[..., Iterator[Nodes]], int], list[int]] = {}
+    together: dict[tuple[own_nodes.Maker, int], list[int]] = {}
     for i in images.tolist():
         size = chosen[i].size
         if size > _FEW:
-            make = own_nodes.sunflowers
+            make: own_nodes.Maker = own_nodes.sunflowers
             if size**2 > _LISTED_PAIRS:
                 pairs = pairs_of(mixture.mean_directions[chosen[i]], mixture.log_concentrations[chosen[i]])
                 make = own_nodes.crowded if pairs > _LISTED_PAIRS else make
