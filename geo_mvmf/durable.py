@@ -220,6 +220,31 @@ def require_new(*paths: str | os.PathLike[str]) -> None:
             raise OutputError(f"{path}: exists already; choose another name, or ask for overwriting")
 
 
+def require_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse a place where nothing can be written, in words: libraries that write there say other things of it.
+
+    Parameters
+    ----------
+    path : path
+        Of a file or folder to come; the folders on the way to it need not exist.
+
+    Raises
+    ------
+    OutputError
+        If a file is where a folder should be, or the nearest folder that exists may not be written to.
+
+    Examples
+    --------
+    >>> require_folder("no/such/file.tif")
+    """
+    folder = next((each for each in Path(path).parents if os.path.lexists(each)), Path())
+    if not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is a file, not a folder; choose another name")
+    if not os.access(folder, os.W_OK):
+        where = "this folder" if folder == Path() else f"the folder {folder}"
+        raise OutputError(f"{path}: {where} cannot be written to; choose another, or ask for the right to")
+
+
 def sweep(folder: str | os.PathLike[str]) -> list[str]:
     """Remove what killed writers left in a folder, and bring back a folder that they had set aside.
 
@@ -302,6 +327,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def _prepare(final: Path, overwrite: bool) -> None:  # noqa: FBT001 (private, called by keyword's value)
+    require_folder(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     sweep(final.parent)  # first, because it may bring back what a killed writer had set aside
     if not overwrite:

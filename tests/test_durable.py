@@ -37,6 +37,18 @@ def test_an_error_leaves_the_old_file_and_no_debris(tmp_path):
     assert names(tmp_path) == ["a.tif"]
 
 
+def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_tried(tmp_path, monkeypatch):
+    (tmp_path / "a").touch()
+    for path in (tmp_path / "a" / "b.gpkg", tmp_path / "a" / "b" / "c.gpkg"):
+        with pytest.raises(OutputError, match=rf"^{path}: {tmp_path / 'a'} is a file, not a folder"):
+            durable.write_text(path, "text")
+    monkeypatch.setattr(durable.os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    for path in (tmp_path / "b.gpkg", tmp_path / "b" / "c.gpkg"):
+        with pytest.raises(OutputError, match=rf"^{path}: the folder {tmp_path} cannot be written to"):
+            durable.write_text(path, "text")
+    assert names(tmp_path) == ["a"]
+
+
 def test_an_existing_file_is_kept_unless_asked(tmp_path):
     durable.write_text(tmp_path / "a", "old")
     with pytest.raises(OutputError, match="exists already"):

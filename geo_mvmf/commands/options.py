@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geo_mvmf import durable
 from geo_mvmf.errors import BadInputError, OutputError, UsageError
 from geo_mvmf.progress import Failure
 
@@ -206,7 +207,7 @@ def check_new(*outs: Path, overwrite: bool) -> None:
     Raises
     ------
     OutputError
-        If one exists and overwriting was not asked for.
+        If one exists and overwriting was not asked for, or none can be written there.
 
     Examples
     --------
@@ -215,6 +216,7 @@ def check_new(*outs: Path, overwrite: bool) -> None:
     for out in outs:
         if os.path.lexists(out) and not overwrite:
             raise OutputError(f"{out}: exists already; choose another name, or add --overwrite")
+        durable.require_folder(out)
 
 
 def check_images(source: Path, found: int) -> None:
