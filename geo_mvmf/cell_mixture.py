@@ -7,6 +7,7 @@ interest leaves. Regions, zones and fusion work on it.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ class CellMixture:
 
     def __getitem__(self, index: int | slice | npt.ArrayLike) -> CellMixture:
         """Take some of the images, as a CellMixture."""
-        chosen = np.atleast_1d(np.arange(len(self))[index if isinstance(index, (int, slice)) else np.asarray(index)])
+        chosen = np.atleast_1d(np.arange(len(self))[as_index(index)])
         pieces = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen]
         rows = np.concatenate([*pieces, np.empty(0, dtype=np.int64)]).astype(np.int64)
         offsets = np.concatenate([[0], np.cumsum([piece.size for piece in pieces], dtype=np.int64)])
@@ -239,6 +240,29 @@ class CellMixture:
         """
         del max_mass_error
         return self
+
+
+def as_index(images: int | slice | npt.ArrayLike) -> int | slice | npt.NDArray[Any]:
+    """Make what says which images are meant an index that numpy takes.
+
+    Parameters
+    ----------
+    images : int, slice or array_like of int or bool
+
+    Returns
+    -------
+    int, slice or ndarray
+        An empty list, which would become an array of floats, means no image.
+
+    Examples
+    --------
+    >>> np.arange(3)[as_index([])].tolist(), np.arange(3)[as_index((2, 0))].tolist()
+    ([], [2, 0])
+    """
+    if isinstance(images, (int, slice)):
+        return images
+    rows = np.asarray(images)
+    return rows if rows.size else rows.astype(np.int64)
 
 
 def find_cells(cells: IdArray, leaves: IdArray) -> IntArray:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from geo_mvmf import sphere, tessellation, vmf
 from geo_mvmf.cell_caps import caps
-from geo_mvmf.cell_mixture import CellMixture, Seed
+from geo_mvmf.cell_mixture import CellMixture, Seed, as_index
 
 __all__ = ["CellMixture", "VmfMixture"]
 
@@ -80,9 +80,9 @@ class VmfMixture:
 
     def __getitem__(self, index: int | slice | npt.ArrayLike) -> VmfMixture:
         """Take some of the images, as a VmfMixture that shares the components."""
-        rows = index if isinstance(index, (int, slice, np.integer)) else np.asarray(index)
+        rows = np.atleast_2d(self.log_mixing_weights[as_index(index)])
         taken = object.__new__(VmfMixture)
-        taken._set(self.mean_directions, self.log_concentrations, np.atleast_2d(self.log_mixing_weights[rows]))
+        taken._set(self.mean_directions, self.log_concentrations, rows)
         return taken
 
     def with_mixing_weights(self, log_mixing_weights: npt.ArrayLike) -> VmfMixture:

@@ -134,6 +134,7 @@ def test_indexing():
     for index, i in ((2, 2), (-1, 2), (0, 0)):
         assert all(np.array_equal(a, b) for a, b in zip(mixture[index].of(0), mixture.of(i), strict=True))
     assert np.array_equal(mixture[[2, 0]].of(1)[1], mixture.of(0)[1])
+    assert len(mixture[[]]) == len(mixture[np.zeros(3, dtype=bool)]) == 0
     empty = mixture[:0]
     assert len(empty) == 0
     assert empty.log_density(np.eye(3)).shape == (0, 3)

@@ -215,6 +215,7 @@ def test_indexing():
     assert len(mixture[np.int64(3)]) == 1
     assert np.array_equal(mixture[-1].log_mixing_weights[0], mixture.log_mixing_weights[5])
     assert np.array_equal(mixture[[5, 0]].log_mixing_weights, mixture.log_mixing_weights[[5, 0]])
+    assert mixture[[]].log_mixing_weights.shape == mixture[np.zeros(6, dtype=bool)].log_mixing_weights.shape == (0, 9)
     assert len(mixture[:0]) == 0
     assert mixture[:0].log_density(np.eye(3)).shape == (0, 3)
     assert mixture[:0].sample(4, seed=0).shape == (0, 4, 3)
