@@ -23,6 +23,7 @@ import pandas as pd
 from geo_mvmf import distributed, durable, folder_lock, prediction_folder, prediction_run, progress, row_contract
 from geo_mvmf.errors import BadInputError, RowsFailedError, UsageError
 from geo_mvmf.files import stores
+from geo_mvmf.inputs import table_rows
 from geo_mvmf.maps import estimates
 from geo_mvmf.prediction_folder import Made, Make, Part
 from geo_mvmf.prediction_parts import Predictor
@@ -91,6 +92,11 @@ def predict(
         If an option is wrong, or `out` cannot be written.
     DeviceError
         If the cluster does not answer, or its workers cannot compute what this process would.
+
+    Warns
+    -----
+    UserWarning
+        If the whole table seems to have longitude and latitude swapped.
 
     Examples
     --------
@@ -167,6 +173,7 @@ def predict_job(
         raise UsageError(f"table is {table!r:.80}: read_image_table makes a table of a file or folder")
     if batch_size < 1 or workers < 0:
         raise UsageError(f"batch_size {batch_size} must be at least 1, workers {workers} must be at least 0")
+    table_rows.warn_if_swapped(table)
     if strict:
         prediction_folder.require_all(
             table

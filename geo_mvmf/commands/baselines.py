@@ -54,7 +54,7 @@ def baselines(
     import numpy as np
 
     from geo_mvmf.baselines import TrainingDensity
-    from geo_mvmf.inputs import tables
+    from geo_mvmf.inputs import table_rows, tables
     from geo_mvmf.method_predictions import Method, write_method_predictions
     from geo_mvmf.model import features as module
     from geo_mvmf.model.bundle import load_bundle
@@ -66,6 +66,8 @@ def baselines(
     known = tables.read_image_table(training, exif=exif)
     options.check_images(source, len(frame))
     options.check_images(training, len(known))
+    table_rows.warn_if_swapped(frame)
+    table_rows.require_not_swapped(known)
     model = load_bundle(bundle, device)
     caches = [
         report.run(

@@ -113,6 +113,7 @@ def table(
         options.check_new(out, overwrite=overwrite)
     frame = tables.read_image_table(source, root=root, layer=layer, crs=crs, exif=exif)
     options.check_images(source, len(frame))
+    table_rows.warn_if_swapped(frame)
     report.failed(options.failures(frame))
     lines = [f"{len(frame)} rows; status: {options.counts(frame['status'])}"]
     lines += [f"  {problem}: {number}" for problem, number in table_rows.describe_problems(frame).items()]

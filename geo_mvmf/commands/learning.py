@@ -43,13 +43,14 @@ def features(
     workers: int,
 ) -> None:
     """Compute the features of a table of images once and keep them on disk."""
-    from geo_mvmf.inputs import tables
+    from geo_mvmf.inputs import table_rows, tables
     from geo_mvmf.model import backbones
     from geo_mvmf.model import features as module
     from geo_mvmf.model.devices import choose_device
 
     frame = tables.read_image_table(source)
     options.check_images(source, len(frame))
+    table_rows.warn_if_swapped(frame)
     network = backbones.build_backbone(backbone, weights=weights)
     job = module.cache_features(
         network,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,29 @@ def require_not_swapped(table: gpd.GeoDataFrame) -> None:
     """
     if told := table.attrs.get("swapped"):
         raise BadInputError(told)
+
+
+def warn_if_swapped(table: gpd.GeoDataFrame) -> None:
+    """Warn of a table whose places are not needed, if all of it seems to have longitude and latitude swapped.
+
+    Parameters
+    ----------
+    table : GeoDataFrame
+        From `read_image_table`.
+
+    Warns
+    -----
+    UserWarning
+        As `require_not_swapped` refuses.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = pd.DataFrame({"path": ["a.jpg"], "lon": [7.0], "lat": [50.0]})
+    >>> warn_if_swapped(tables.read_image_table(rows, root="/"))
+    """
+    if told := table.attrs.get("swapped"):
+        warnings.warn(told, stacklevel=2)
 
 
 def left_out(table: gpd.GeoDataFrame, used: npt.NDArray[np.bool_]) -> str:
