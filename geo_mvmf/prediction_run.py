@@ -11,6 +11,7 @@ import geopandas
 import pandas as pd
 
 from geo_mvmf import __version__, sphere
+from geo_mvmf.files import columns
 from geo_mvmf.inputs import tables
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def describe(bundle: Bundle, table: geopandas.GeoDataFrame, estimator: str, radi
     digest = hashlib.sha256()
     for start in range(0, len(table), _ROWS):
         digest.update(_named(table.iloc[start : start + _ROWS]).encode("utf-8", "surrogateescape"))
-    # claims and columns that pass through are part of the result, too
+    # claims and columns that pass through are part of the result, too, as they are written there: lists have no hash
     others = table.drop(columns=["image_id", "path", "status", "message", table.geometry.name])
-    digest.update(pd.util.hash_pandas_object(pd.DataFrame(others), index=False).to_numpy().tobytes())
+    digest.update(pd.util.hash_pandas_object(columns.tidy_table(others), index=False).to_numpy().tobytes())
     digest.update("\0".join(map(str, others.columns)).encode("utf-8", "surrogateescape"))
     return {
         "geo_mvmf": __version__,

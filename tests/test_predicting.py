@@ -17,7 +17,16 @@ import torch
 from PIL import Image
 
 import geo_mvmf
-from geo_mvmf import folder_lock, predicting, prediction_densities, prediction_rows, row_contract, s2, sphere
+from geo_mvmf import (
+    folder_lock,
+    predicting,
+    prediction_densities,
+    prediction_rows,
+    prediction_run,
+    row_contract,
+    s2,
+    sphere,
+)
 from geo_mvmf.errors import LockedError, OutputError, RowsFailedError, UsageError
 from geo_mvmf.inputs.tables import read_image_table
 from geo_mvmf.maps import climbs
@@ -130,6 +139,18 @@ def test_every_row_keeps_its_place_whatever_is_wrong_with_it(bundle, make_album,
     alone = geo_mvmf.predict(bundle, table_of(tmp_path, {"path": names})).rows
     order = [2, 0, 1]
     np.testing.assert_allclose(rows.loc[good, "longitude"], alone.loc[order, "longitude"], rtol=0, atol=1e-4)
+
+
+def test_columns_of_lists_and_objects_pass_through_as_json(bundle, make_album, tmp_path):
+    table = table_of(tmp_path, {"path": make_album(tmp_path, 2), "tags": [["x"], []], "facts": [{"a": 1}, None]})
+    found = geo_mvmf.predict(bundle, table)
+    assert found.rows[["tags", "facts"]].to_numpy().tolist() == [['["x"]', '{"a": 1}'], ["[]", None]]
+    digests = {
+        prediction_run.describe(bundle, each, "component", None)["images_sha256"]
+        for each in (table, table.copy(), table.assign(tags=[["x"], ["y"]]))
+    }
+    assert len(digests) == 2
+    assert found.run["images_sha256"] in digests
 
 
 def test_no_rows_give_an_empty_prediction(bundle, tmp_path):
