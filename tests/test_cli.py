@@ -221,7 +221,7 @@ MISTAKES = [  # command, exit code, what its message says
     ("features photos --cache y --backbone nope", 2, "backbone 'nope'"),
     ("features photos --cache y --backbone resnet18 --weights a.pth", 2, "a pickled file can run any program"),
     ("features empty --cache y --backbone chip_resnet10", 3, "the folder holds no image"),
-    ("train nope.toml", 2, "nope.toml: cannot be read as TOML"),
+    ("train nope.toml", 2, "nope.toml: there is no such file; give the TOML file of a training"),
     ("train bad.toml", 2, "line 1"),
     ("train unknown.toml", 2, "unknown option 'food'"),
     ("train untabled.toml", 3, "nope.csv': there is no such file"),

@@ -276,8 +276,13 @@ def read_config(path: str | os.PathLike[str]) -> TrainingConfig:
         raise UsageError(
             f"{path}: cannot be read as TOML: {what}; give a text file with stage, table, out and what else is wanted"
         ) from error
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as TOML: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        hint = ""
+        if str(error).startswith("Invalid value"):
+            hint = "; numbers, true and false stand as they are, and all other values in quotes"
+        raise UsageError(f"{path}: cannot be read as TOML: {error}{hint}") from error
+    except OSError as error:
+        raise UsageError(_not_read(path, error)) from error
     check_given(values, where=str(path))
     return config_from_dict(values, where=str(path), base=path.parent)
 
@@ -324,6 +329,15 @@ def config_from_dict(
         return TrainingConfig(**options, augment=Augmentation(**augment))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
+
+
+def _not_read(path: Path, error: OSError) -> str:
+    wanted = "give the TOML file of a training"
+    if path.is_dir():
+        inside = sorted(path.glob("*.toml"))
+        return f"{path} is a folder; {f'{inside[0]} lies in it' if len(inside) == 1 else wanted}"
+    missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return f"{path}: {'there is no such file' if missing else (error.strerror or str(error)).lower()}; {wanted}"
 
 
 def _check_names(values: Mapping[str, Any], kind: type, where: str) -> None:

@@ -114,4 +114,5 @@ def _check_type(field: dataclasses.Field[Any], value: object) -> None:
     allowed = tuple(kind for name in names for kind in kinds[name])
     # True is an int to Python, and a mistake to everybody else.
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        raise UsageError(f"{field.name} is {value!r}; {' or '.join(names)} is needed")
+        words = ["true or false" if name == "bool" else name for name in names]
+        raise UsageError(f"{field.name} is {value!r}; {' or '.join(words)} is needed")

@@ -44,7 +44,7 @@ def test_names_of_torchvisions_weights_are_no_paths():
         ({"batch_size": 0}, r"batch_size is 0; 1\.\.1048576"),
         ({"batch_size": 2.5}, "batch_size is 2.5; int is needed"),
         ({"batch_size": True}, "batch_size is True; int is needed"),
-        ({"exif": 1}, "exif is 1; bool is needed"),
+        ({"exif": 1}, "exif is 1; true or false is needed"),
         ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; float is needed"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"steps": 5, "epochs": 5.0}, "exclude each other"),
@@ -65,7 +65,7 @@ def test_names_of_torchvisions_weights_are_no_paths():
         ({"patience": 3, "validation": "none"}, "patience is 3, but nothing is validated"),
         ({"patience": 3, "validation_fraction": 0.0}, "patience is 3, but nothing is validated"),
         ({"normalisation": "batch"}, "normalisation is 'batch'; one of fixed, image is allowed"),
-        ({"tensorboard": 1}, "tensorboard is 1; bool is needed"),
+        ({"tensorboard": 1}, "tensorboard is 1; true or false is needed"),
         ({"augment": {"gamma": -0.1}}, r"gamma is -0.1; 0\.\.4 is allowed"),
         ({"augment": {"scale": 1.5}}, r"scale is 1.5; 0\.\.1 is allowed"),
     ],
@@ -88,8 +88,20 @@ def test_what_is_no_toml_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"train\.toml: cannot be read as TOML"):
         read_config(path)
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_config(tmp_path / "missing.toml")
+
+
+def test_a_value_without_quotes_a_missing_file_and_a_folder_are_said_in_words(tmp_path):
+    path = tmp_path / "train.toml"
+    path.write_text("half = yes")
+    with pytest.raises(UsageError, match=r"line 1, column 8.*; numbers, true and false stand as they are, and all oth"):
+        read_config(path)
+    with pytest.raises(UsageError, match=f"^{tmp_path} is a folder; {path} lies in it$"):
+        read_config(tmp_path)
+    path.unlink()
+    with pytest.raises(UsageError, match=f"^{tmp_path} is a folder; give the TOML file of a training$"):
+        read_config(tmp_path)
+    with pytest.raises(UsageError, match=f"^{path}: there is no such file; give the TOML file of a training$"):
+        read_config(path)
 
 
 @pytest.mark.parametrize(
