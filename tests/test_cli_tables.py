@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from geo_mvmf import cli
+from geo_mvmf.inputs.tables import read_image_table
 
 
 def run(*arguments):
@@ -54,3 +55,38 @@ def test_training_images_of_baselines_that_are_swapped_are_refused(swapped, bund
     refused = run("baselines", swapped.with_name("t.csv"), *model, "--training", swapped, "--out", tmp_path / "b")
     assert refused.exit_code == 3
     assert "exchange the two columns" in refused.stderr
+
+
+# --- tables that are written ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".csv"])
+def test_a_table_that_is_written_names_the_same_images(album, bundle_path, tmp_path, suffix):
+    """Paths were those of the old folder, so all images of the new table were missing."""
+    above, beside = tmp_path / f"above{suffix}", tmp_path / "elsewhere" / f"beside{suffix}"
+    beside.parent.mkdir()
+    assert "outside" not in run("table", album / "t.csv", "--out", above).stdout
+    assert "4 rows; status: 4 ok" in run("table", above).stdout
+    assert read_image_table(above)["path"].tolist() == [f"album/image_00{i}.png" for i in range(4)]
+    told = run("table", album / "t.csv", "--out", beside).stdout
+    assert told.endswith(f"4 images of it lie outside its folder: with it, give --root {album}\n")
+    root = ("--root", album)
+    assert "4 refused" in run("table", beside).stdout
+    backbone = ("--backbone", "chip_resnet10", "--device", "cpu", "--cache", tmp_path / "cache")
+    known = ("--training", beside, "--training-root", album, "--bundle", bundle_path, "--k", 2)
+    for command, words in (
+        (("table", beside, *root), "4 rows; status: 4 ok"),
+        (("predict", beside, "--bundle", bundle_path, "--out", tmp_path / "a.nc", *root), "status: 4 ok"),
+        (("features", beside, *backbone, *root), "4 of 4 images have features"),
+        (("partition", beside, "--out", tmp_path / "p.gpkg", "--num-cells", 6, *root), "6 cells of 4 images"),
+        (("baselines", above, *known, "--out", tmp_path / "b"), "among 4 training images"),
+    ):
+        assert words in run(*command).stdout
+
+
+def test_rows_that_are_refused_keep_their_paths(album, tmp_path):
+    (album / "t.csv").write_text('path\nimage_000.png\n../x.png\nno.png\n""\n')
+    run("table", album / "t.csv", "--out", tmp_path / "new.csv")
+    table = pd.read_csv(tmp_path / "new.csv", keep_default_na=False)
+    assert table["path"].tolist() == ["album/image_000.png", "../x.png", "album/no.png", ""]
+    assert table["image_id"].tolist()[0] == "image_000.png"

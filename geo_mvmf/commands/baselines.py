@@ -24,6 +24,7 @@ from geo_mvmf.terminal import Reporter
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the images of SOURCE; relative paths begin there."
 )
+@click.option("--training-root", type=click.Path(path_type=Path), help="The same for --training.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images.")
 @click.option("--overwrite", is_flag=True)
@@ -39,6 +40,7 @@ def baselines(
     weighting: str,
     exif: bool,
     root: Path | None,
+    training_root: Path | None,
     device: str,
     workers: int,
     overwrite: bool,
@@ -63,7 +65,7 @@ def baselines(
 
     report.stage("load")
     frame = tables.read_image_table(source, root=root)
-    known = tables.read_image_table(training, exif=exif)
+    known = tables.read_image_table(training, exif=exif, root=training_root)
     options.check_images(source, len(frame))
     options.check_images(training, len(known))
     table_rows.warn_if_swapped(frame)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -118,7 +119,12 @@ def table(
     lines = [f"{len(frame)} rows; status: {options.counts(frame['status'])}"]
     lines += [f"  {problem}: {number}" for problem, number in table_rows.describe_problems(frame).items()]
     if out is not None:
-        vector.write_layers(out, {"images": frame}, overwrite=overwrite)
+        written = tables.as_written_in(out.parent, frame)
+        vector.write_layers(out, {"images": written}, overwrite=overwrite)
         report.wrote("table", out)
         lines.append(f"wrote {out}")
+        if number := sum(map(os.path.isabs, written["path"][written["status"] != "refused"])):
+            lines.append(
+                f"{options.images(number)} of it lie outside its folder: with it, give --root {frame.attrs['root']}"
+            )
     report.result("\n".join(lines), counts=options.row_counts(frame))

@@ -27,6 +27,7 @@ LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.2, 5.0
 @click.option("--backbone", default="wide_resnet50_2", show_default=True, help="A torchvision.models name.")
 @click.option("--weights", help="A torchvision weight name (downloaded) or a local .safetensors file.")
 @click.option("--cache", required=True, type=click.Path(path_type=Path), help="Folder of the feature cache.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images; relative paths begin there.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images.")
@@ -38,6 +39,7 @@ def features(
     backbone: str,
     weights: str | None,
     cache: Path,
+    root: Path | None,
     batch_size: int,
     device: str,
     workers: int,
@@ -48,7 +50,7 @@ def features(
     from geo_mvmf.model import features as module
     from geo_mvmf.model.devices import choose_device
 
-    frame = tables.read_image_table(source)
+    frame = tables.read_image_table(source, root=root)
     options.check_images(source, len(frame))
     table_rows.warn_if_swapped(frame)
     network = backbones.build_backbone(backbone, weights=weights)

@@ -53,6 +53,7 @@ _THRESHOLDS = ("split_above", "drop_below")  # the options that a look at the pl
 )
 @click.option("--seed", type=click.IntRange(0), help="kmeans: of its first classes.  [default: 0]")
 @click.option("--exif", is_flag=True, help="Take positions from EXIF.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images; relative paths begin there.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Layer to write (.gpkg ...).")
 @click.option("--overwrite", is_flag=True)
 @click.pass_obj
@@ -69,6 +70,7 @@ def partition(
     mean_direction: str | None,
     seed: int | None,
     exif: bool,
+    root: Path | None,
     out: Path,
     overwrite: bool,
 ) -> None:
@@ -98,7 +100,7 @@ def partition(
     except UsageError as error:
         raise UsageError(_in_words_of_the_command(str(error))) from error
     options.check_new(out, overwrite=overwrite)
-    places = read_photo_places(source, exif=exif)
+    places = read_photo_places(source, exif=exif, root=root)
     try:
         found = make_partition(places.longitude, places.latitude, wanted)
     except AmbiguousInputError:  # says by itself what to do where there is no option for it

@@ -41,7 +41,9 @@ class PhotoPlaces(NamedTuple):
     first_problem: str = ""
 
 
-def read_photo_places(source: str | os.PathLike[str], *, exif: bool = False) -> PhotoPlaces:
+def read_photo_places(
+    source: str | os.PathLike[str], *, exif: bool = False, root: str | os.PathLike[str] | None = None
+) -> PhotoPlaces:
     r"""Read places from an image table, or from a table of places without images.
 
     Parameters
@@ -52,6 +54,8 @@ def read_photo_places(source: str | os.PathLike[str], *, exif: bool = False) -> 
         long/lat) or the points of a layer.
     exif : bool
         Take positions from EXIF where the table has none.
+    root : path, optional
+        As `read_image_table`.
 
     Returns
     -------
@@ -72,11 +76,11 @@ def read_photo_places(source: str | os.PathLike[str], *, exif: bool = False) -> 
     [51.5, 107.0]
     """
     found = None if exif or Path(source).is_dir() else _without_images(Path(source))
-    return _of_images(source, exif=exif) if found is None else found
+    return _of_images(source, exif=exif, root=root) if found is None else found
 
 
-def _of_images(source: str | os.PathLike[str], *, exif: bool) -> PhotoPlaces:
-    table = tables.read_image_table(source, exif=exif)
+def _of_images(source: str | os.PathLike[str], *, exif: bool, root: str | os.PathLike[str] | None) -> PhotoPlaces:
+    table = tables.read_image_table(source, exif=exif, root=root)
     _check_rows(len(table), source)
     good = table_rows.training_rows(table)
     problems = {name: count for name, count in table_rows.describe_problems(table).items() if count and name != "rows"}

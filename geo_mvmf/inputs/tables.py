@@ -180,6 +180,37 @@ def absolute_paths(table: gpd.GeoDataFrame) -> list[Path]:
     ]
 
 
+def as_written_in(folder: str | os.PathLike[str], table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Give a table the paths by which it names the same files once it is a file in a folder.
+
+    Parameters
+    ----------
+    folder : path
+        Where the file will be.
+    table : GeoDataFrame
+        From `read_image_table`.
+
+    Returns
+    -------
+    GeoDataFrame
+        A copy: paths of files in the folder are relative to it, others absolute; those of rows that are refused or
+        have no path are as they were.
+
+    Examples
+    --------
+    >>> table = read_image_table(pd.DataFrame({"path": ["photos/a.jpg", "b.jpg"]}), root="/tmp")
+    >>> as_written_in("/tmp/photos", table)["path"].tolist()
+    ['a.jpg', '/tmp/b.jpg']
+    """
+    top = Path(os.path.abspath(folder))  # noqa: PTH100  symbolic links are not resolved here
+    files = absolute_paths(table)
+    paths = [
+        path if file == Path(os.devnull) else (file.relative_to(top) if file.is_relative_to(top) else file).as_posix()
+        for path, file in zip(table["path"], files, strict=True)
+    ]
+    return table.assign(path=_texts(paths).to_numpy())
+
+
 def _check_options(claimed_from: str, *, exif: bool) -> None:
     if claimed_from not in _CLAIM_SOURCES:
         raise UsageError(f"claimed_from must be one of {', '.join(_CLAIM_SOURCES)}, not {claimed_from!r}")
