@@ -103,7 +103,8 @@ def require_all(rows: pd.DataFrame) -> None:
         first = bad.iloc[0]
         raise RowsFailedError(
             f"{len(bad)} of {len(rows)} rows failed, and every row was required; the first is "
-            f"{first['path']}: {first['status']}: {first['message']}; mend or leave out such rows, or do without strict"
+            f"{first['path']}: {first['status']}: {first['message']}; mend or leave out such rows, or do without "
+            "strict (on the command line --strict)"
         )
 
 

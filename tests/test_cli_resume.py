@@ -87,6 +87,7 @@ def test_strict_fails_and_leaves_nothing(fifty, bundle_path, tmp_path):
     for out in (tmp_path / "a.nc", tmp_path / "b.gpkg", tmp_path / "folder"):
         result = run("predict", fifty / "table.csv", "--bundle", bundle_path, "--out", out, "--strict")
         assert result.exit_code == 3
+        assert "or do without strict (on the command line --strict)" in result.stderr
         assert "1 of 50 rows failed, and every row was required; the first is 23.jpg: missing: " in result.stderr
         assert list(tmp_path.iterdir()) == []
 

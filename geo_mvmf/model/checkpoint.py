@@ -25,6 +25,9 @@ from geo_mvmf.model import sealed
 FORMAT = "geo_mvmf checkpoint"
 FORMAT_VERSION = "1"
 KEPT = 2
+ANEW = "start again with overwrite (on the command line --overwrite)"
+"""What to do, in messages, where a run cannot go on."""
+
 _NAME = re.compile(r"checkpoint-(\d{10})\.safetensors")
 # safetensors knows no true/false and numpy no bfloat16; nothing of a training state needs them.
 
@@ -141,7 +144,7 @@ def read_newest(folder: str | os.PathLike[str]) -> tuple[Checkpoint | None, list
         except BadBundleError as error:
             damaged.append(str(error))
     if damaged:
-        raise TrainingError(f"{folder}: no checkpoint is whole: {'; '.join(damaged)}; use overwrite to start again")
+        raise TrainingError(f"{folder}: no checkpoint is whole: {'; '.join(damaged)}; {ANEW}")
     return None, damaged
 
 

@@ -24,6 +24,7 @@ _FREE = (
     "out", "workers", "log_steps", "checkpoint_steps", "checkpoint_seconds", "cache_images_gigabytes", "device",
     "threads", "cache_dir", "tensorboard",
 )  # fmt: skip
+_OTHERWISE = f"name another folder as out, or {checkpoint.ANEW}"
 _PROVIDED = {"products": products, "epilogues": epilogue_choice}  # both decide the last bits of a result
 
 
@@ -258,7 +259,7 @@ def _open_folder(config: TrainingConfig, folder: Path, *, overwrite: bool, where
         _compare(path, wanted)
         idle_options.check_idle(config, where=where, begun=True)
     else:
-        raise OutputError(f"{folder}: holds a run without config.json; choose another folder, or use overwrite")
+        raise OutputError(f"{folder}: holds a run without config.json; {_OTHERWISE}")
 
 
 def _clear(folder: Path) -> None:
@@ -274,11 +275,11 @@ def _compare(path: Path, wanted: dict[str, Any]) -> None:
     try:
         former = read_options(path)
     except BadInputError as error:
-        raise OutputError(f"{error}; choose another folder, or use overwrite") from error
+        raise OutputError(f"{error}; {_OTHERWISE}") from error
     # what says most of a run goes first: another stage has other values of much else
     for name in sorted(wanted.keys() | former.keys(), key=lambda name: (name != "stage", name != "table", name)):
         if name not in _FREE and wanted.get(name) != former.get(name):
             raise UsageError(
                 f"{path.parent}: this run was started with {name} = {former.get(name)!r}, now it is "
-                f"{wanted.get(name)!r}; choose another folder, or use overwrite to start again"
+                f"{wanted.get(name)!r}; {_OTHERWISE}"
             )

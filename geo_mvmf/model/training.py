@@ -220,8 +220,8 @@ class _Run:
             return
         if facts["data"] != self.image_set.digest():
             raise TrainingError(
-                f"{self.folder}: the images, places or weights changed since the run began; put them back, or use "
-                "overwrite to start again"
+                f"{self.folder}: the images, places or weights changed since the run began; put them back, or "
+                f"{checkpoint.ANEW}"
             )
         self.learner.restore({} if newest is None else newest.tensors, facts["best"])
         self.first, self.waited = int(facts["step"]), int(facts.get("waited", 0))

@@ -81,7 +81,7 @@ def test_what_holds_no_options_is_named_by_both_commands(old, text, why):
     (pathlib.Path(old.out) / "config.json").write_text(text)
     with pytest.raises(BadInputError, match=why):
         read_run(old.out)
-    with pytest.raises(OutputError, match=f"{why}.*; choose another folder, or use overwrite"):
+    with pytest.raises(OutputError, match=f"{why}.*; name another folder as out, or start again with"):
         begin(old)
 
 

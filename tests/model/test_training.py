@@ -204,7 +204,8 @@ def test_a_finished_run_returns_at_once(config):
 
 def test_other_options_in_the_same_folder_are_refused_unless_overwriting(config):
     stopped(changed(config, checkpoint_steps=2), 3)
-    with pytest.raises(UsageError, match="started with batch_size = 16, now it is 8"):
+    otherwise = r"name another folder as out, or start again with overwrite \(on the command line --overwrite\)"
+    with pytest.raises(UsageError, match=f"started with batch_size = 16, now it is 8; {otherwise}"):
         train(changed(config, batch_size=8))
     bundle = train(changed(config, batch_size=8), overwrite=True)
     assert bundle.metadata["training"]["batch_size"] == 8
