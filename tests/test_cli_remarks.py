@@ -287,6 +287,9 @@ def test_files_that_are_taken_for_others(store, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "predictions.nc").touch()
     (tmp_path / "run" / "bundle.safetensors").touch()
+    for name in ("album/a.nc", "models/b.safetensors"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
     image_table = "a folder of images, one image or a table of them (.csv .gpkg .parquet .geojson) is wanted"
     for arguments, told in (
         ((*points, bundle), "not a NetCDF-4 file but a .safetensors file, as bundles are; `geo-mvmf predict IMAGES"),
@@ -312,6 +315,8 @@ def test_files_that_are_taken_for_others(store, tmp_path):
             f"{tmp_path / 'run'} is a folder; {tmp_path / 'run' / 'predictions.nc'} lies in it",
         ),
         ((*predict, photo, "--bundle", tmp_path / "run"), f"{tmp_path / 'run' / 'bundle.safetensors'} lies in it"),
+        (("info", tmp_path / "album"), f"album is a folder; {tmp_path / 'album' / 'a.nc'} lies in it"),
+        (("info", tmp_path / "models"), f"models is a folder; {tmp_path / 'models' / 'b.safetensors'} lies in it"),
         (("evaluate", bundle), "and predictions (.nc) or a table of points (.csv .gpkg .parquet .geojson) are wanted"),
     ):
         done = run(*arguments)

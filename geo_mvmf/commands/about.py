@@ -20,6 +20,7 @@ RESPONSIBLE_USE_PAGE = "docs/responsible_use.md"
 @click.pass_obj
 def info(report: Reporter, *, file: Path) -> None:
     """Say what a bundle or a predictions file is, without loading torch."""
+    from geo_mvmf.inputs import mistaken
     from geo_mvmf.model import bundle_format
 
     if file.suffix.lower() == ".nc":
@@ -32,6 +33,8 @@ def info(report: Reporter, *, file: Path) -> None:
         try:
             content = bundle_format.read_header(file)  # with the statement of whoever made the bundle
         except BadBundleError as error:
+            if told := mistaken.folder_with(file, "predictions.nc"):
+                raise BadBundleError(told) from error
             if file.suffix.lower() == ".safetensors" or not file.is_file():
                 raise
             raise BadBundleError(f"{error}; bundles (.safetensors) and predictions files (.nc) are wanted") from error

@@ -77,12 +77,12 @@ def folder_with(path: str | os.PathLike[str], name: str) -> str:
     ----------
     path : path
     name : str
-        Of the file, as our commands call it.
+        Of the file, as our commands call it; without one the only file with its suffix will do.
 
     Returns
     -------
     str
-        Empty where there is no such file.
+        Empty where there is no such file, or it is no folder.
 
     Examples
     --------
@@ -90,4 +90,5 @@ def folder_with(path: str | os.PathLike[str], name: str) -> str:
     ''
     """
     inside = Path(path) / name
-    return f"{path} is a folder; {inside} lies in it" if inside.is_file() else ""
+    found = [inside] if inside.is_file() else list(Path(path).glob(f"*{inside.suffix}"))
+    return f"{path} is a folder; {found[0]} lies in it" if len(found) == 1 else ""

@@ -334,8 +334,7 @@ def config_from_dict(
 def _not_read(path: Path, error: OSError) -> str:
     wanted = "give the TOML file of a training"
     if path.is_dir():
-        inside = sorted(path.glob("*.toml"))
-        return f"{path} is a folder; {f'{inside[0]} lies in it' if len(inside) == 1 else wanted}"
+        return mistaken.folder_with(path, "train.toml") or f"{path} is a folder; {wanted}"
     missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
     return f"{path}: {'there is no such file' if missing else (error.strerror or str(error)).lower()}; {wanted}"
 
