@@ -451,7 +451,7 @@ def test_prepare_and_train(tmp_path):
     wishes = ("--count", 12, "--size", 16, "--ground-km", 1500)
     cut = run("chips", ROOT / "sample_data" / "relief.tif", "--out", chips, *wishes)
     assert cut.exit_code == 0, cut.output
-    assert cut.stdout == f"wrote {chips / 'chips.csv'}\n"
+    assert cut.stdout == f"wrote {chips / 'chips.csv'}: 12 chips\n"
     assert "12 rows; status: 12 ok" in run("table", chips / "chips.csv", "--out", tmp_path / "clean.gpkg").stdout
     assert run("partition", chips / "chips.csv", "--num-cells", 12, "--out", tmp_path / "cells.gpkg").exit_code == 0
     assert geopandas.read_file(tmp_path / "cells.gpkg", layer="cells")["images"].sum() == 12

@@ -56,6 +56,8 @@ def chips(
     named, shares = pairs.seasons(seasons), pairs.parts(parts)
     if not sources and named is None:
         raise click.UsageError("Missing argument 'SOURCES...': a raster, or --season NAME=SOURCE")
+    import pandas as pd
+
     from geo_mvmf.inputs import chips as module
     from geo_mvmf.inputs import polygons
 
@@ -82,7 +84,9 @@ def chips(
     for name, path in tables.items():
         report.wrote(name, path)
     report.wrote("folder", out)
-    report.result("\n".join(f"wrote {path}" for path in tables.values()), counts={"chips": report.done})
+    numbers = [len(pd.read_csv(path, usecols=["path"])) for path in tables.values()]
+    lines = [f"wrote {path}: {number} chips" for path, number in zip(tables.values(), numbers, strict=True)]
+    report.result("\n".join(lines), counts={"chips": numbers[0]})
 
 
 @click.command()
