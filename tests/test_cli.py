@@ -328,6 +328,10 @@ def test_info_is_one_json_document(house):
         assert key in content
         assert "region, not a proof" in content["responsible_use"]
         assert content["responsible_use_page"] == "docs/responsible_use.md"
+    rows = open_predictions(house / "album.nc").rows
+    assert (content["densities"], content["num_components"]) == ("mixtures of von Mises-Fisher components", 6)
+    assert content["columns"] == rows.columns.tolist()
+    assert (content["image_ids"], len(rows)) == (rows["image_id"].tolist(), 5)
 
 
 def test_info_shows_the_statement_of_whoever_made_the_bundle(tmp_path):

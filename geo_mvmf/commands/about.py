@@ -12,6 +12,8 @@ from geo_mvmf.commands import options
 from geo_mvmf.errors import BadBundleError
 from geo_mvmf.terminal import Reporter
 
+_DENSITIES = {"vmf": "mixtures of von Mises-Fisher components", "cell": "uniform on S2 cells"}
+_SHOWN_IDS = 5
 RESPONSIBLE_USE_PAGE = "docs/responsible_use.md"
 
 
@@ -27,7 +29,15 @@ def info(report: Reporter, *, file: Path) -> None:
         from geo_mvmf.predictions import open_predictions
 
         found = open_predictions(file)
-        content: dict[str, Any] = {**found.run, "status": options.counts(found.rows["status"])}
+        components, names = found.store.components, found.rows["image_id"]
+        content: dict[str, Any] = {
+            "densities": _DENSITIES[components.kind],
+            "num_components": len(components.mean_directions),
+            **found.run,
+            "status": options.counts(found.rows["status"]),
+            "image_ids": [*names.head(_SHOWN_IDS), *["..."] * (len(names) > _SHOWN_IDS)],
+            "columns": list(map(str, found.rows.columns)),
+        }
         content["responsible_use"] = bundle_format.RESPONSIBLE_USE
     else:
         try:
