@@ -217,7 +217,9 @@ def require_new(*paths: str | os.PathLike[str]) -> None:
     """
     for path in paths:
         if os.path.lexists(path):
-            raise OutputError(f"{path}: exists already; choose another name, or ask for overwriting")
+            raise OutputError(
+                f"{path}: exists already; choose another name, or add --overwrite (in Python overwrite=True)"
+            )
 
 
 def require_folder(path: str | os.PathLike[str]) -> None:

@@ -96,6 +96,12 @@ class Evaluation:
     """Whether there are densities to judge, and not points alone."""
     truth: FloatArray | None = None
 
+    def __repr__(self) -> str:
+        return f"Evaluation({self.n} images with a truth; print or .table() shows the figures)"
+
+    def __str__(self) -> str:
+        return str(self.table().to_string(index=False, float_format="{:.4g}".format))
+
     @property
     def n(self) -> int:
         """Number of images with a truth."""

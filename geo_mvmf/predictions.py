@@ -187,6 +187,8 @@ class Predictions:
         ------
         BadInputError
             If an image_id is unknown or has no prediction.
+        UsageError
+            If a level is not between 0 and 1, or there is not at least one worker.
         """
         return progress.run(regions_job(self.store, self._rows_of(image_ids), levels, workers=workers))
 

@@ -60,10 +60,8 @@ def regions_job(
 
     Raises
     ------
-    ValueError
-        If a level is not between 0 and 1.
     UsageError
-        If there is not at least one worker, or a process was ended from outside.
+        If a level is not between 0 and 1, there is not at least one worker, or a process was ended from outside.
     BadInputError
         If what is stored is damaged.
 
@@ -73,6 +71,7 @@ def regions_job(
     """
     if workers < 1:
         raise UsageError(f"workers is {workers}; it must be at least 1")
+    levels = regions.checked_levels(levels)
     blocks = [rows[start : start + _IMAGES_AT_ONCE] for start in range(0, rows.size, _IMAGES_AT_ONCE)]
     found = [regions.credible_regions(mixture_of_rows(store, rows[:0]), levels)] if not blocks else []
     done = 0

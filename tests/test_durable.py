@@ -51,7 +51,7 @@ def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_tried(t
 
 def test_an_existing_file_is_kept_unless_asked(tmp_path):
     durable.write_text(tmp_path / "a", "old")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match=r"exists already; .* --overwrite \(in Python overwrite=True\)"):
         durable.write_text(tmp_path / "a", "new")
     durable.write_text(tmp_path / "a", "new", overwrite=True)
     assert (tmp_path / "a").read_text() == "new"

@@ -253,6 +253,15 @@ def test_a_truth_that_has_columns_of_our_names_too_is_read_by_its_longitude_and_
     np.testing.assert_allclose(result.error_km, geo_mvmf.evaluate(found, table).error_km)
 
 
+def test_an_evaluation_is_printed_as_its_table():
+    points = pd.DataFrame({"longitude": [7.0, 8.0], "latitude": [50.0, 51.0]})
+    result = geo_mvmf.evaluate(points.assign(true_longitude=7.0, true_latitude=50.0))
+    assert repr(result) == "Evaluation(2 images with a truth; print or .table() shows the figures)"
+    lines = str(result).splitlines()
+    assert lines[0].split()[:3] == ["group", "measure", "estimator"]
+    assert len(lines) == 1 + len(result.table())
+
+
 def test_what_cannot_be_compared_says_why(simulated):
     found, _, _ = simulated
     truth = pd.DataFrame({"image_id": ["zz"], "longitude": [0.0], "latitude": [0.0]})

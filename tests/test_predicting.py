@@ -52,6 +52,26 @@ def weights_of(predictions):
     return predictions.store.log_mixing_weights(np.flatnonzero(predictions.is_predicted))
 
 
+# --- what is given in place of a bundle or a table --------------------------------------------------------------
+
+
+def test_a_path_is_no_bundle_and_a_frame_without_its_folder_no_table(bundle, make_album, tmp_path):
+    make_album(tmp_path, 2)
+    table = read_image_table(tmp_path)
+    with pytest.raises(UsageError, match=r"bundle is 'a\.safetensors': load_bundle makes a bundle of a file"):
+        geo_mvmf.predict("a.safetensors", table)
+    merged = table.merge(pd.DataFrame({"path": table["path"], "walk": [1, 2]}), on="path")
+    merged.attrs.clear()  # as some versions of pandas do
+    for strict in (False, True):
+        with pytest.raises(
+            UsageError, match=r"read_image_table\(table, root=FOLDER\) makes one that does; a merge loses"
+        ):
+            geo_mvmf.predict(bundle, merged, strict=strict)
+    again = read_image_table(merged, root=tmp_path)
+    assert again["status"].tolist() == ["ok", "ok"]
+    assert again["walk"].tolist() == [1, 2]
+
+
 # --- the row contract --------------------------------------------------------------------------------------------
 
 

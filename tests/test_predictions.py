@@ -212,6 +212,13 @@ def test_samples_of_another_seed_share_nothing(tmp_path):
     assert samples[3] == set(found.sample(2, seed=3).geometry.to_wkb())
 
 
+def test_levels_of_regions_are_said_to_be_wrong_whoever_makes_them(found):
+    for levels in (0.9, (50, 90)):
+        for workers in (1, 2):
+            with pytest.raises(UsageError, match=r"such as \(0.5, 0.9\)"):
+                found.credible_regions(levels, workers=workers)
+
+
 def test_unknown_and_failed_images_are_named(found):
     grid = geo_mvmf.Grid.globe(30.0)
     with pytest.raises(BadInputError, match=r"no image 'zz' in .*a\.nc; it holds 4 images"):

@@ -163,6 +163,11 @@ def read_raw_table(
     >>> read_raw_table(pd.DataFrame({"path": []}), root="/").resolved
     []
     """
+    if not isinstance(source, str | os.PathLike | pd.DataFrame):
+        raise BadInputError(
+            f"an image table is a path or a DataFrame, not {type(source).__name__}; of single images make "
+            'pandas.DataFrame({"path": [...]})'
+        )
     permitted = tuple(permitted_roots)
     if isinstance(source, str) and not source:  # which pathlib takes for the working folder
         raise BadInputError("'' is neither a folder nor a table")

@@ -152,6 +152,29 @@ def permitted_folders(table: gpd.GeoDataFrame) -> list[Path]:
     return [Path(folder) for folder in (attrs["root"], *attrs.get("permitted_roots", ()))] if "root" in attrs else []
 
 
+def require_root(table: pd.DataFrame) -> None:
+    """Refuse a frame that `read_image_table` did not make, or that has lost what it says of all rows.
+
+    Parameters
+    ----------
+    table : DataFrame
+
+    Raises
+    ------
+    UsageError
+        If its ``attrs`` do not say what its paths are relative to.
+
+    Examples
+    --------
+    >>> require_root(read_image_table(pd.DataFrame({"path": ["a.jpg"]}), root="/tmp"))
+    """
+    if "root" not in table.attrs:
+        raise UsageError(
+            "the table does not say which folder its paths begin in: read_image_table(table, root=FOLDER) makes one "
+            "that does; a merge loses it"
+        )
+
+
 def absolute_paths(table: gpd.GeoDataFrame) -> list[Path]:
     """Give the file of every row.
 
@@ -166,12 +189,18 @@ def absolute_paths(table: gpd.GeoDataFrame) -> list[Path]:
         One per row; for a row that is refused or has no path the null device, which no reader opens, so that no
         loop over all rows can leave the root by accident.
 
+    Raises
+    ------
+    UsageError
+        As `require_root`.
+
     Examples
     --------
     >>> table = read_image_table(pd.DataFrame({"path": ["a.jpg", "../b.jpg"]}), root="/tmp")
     >>> [path.as_posix() for path in absolute_paths(table)]
     ['/tmp/a.jpg', '/dev/null']
     """
+    require_root(table)
     root = Path(table.attrs["root"])
     nowhere = Path(os.devnull)
     return [

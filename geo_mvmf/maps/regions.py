@@ -11,6 +11,7 @@ import shapely
 
 from geo_mvmf import s2, sphere, tessellation
 from geo_mvmf.coarse_cells import warn_if_coarse
+from geo_mvmf.errors import UsageError
 from geo_mvmf.maps import outlines
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
@@ -52,8 +53,10 @@ def credible_regions(
 
     Raises
     ------
+    UsageError
+        If a level is not between 0 and 1.
     ValueError
-        If a level is not between 0 and 1, or names do not fit the images.
+        If names do not fit the images.
 
     Examples
     --------
@@ -61,9 +64,7 @@ def credible_regions(
     >>> credible_regions(mixture)[["level", "n_parts"]].to_numpy().tolist()
     [[0.9, 1.0], [0.5, 1.0]]
     """
-    wanted = sorted({float(level) for level in levels}, reverse=True)
-    if not wanted or not 0.0 < wanted[-1] <= wanted[0] < 1.0:
-        raise ValueError(f"levels {tuple(levels)} must lie between 0 and 1")
+    wanted = checked_levels(levels)
     names = [str(i) for i in range(len(mixture))] if image_ids is None else list(image_ids)
     if len(names) != len(mixture):
         raise ValueError(f"{len(names)} image_ids were given for {len(mixture)} images")
@@ -73,6 +74,32 @@ def credible_regions(
         rows += [(name, level, *_region(densest, level)) for level in wanted]
     columns: dict[str, list[object]] = {key: [row[k] for row in rows] for k, key in enumerate(COLUMNS)}
     return geopandas.GeoDataFrame(columns, geometry="geometry", crs="EPSG:4326")
+
+
+def checked_levels(levels: Sequence[float]) -> list[float]:
+    """Give each level once, the largest first.
+
+    Parameters
+    ----------
+    levels : sequence of float
+
+    Raises
+    ------
+    UsageError
+        If it is no sequence, there is none, or one is not greater than 0 and less than 1.
+
+    Examples
+    --------
+    >>> checked_levels((0.5, 0.9, 0.5))
+    [0.9, 0.5]
+    """
+    try:
+        wanted = sorted({float(level) for level in levels}, reverse=True)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"levels {levels!r:.80}: a sequence of numbers is wanted, such as (0.5, 0.9)") from error
+    if not wanted or not 0.0 < wanted[-1] <= wanted[0] < 1.0:
+        raise UsageError(f"levels {tuple(levels)} must lie between 0 and 1, such as (0.5, 0.9)")
+    return wanted
 
 
 def _cells_of(

@@ -102,6 +102,11 @@ def test_texts_of_many_rows_take_little_memory(tmp_path):
     assert own["image_id"].tolist() == list("abc")
 
 
+def test_a_list_of_images_is_no_table():
+    with pytest.raises(BadInputError, match=r"a path or a DataFrame, not list; of single images make pandas.DataFrame"):
+        tables.read_image_table(["a.png"])
+
+
 def test_a_folder_inside_another_root(house):
     table = tables.read_image_table(house, root=house.parent)
     assert table["path"].tolist() == [f"{house.name}/{path}" for path in PATHS]

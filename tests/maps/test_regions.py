@@ -7,6 +7,7 @@ import shapely
 
 from geo_mvmf import s2, sphere, vmf
 from geo_mvmf.coarse_cells import CoarseCellsWarning
+from geo_mvmf.errors import UsageError
 from geo_mvmf.maps import outlines, regions
 from geo_mvmf.maps.regions import DensestFirst, credible_regions
 from geo_mvmf.mixture import CellMixture, VmfMixture
@@ -159,15 +160,18 @@ def test_no_images_give_an_empty_layer():
 
 
 @pytest.mark.parametrize(
-    ("levels", "ids", "message"),
+    ("levels", "ids", "kind", "message"),
     [
-        ((0.5, 1.0), None, r"levels \(0.5, 1.0\) must lie between 0 and 1"),
-        ((0.0,), None, "must lie between"),
-        ((), None, "must lie between"),
-        ((np.nan,), None, "must lie between"),
-        ((0.5,), ["a", "b"], "2 image_ids were given for 1 images"),
+        ((0.5, 1.0), None, UsageError, r"levels \(0.5, 1.0\) must lie between 0 and 1, such as \(0.5, 0.9\)"),
+        ((50, 90), None, UsageError, "must lie between"),
+        ((0.0,), None, UsageError, "must lie between"),
+        ((), None, UsageError, "must lie between"),
+        ((np.nan,), None, UsageError, "must lie between"),
+        (0.9, None, UsageError, r"levels 0.9: a sequence of numbers is wanted, such as \(0.5, 0.9\)"),
+        ("0.9", None, UsageError, r"levels '0.9': a sequence"),
+        ((0.5,), ["a", "b"], ValueError, "2 image_ids were given for 1 images"),
     ],
 )
-def test_refusals(levels, ids, message):
-    with pytest.raises(ValueError, match=message):
+def test_refusals(levels, ids, kind, message):
+    with pytest.raises(kind, match=message):
         credible_regions(random_mixture(0), levels, image_ids=ids)
