@@ -108,6 +108,8 @@ def test_every_command_is_listed_and_has_help():
     for name in cli.COMMANDS:
         assert f"\n  {name} " in listed
         assert run(name, "--help").output.startswith(f"Usage: geo-mvmf {name} ")
+        options = [each for each in cli.main.get_command(None, name).params if isinstance(each, click.Option)]
+        assert [each.name for each in options if not each.help and not each.hidden] == []
 
 
 # --- a user's mistakes -------------------------------------------------------------------------------------------

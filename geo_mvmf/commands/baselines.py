@@ -19,7 +19,13 @@ from geo_mvmf.terminal import Reporter
 @click.option("--training", required=True, type=click.Path(path_type=Path), help="Images of known place to look among.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder: neighbours.nc, training.nc.")
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="How many neighbours.")
-@click.option("--weighting", type=click.Choice(["distance", "equal"]), default="distance", show_default=True)
+@click.option(
+    "--weighting",
+    type=click.Choice(["distance", "equal"]),
+    default="distance",
+    show_default=True,
+    help="Of the neighbours: by the distance of their features, or each the same.",
+)
 @click.option("--exif", is_flag=True, help="Take the training images' positions from EXIF.")
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the images of SOURCE; relative paths begin there."
@@ -27,7 +33,7 @@ from geo_mvmf.terminal import Reporter
 @click.option("--training-root", type=click.Path(path_type=Path), help="The same for --training.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images.")
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def baselines(
     report: Reporter,

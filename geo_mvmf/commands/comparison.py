@@ -24,7 +24,7 @@ from geo_mvmf.terminal import Reporter
 @click.option("--cluster-by", help="Column of images that belong together: intervals count these.")
 @click.option("--block-level", type=click.IntRange(0, 30), help="Or: images in one S2 cell of this level do.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of resampling and of ranks.")
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def compare(
     report: Reporter,

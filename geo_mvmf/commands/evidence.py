@@ -54,7 +54,7 @@ LITTLE = 0.01
     show_default=True,
     help="Of any region's probability; a half costs 4 times.",
 )
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def fuse(
     report: Reporter,

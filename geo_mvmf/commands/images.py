@@ -25,9 +25,16 @@ from geo_mvmf.terminal import Reporter
 @click.option("--parts", help="NAME=SHARE,...: divide the places by whole blocks; NAME.csv holds each part.")
 @click.option("--block-level", type=int, help="Of the S2 cells that are blocks. Default: as wide as a chip.")
 @click.option("--min-valid", default=1.0, show_default=True, help="Least share of pixels with data.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--format", "kind", type=click.Choice(["png", "jpeg", "tif"]), default="png", show_default=True)
-@click.option("--overwrite", is_flag=True)
+@click.option("--seed", default=0, show_default=True, help="Of the draw of places; the same one gives the same chips.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["png", "jpeg", "tif"]),
+    default="png",
+    show_default=True,
+    help="Of the chips; tif chips say where they are.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def chips(
     report: Reporter,
@@ -96,7 +103,7 @@ def chips(
 @click.option("--crs", help="CRS of the coordinates where the file does not say it, such as EPSG:32632.")
 @click.option("--exif", is_flag=True, help="Take positions from EXIF.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the cleaned table (.gpkg .csv .geojson .parquet).")
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def table(
     report: Reporter,

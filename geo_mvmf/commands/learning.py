@@ -28,7 +28,9 @@ LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.2, 5.0
 @click.option("--weights", help="A torchvision weight name (downloaded) or a local .safetensors file.")
 @click.option("--cache", required=True, type=click.Path(path_type=Path), help="Folder of the feature cache.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the images; relative paths begin there.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images at once: fewer, less memory."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images.")
 @click.pass_obj
@@ -139,10 +141,12 @@ def _made_at(path: Path) -> tuple[int, int] | None:
 @click.option("--exif", is_flag=True, help="Take positions from EXIF.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the images; relative paths begin there.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images at once: fewer, less memory."
+)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images.")
 @click.option("--half", is_flag=True, help="Store weights as float16.")
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def calibrate(
     report: Reporter,

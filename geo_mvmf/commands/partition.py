@@ -55,7 +55,7 @@ _THRESHOLDS = ("split_above", "drop_below")  # the options that a look at the pl
 @click.option("--exif", is_flag=True, help="Take positions from EXIF.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the images; relative paths begin there.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Layer to write (.gpkg ...).")
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def partition(
     report: Reporter,

@@ -40,19 +40,35 @@ class _OneSource(click.Command):
 )
 @click.option("--points", type=click.Path(path_type=Path), help="With --out FILE.nc: where the layer of points goes.")
 @click.option("--regions", type=click.Path(path_type=Path), help="With --points: credible regions in a file apart.")
-@click.option("--estimator", type=click.Choice(estimators.ESTIMATORS), default="component", show_default=True)
-@click.option("--radius-km", type=float, help="For best_within: the distance within which most probability shall lie.")
+@click.option(
+    "--estimator",
+    type=click.Choice(estimators.ESTIMATORS),
+    default="component",
+    show_default=True,
+    help="How a density becomes a point: centre of the heaviest component, densest place, least expected distance, or "
+    "most probability within --radius-km.",
+)
+@click.option("--radius-km", type=float, help="For best_within, which needs it: kilometres above 0. No default.")
 @click.option("--levels", default=None, help="Also write credible regions, such as 0.5,0.9 (folders: always).")
-@click.option("--claims", type=click.Choice(["none", "columns", "exif", "raster"]), default="none", show_default=True)
+@click.option(
+    "--claims",
+    type=click.Choice(["none", "columns", "exif", "raster"]),
+    default="none",
+    show_default=True,
+    help="Where images are said to be, which is judged after predicting: columns claimed_longitude and "
+    "claimed_latitude, EXIF, or the place of the raster.",
+)
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the images; relative paths begin there.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images at once: fewer, less memory."
+)
 @click.option(
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads: read images, compute densities."
 )
 @click.option("--dask", metavar="ADDRESS", help="Let the workers of this Dask scheduler predict (tcp://host:8786).")
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, if any row fails.")
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def predict(
     report: Reporter,

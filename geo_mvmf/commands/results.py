@@ -22,7 +22,7 @@ _RASTERS = (".tif", ".tiff", ".nc")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help=".gpkg .parquet .geojson or .csv")
 @click.option("--levels", help="Also write credible regions, such as 0.5,0.9.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that make regions.")
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def points(
     report: Reporter, *, predictions: Path, out: Path, levels: str | None, workers: int, overwrite: bool
@@ -68,7 +68,7 @@ def points(
 @click.option(
     "--bandwidth-km", type=float, help="Smooth with a kernel of this standard deviation. Default: not at all."
 )
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def density(
     report: Reporter,
@@ -144,10 +144,10 @@ def _where(
 @click.command()
 @click.argument("predictions", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help=".gpkg, .parquet or .geojson")
-@click.option("--levels", default="0.5,0.9", show_default=True)
+@click.option("--levels", default="0.5,0.9", show_default=True, help="Probability inside, of each region.")
 @click.option("--image-id", "image_ids", multiple=True, help="Repeatable. Default: all.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes, for large albums.")
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def regions(
     report: Reporter,

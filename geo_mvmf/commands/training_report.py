@@ -24,7 +24,7 @@ from geo_mvmf.terminal import Reporter
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images.")
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def report(
     report: Reporter,

@@ -24,7 +24,7 @@ _SUFFIXES = (".csv", ".parquet", ".geoparquet", ".gpkg", ".geojson")
 )
 @click.option("--image-id", "image_ids", multiple=True, help="Repeatable. Default: all.")
 @click.option("--top", type=click.IntRange(1), help="Only the most probable zones of each image. Layers: 3.")
-@click.option("--overwrite", is_flag=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.pass_obj
 def zones(
     report: Reporter,
