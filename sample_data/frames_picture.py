@@ -64,7 +64,7 @@ def draw(
     axes.imshow(raster[0], extent=extent, cmap="RdPu", aspect=aspect, interpolation="nearest")
     width, height = grid.transform.a * scale, abs(grid.transform.e) * scale
     axes.set_title(
-        f"{name}\n{float(raster.probability_sum[0]):.4f} in {grid.shape[0]} x {grid.shape[1]} cells of\n"
+        f"{name}\n{float(raster.probability_sum[0]):.4f} in {grid.shape[1]} x {grid.shape[0]} cells of\n"
         f"{width:g} x {height:g} {unit}, EPSG:{grid.crs.to_epsg()}",
         fontsize=8,
     )
