@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from geo_mvmf import cell_caps, s2, sphere, vmf
 from geo_mvmf.errors import UsageError
-from geo_mvmf.maps import climbs, near, placing, radial
+from geo_mvmf.maps import climbs, near, placing, radial, stand_ins
 from geo_mvmf.maps.once import OncePerComponents
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
@@ -30,16 +30,20 @@ IdArray = npt.NDArray[np.uint64]
 ESTIMATORS = ("component", "mode", "median", "best_within")
 
 _TAIL = 1e-4  # weight of the lightest components, which the searches leave out
-_PIECES = 3000  # about how many pieces stand for the cells of one image
+_PIECES = 3000  # about how many pieces stand for the cells of one image, or for very many components
 _FINE = 6.0  # pieces for best_within are at most so many times smaller than the radius
+_CROWD = 8192  # components of an image beyond which it is searched by fewer
+_HEAVY = 1e-3  # share of the weight that a component holds which always counts on its own
+_BLUNT = 4.0  # components are merged, for best_within, in cells so many times smaller than the radius, or of one sigma
+_ROWS = 8.0  # for one unit of log concentration, of the tables of those fewer: every image needs its own
 _DECIMALS = 9  # places whose probabilities agree so far are equal, and the first of them is taken
 
 
 class _Image(NamedTuple):
-    """One image for the searches: its components, the log concentrations of the table, and exact probabilities."""
+    """One image for the searches: its components, fewer that stand for very many, and exact probabilities."""
 
-    weighted: placing.Weighted
-    table: radial.Table
+    exact: placing.Sum
+    rough: placing.Sum | None
     within: Callable[[FloatArray, float], FloatArray]
 
 
@@ -58,7 +62,8 @@ def estimate(
         that are densest; never less dense than the component estimate. For cells the centre of the densest.
         "median": the place of least expected great-circle distance. "best_within": the place with the most
         probability within `radius_km`, which is the best answer where accuracy at that distance counts; never less
-        than at the other three. Where several places hold as much, any of them.
+        than at the other three. Where several places hold as much, any of them. Images of more than 8192
+        components that matter are searched by fewer that stand for these, and what is found is improved over all.
     radius_km : float, optional
         Great-circle kilometres, more than 0: for best_within, and for no other.
 
@@ -80,7 +85,7 @@ def estimate(
     """
     check_estimator(estimator, radius_km)
     if estimator == "median":
-        directions = np.array([placing.median(*image[:2]) for image in _images(mixture, _distances)])
+        directions = np.array([placing.median(image.exact, image.rough) for image in _images(mixture)])
     elif estimator == "best_within" and radius_km is not None:
         directions = _best_within(mixture, min(radius_km / sphere.EARTH_RADIUS_KM, math.pi))
     elif isinstance(mixture, CellMixture):
@@ -121,65 +126,81 @@ def _best_within(mixture: VmfMixture | CellMixture, radius: float) -> FloatArray
     known = [sphere.to_directions(*estimate(mixture, each).T) for each in ("component", "mode", "median")]
     result = np.empty((len(mixture), 3))
 
-    def table(log_concentrations: FloatArray) -> radial.Table:
-        return _shared_caps(np.array([radius]), log_concentrations)  # the radius in the place of the directions
-
-    for i, image in enumerate(_images(mixture, table, largest=radius / _FINE)):
+    for i, image in enumerate(_images(mixture, radius)):
         begun = np.stack([places[i] for places in known])
-        places = np.concatenate([begun, placing.most_within(image.weighted, image.table, begun)])
+        places = np.concatenate([begun, placing.most_within(image.exact, begun, image.rough)])
         held = image.within(places, radius)
         result[i] = places[np.argmax(np.round(held, _DECIMALS))]
     return result
 
 
-_shared_distances = OncePerComponents(lambda _, log_concentrations: radial.distance_table(log_concentrations))
-_shared_caps = OncePerComponents(lambda radius, log_concentrations: radial.cap_table(log_concentrations, radius[0]))
+def _table(log_concentrations: FloatArray, radius: float | None) -> radial.Table:
+    """What is summed: the probability within a radius, or else the distance."""
+    return radial.distance_table(log_concentrations) if radius is None else radial.cap_table(log_concentrations, radius)
 
 
-def _distances(log_concentrations: FloatArray) -> radial.Table:
-    return _shared_distances(np.empty((0, 3)), log_concentrations)
+# the radius in the place of the directions
+_shared_tables = OncePerComponents(lambda radius, each: _table(each, radius[0] if radius.size else None), kept=4)
 
 
-def _images(
-    mixture: VmfMixture | CellMixture, table: Callable[[FloatArray], radial.Table], *, largest: float = math.inf
-) -> Iterator[_Image]:
+def _images(mixture: VmfMixture | CellMixture, radius: float | None = None) -> Iterator[_Image]:
     """Every image in turn; what all share is made once."""
     if isinstance(mixture, CellMixture):
         for i in range(len(mixture)):
-            yield _of_cells(*mixture.of(i), table, largest)
+            yield _of_cells(*mixture.of(i), radius)
         return
     if not len(mixture):
         return
-    shared = table(mixture.log_concentrations)
+    key = np.empty(0) if radius is None else np.array([radius])
+    shared = _shared_tables(key, mixture.log_concentrations)
     for log_weights in mixture.log_mixing_weights:
-        yield _of_components(mixture.mean_directions, mixture.log_concentrations, np.exp(log_weights), shared)
+        yield _of_components(mixture.mean_directions, mixture.log_concentrations, np.exp(log_weights), shared, radius)
+
+
+def _rough(image: stand_ins.Components, radius: float | None) -> placing.Sum | None:
+    """Fewer components for a search, where there are very many."""
+    if image.weights.size <= _CROWD:
+        return None
+    if radius is None:
+        is_heavy = image.weights > _HEAVY * image.weights.sum()
+        edge = np.where(is_heavy, 0.0, stand_ins.edge_for(image.directions, _PIECES))
+    else:
+        edge = np.maximum(radius / _BLUNT, np.exp(-0.5 * image.log_concentrations))
+    few = stand_ins.merged(image, edge)
+    weighted = placing.Weighted(few.directions, few.weights, np.arange(few.weights.size))
+    return placing.Sum(weighted, _table(np.round(few.log_concentrations * _ROWS) / _ROWS, radius))
 
 
 def _of_components(
-    mean_directions: FloatArray, log_concentrations: FloatArray, weights: FloatArray, table: radial.Table
+    mean_directions: FloatArray,
+    log_concentrations: FloatArray,
+    weights: FloatArray,
+    table: radial.Table,
+    radius: float | None,
 ) -> _Image:
     chosen = np.sort(near.heaviest(weights, _TAIL))
     directions, weights = mean_directions[chosen], weights[chosen]
+    rough = _rough(stand_ins.Components(directions, log_concentrations[chosen], weights), radius)
 
     def within(places: FloatArray, radius: float) -> FloatArray:
         offset = sphere.angle(directions[:, None], places)  # (C, K)
         return np.asarray(weights @ vmf.probability_within(offset, radius, log_concentrations[chosen, None]))
 
-    return _Image(placing.Weighted(directions, weights, chosen), table, within)
+    return _Image(placing.Sum(placing.Weighted(directions, weights, chosen), table), rough, within)
 
 
-def _of_cells(
-    cells: IdArray, probabilities: FloatArray, table: Callable[[FloatArray], radial.Table], largest: float
-) -> _Image:
+def _of_cells(cells: IdArray, probabilities: FloatArray, radius: float | None) -> _Image:
     """Pieces of cells as components of the same area: kappa = 4 pi / area has the variance of a disc."""
-    pieces, masses = _pieces(cells, probabilities, largest)
+    pieces, masses = _pieces(cells, probabilities, math.inf if radius is None else radius / _FINE)
     log_concentrations = np.log(4.0 * math.pi / s2.area_sr(pieces))
+    directions = s2.centre(pieces)
+    rough = _rough(stand_ins.Components(directions, log_concentrations, masses), radius)
 
     def within(places: FloatArray, radius: float) -> FloatArray:
         return cell_caps.cap_probabilities(cells, probabilities, places, np.full(len(places), radius))
 
-    weighted = placing.Weighted(s2.centre(pieces), masses, np.arange(pieces.size))
-    return _Image(weighted, table(log_concentrations), within)
+    weighted = placing.Weighted(directions, masses, np.arange(pieces.size))
+    return _Image(placing.Sum(weighted, _table(log_concentrations, radius)), rough, within)
 
 
 def _pieces(cells: IdArray, probabilities: FloatArray, largest: float) -> tuple[IdArray, FloatArray]:

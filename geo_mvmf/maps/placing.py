@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,17 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 IdArray = npt.NDArray[np.uint64]
 
+CARE = 0.05
+"""Of the curvature that components have on their own, in a search from afar."""
+
+_NEAR = 1e-4  # the same where a place is nearly the best
+_SAME = 6  # decimals to which places found over few components are told apart
 _LATTICE_LEVEL = 3  # 384 S2 cells whose centres are looked at first
 _LATTICE_STARTS, _HEAVY_STARTS = 4, 6
 _VALUES_AT_ONCE = 1 << 15  # functions of one component at one place, which stay in the cache
 _STEPS, _STILL = 60, 1e-10  # of Newton's method, until a start moves less than this (0.6 mm)
 _HALVINGS = 12  # of a step that does not improve
+_ROUNDING = 1e-16  # of a sum, relatively: a step that gains less is not worth a try
 _SLACK, _LEAST = 0.005, 1e-4  # the search leaves cells that could be better by less: relatively, and in probability
 _CELLS = 1024  # of one image that are looked into at each level, the most promising ones
 _SURE = 1e-9  # probabilities nearer to 0 or 1 than this are taken as such in the search
@@ -62,14 +69,30 @@ class Weighted:
         return Weighted(self.directions[rows], self.weights[rows], self.numbers[rows])
 
 
-def median(image: Weighted, table: radial.Table) -> FloatArray:
+class Sum(NamedTuple):
+    """Components and the table of the function that is summed over them.
+
+    Examples
+    --------
+    >>> one = Sum(Weighted(np.eye(3)[:1], np.ones(1), np.zeros(1, np.int64)), radial.distance_table(np.array([9.0])))
+    >>> one.table.kind
+    'distance'
+    """
+
+    image: Weighted
+    table: radial.Table
+
+
+def median(exact: Sum, rough: Sum | None = None) -> FloatArray:
     """Find the place of least expected distance.
 
     Parameters
     ----------
-    image : Weighted
-    table : Table
-        From `radial.distance_table`.
+    exact : Sum
+        With a table from `radial.distance_table`.
+    rough : Sum, optional
+        Fewer components that stand for those of the image: the search goes over them, and the places that it finds are
+        improved over all.
 
     Returns
     -------
@@ -79,25 +102,30 @@ def median(image: Weighted, table: radial.Table) -> FloatArray:
     Examples
     --------
     >>> one = Weighted(np.eye(3)[:1], np.ones(1), np.zeros(1, np.int64))
-    >>> median(one, radial.distance_table(np.array([9.0]))).round(6).tolist()
+    >>> median(Sum(one, radial.distance_table(np.array([9.0])))).round(6).tolist()
     [1.0, 0.0, 0.0]
     """
-    heavy = np.argsort(-image.weights, kind="stable")[:_HEAVY_STARTS]
-    starts = np.concatenate([image.directions[heavy], _lattice_starts(image)])
-    places, values = polish(image, table, starts, sign=1.0)
+    over = (rough or exact).image
+    heavy = np.argsort(-over.weights, kind="stable")[:_HEAVY_STARTS]
+    starts = np.concatenate([over.directions[heavy], _lattice_starts(over)])
+    places, values = polish(rough or exact, starts, sign=1.0)
+    if rough is not None:
+        _, apart = np.unique(np.round(places, _SAME), axis=0, return_index=True)
+        places, values = polish(exact, places[apart], sign=1.0, care=_NEAR)
     return np.asarray(places[np.argmin(np.round(values, 12))])
 
 
-def most_within(image: Weighted, table: radial.Table, known: FloatArray) -> FloatArray:
+def most_within(exact: Sum, known: FloatArray, rough: Sum | None = None) -> FloatArray:
     """Find places that hold most within a radius.
 
     Parameters
     ----------
-    image : Weighted
-    table : Table
-        From `radial.cap_table`.
+    exact : Sum
+        With a table from `radial.cap_table`.
     known : ndarray of float64, shape (K, 3)
         Places to begin with; good ones make the search short.
+    rough : Sum, optional
+        As for `median`.
 
     Returns
     -------
@@ -108,26 +136,33 @@ def most_within(image: Weighted, table: radial.Table, known: FloatArray) -> Floa
     Examples
     --------
     >>> one = Weighted(np.eye(3)[:1], np.ones(1), np.zeros(1, np.int64))
-    >>> most_within(one, radial.cap_table(np.array([9.0]), 0.01), np.eye(3)[:1]).round(6).tolist()[0]
+    >>> most_within(Sum(one, radial.cap_table(np.array([9.0]), 0.01)), np.eye(3)[:1]).round(6).tolist()[0]
     [1.0, 0.0, 0.0]
     """
-    begun, values = polish(image, table, known, sign=-1.0)
-    found = _search(image, table, begun[np.argmin(values)], -float(values.min()))
-    last, _ = polish(image, table, found[None], sign=-1.0)
+    begun, values = polish(exact, known, sign=-1.0)
+    best = begun[np.argmin(values)]
+    if rough is None:
+        found = _search(exact, best, -float(values.min()))
+    else:
+        value, _, _ = _newton(rough, best[None], -1.0, CARE)
+        found = _search(rough, best, -float(value[0]))
+    last, _ = polish(exact, found[None], sign=-1.0)
     return np.concatenate([begun, last])
 
 
-def polish(image: Weighted, table: radial.Table, starts: FloatArray, *, sign: float) -> tuple[FloatArray, FloatArray]:
+def polish(over: Sum, starts: FloatArray, *, sign: float, care: float = CARE) -> tuple[FloatArray, FloatArray]:
     """Improve places by Newton's method, each on its own, never to the worse.
 
     Parameters
     ----------
-    image : Weighted
-    table : Table
+    over : Sum
     starts : ndarray of float64, shape (S, 3)
         Unit vectors.
     sign : float
         1 to make the sum of the table's function least, -1 to make it largest.
+    care : float
+        Least curvature that is reckoned with, as a share of what the components have on their own: steps are short
+        where theirs cancel out. Near the best place there is no need for that.
 
     Returns
     -------
@@ -138,42 +173,46 @@ def polish(image: Weighted, table: radial.Table, starts: FloatArray, *, sign: fl
     Examples
     --------
     >>> one = Weighted(np.eye(3)[:1], np.ones(1), np.zeros(1, np.int64))
-    >>> places, _ = polish(one, radial.distance_table(np.array([4.0])), sphere.to_directions([20.0], [10.0]), sign=1.0)
+    >>> away = sphere.to_directions([20.0], [10.0])
+    >>> places, _ = polish(Sum(one, radial.distance_table(np.array([4.0]))), away, sign=1.0)
     >>> bool(np.abs(places - np.eye(3)[:1]).max() < 1e-8)
     True
     """
     places = starts.copy()
-    values, step = _newton(image, table, places, sign)
-    moving = np.arange(len(places))
+    values, step, promise = _newton(over, places, sign, care)
+    moving = np.flatnonzero(promise > _ROUNDING * np.abs(values))
     for _ in range(_STEPS):
+        if not moving.size:
+            break
         moved, better = places[moving].copy(), np.zeros(moving.size, dtype=np.bool_)
         length = 1.0
         for _ in range(_HALVINGS):
             todo = np.flatnonzero(~better)
             tried = _along(places[moving[todo]], step[moving[todo]] * length)
-            found, next_step = _newton(image, table, tried, sign)
+            found, *then = _newton(over, tried, sign, care)
             good = found < values[moving[todo]]
             rows = todo[good]
             moved[rows], better[rows] = tried[good], True
-            values[moving[rows]], step[moving[rows]] = found[good], next_step[good]
+            values[moving[rows]], step[moving[rows]], promise[moving[rows]] = (
+                found[good],
+                *(each[good] for each in then),
+            )
             if better.all():
                 break
             length *= 0.35
         far = np.abs(moved - places[moving]).max(axis=1) > _STILL
         places[moving] = moved
-        moving = moving[better & far]
-        if not moving.size:
-            break
+        moving = moving[better & far & (promise[moving] > _ROUNDING * np.abs(values[moving]))]
     return places, values
 
 
-def _newton(image: Weighted, table: radial.Table, places: FloatArray, sign: float) -> tuple[FloatArray, FloatArray]:
-    """Sum at places times the sign, and the step that Newton's method proposes (tangent vectors)."""
+def _newton(over: Sum, places: FloatArray, sign: float, care: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Sum at places times the sign, the step that Newton's method proposes (tangent vectors), what that would gain."""
     sums = _Sums.at(places)
     size = max(1, _VALUES_AT_ONCE // len(places))
-    for start in range(0, image.weights.size, size):
-        sums.add(image.take(slice(start, start + size)), table, sign)
-    return sums.value, sums.step()
+    for start in range(0, over.image.weights.size, size):
+        sums.add(over.image.take(slice(start, start + size)), over.table, sign)
+    return sums.value, *sums.step(care)
 
 
 @dataclasses.dataclass
@@ -203,12 +242,13 @@ class _Sums:
         phi, slope, bend = (part.reshape(angle.shape) for part in table(numbers, angle.ravel()))
         first, second = sign * slope * some.weights, sign * bend * some.weights
         # unit tangents away from each component
-        away = self.basis @ -some.directions.T  # (S, 2, C)
+        away = -(self.basis @ some.directions.T)  # (S, 2, C)
         sine = np.hypot(away[:, 0], away[:, 1])
         known = sine > 1e-12
         safe = np.where(known, sine, 1.0)
         away /= safe[:, None]
-        away.transpose(0, 2, 1)[~known] = (math.sqrt(0.5), math.sqrt(0.5))
+        place, component = np.nonzero(~known)
+        away[place, :, component] = math.sqrt(0.5)
         around = np.where(known, first * np.cos(angle) / safe, second)
         self.value += sign * (phi @ some.weights)
         self.gradient += (away @ first[:, :, None])[:, :, 0]
@@ -216,13 +256,14 @@ class _Sums:
         self.around += around.sum(axis=1)
         self.size += np.abs(around).sum(axis=1)
 
-    def step(self) -> FloatArray:
+    def step(self, care: float) -> tuple[FloatArray, FloatArray]:
         hessian = self.outer + self.around[:, None, None] * np.eye(2)
         lengths, axes = np.linalg.eigh(hessian)
         # where the sum is not convex, or hardly so, a step as for the mean of the components is safe
-        lengths = np.maximum(np.abs(lengths), 0.05 * self.size[:, None] + 1e-300)
-        along = np.einsum("skl,sk->sl", axes, self.gradient) / lengths
-        return np.asarray(-np.einsum("skl,sl,ska->sa", axes, along, self.basis))
+        lengths = np.maximum(np.abs(lengths), care * self.size[:, None] + 1e-300)
+        slopes = np.einsum("skl,sk->sl", axes, self.gradient)
+        step = -np.einsum("skl,sl,ska->sa", axes, slopes / lengths, self.basis)
+        return step, 0.5 * (slopes * slopes / lengths).sum(axis=1)
 
 
 def _along(places: FloatArray, steps: FloatArray) -> FloatArray:
@@ -286,13 +327,13 @@ class _Cells:
         return _Cells(s2.children(self.ids[kept]).ravel(), np.repeat(self.sure[kept], 4), count, self.entry[position])
 
 
-def _search(image: Weighted, table: radial.Table, place: FloatArray, held: float) -> FloatArray:
+def _search(over: Sum, place: FloatArray, held: float) -> FloatArray:
     """Branch and bound from the six faces of the cube."""
-    faces, size = s2.face_cells(), image.weights.size
+    faces, size = s2.face_cells(), over.image.weights.size
     cells = _Cells(faces, np.zeros(6), np.full(6, size), np.tile(np.arange(size), 6))
     while cells.ids.size:
         centre, radius = s2.centre(cells.ids), s2.bounding_radius(cells.ids)
-        cells, here, most = _look(image, table, cells, centre, radius)
+        cells, here, most = _look(over, cells, centre, radius)
         best = int(np.argmax(here))
         if here[best] > held:
             place, held = centre[best], float(here[best])
@@ -302,10 +343,9 @@ def _search(image: Weighted, table: radial.Table, place: FloatArray, held: float
     return place
 
 
-def _look(
-    image: Weighted, table: radial.Table, cells: _Cells, centre: FloatArray, radius: FloatArray
-) -> tuple[_Cells, FloatArray, FloatArray]:
+def _look(over: Sum, cells: _Cells, centre: FloatArray, radius: FloatArray) -> tuple[_Cells, FloatArray, FloatArray]:
     """Cells with what is known of them now, what lies within the radius of their centres, and of any place at most."""
+    image, table = over
     here, most, sure = cells.sure.copy(), cells.sure.copy(), cells.sure.copy()
     count, ends = np.zeros(cells.ids.size, np.int64), cells.ends
     entries = [np.empty(0, np.int64)]

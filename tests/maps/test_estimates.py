@@ -6,6 +6,7 @@ from scipy import optimize
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.errors import UsageError
+from geo_mvmf.maps import estimates
 from geo_mvmf.maps.estimates import estimate
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
@@ -212,6 +213,73 @@ def test_a_cell_wider_than_the_radius_is_answered_by_the_densest():
     probabilities = np.where(ids == small, 0.3, 0.7 / 3.0)
     found = estimate(CellMixture(ids, probabilities, [0, 4]), "best_within", 20.0)
     assert s2.cell_ids(sphere.to_directions(*found[0]), 5) == small
+
+
+CROWDS = {"even": (8.0, 8.0, 1.0), "a few heavy": (8.0, 8.0, 3.0), "all widths": (4.0, 13.0, 1.5)}
+
+
+@pytest.fixture
+def searches(monkeypatch):
+    """An image of many components, and its estimates by a search over few of them and by one over all."""
+
+    def both(case, seed, *question):
+        low, high, spread = CROWDS[case]
+        generator = np.random.default_rng(seed)
+        logits = generator.normal(0.0, spread, 9000)
+        towns = sphere.random_directions(30, generator)
+        directions = sphere.random_directions(9000, generator)
+        directions[::2] = towns[generator.integers(0, 30, 4500)] + 0.05 * generator.normal(size=(4500, 3))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        weights = np.exp(logits - np.logaddexp.reduce(logits))
+        mixture = VmfMixture(directions, generator.uniform(low, high, 9000), np.log(weights)[None])
+        places = []
+        for crowd in (1000, 10_000):
+            monkeypatch.setattr(estimates, "_CROWD", crowd)
+            places.append(estimate(mixture, *question)[0])
+        return mixture, places
+
+    return both
+
+
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.hard) for seed in range(1, 6))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("case", CROWDS)
+def test_the_median_of_a_crowd_is_as_near_as_that_of_a_search_over_all(searches, case, seed):
+    mixture, places = searches(case, seed, "median")
+    image = next(estimates._images(mixture)).exact
+    polished = [estimates.placing.polish(image, sphere.to_directions(*place)[None], sign=1.0) for place in places]
+    few, over_all = (float(values[0]) for _, values in polished)
+    assert few <= over_all * (1.0 + 1e-9)
+    # what was found was at its best already
+    moved = np.linalg.norm(polished[0][0][0] - sphere.to_directions(*places[0]))
+    assert moved * sphere.EARTH_RADIUS_KM < 0.01
+
+
+@pytest.mark.parametrize("radius_km", [100.0, 1500.0])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("case", CROWDS)
+def test_no_less_of_a_crowd_is_within_reach_than_by_a_search_over_all(searches, case, seed, radius_km):
+    mixture, places = searches(case, seed, "best_within", radius_km)
+    few, over_all = (mixture.probability_within(*place, radius_km)[0, 0] for place in places)
+    assert few >= over_all * (1.0 - 1e-6)
+
+
+@pytest.mark.parametrize("question", [("median",), ("best_within", 1500.0)])
+def test_places_found_over_few_are_improved_over_all(searches, monkeypatch, question):
+    """The twin that trusts the few is some kilometres off."""
+    _, (found, _) = searches("even", 0, *question)
+    plain = estimates.placing.polish
+
+    def over_few(over, starts, **how):
+        if over.image.weights.size > 7000:
+            return starts, -np.arange(float(len(starts)))  # the last: what the search found
+        return plain(over, starts, **how)
+
+    monkeypatch.setattr(estimates.placing, "polish", over_few)
+    _, (twin, _) = searches("even", 0, *question)
+    assert sphere.great_circle_distance_km(*found, *twin) > 0.5
 
 
 def test_radii_are_asked_for_where_they_belong():
