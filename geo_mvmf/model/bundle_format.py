@@ -26,6 +26,7 @@ MAX_CONFIG_BYTES = 65536
 MAX_COMPONENTS = 2**24
 MAX_FEATURES = 65536
 MAX_CHANNELS = 64
+MAX_LOG_CONCENTRATION = 60.0  # as of any mixture, above 0 and below
 MAX_PIXELS = 4096
 RESPONSIBLE_USE = (
     "A density over the Earth is a region, not a proof: never act on a person or a place because of it alone."
@@ -257,7 +258,7 @@ def expected_tensors(config: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ..
 
 
 def check_values(arrays: Mapping[str, npt.NDArray[Any]], path: str) -> None:
-    """Check what only the values can show: finite, unit directions, valid S2 cells, no negative counts.
+    """Check what only the values can show: finite, unit directions, concentrations, valid S2 cells, no negative counts.
 
     Parameters
     ----------
@@ -288,6 +289,9 @@ def check_values(arrays: Mapping[str, npt.NDArray[Any]], path: str) -> None:
         worst = float(np.abs(np.linalg.norm(directions, axis=1) - 1.0).max())
         if worst > 1e-6:
             raise BadBundleError(f"{path}: a mean direction has length 1 +- {worst:.3g}; unit vectors are needed")
+        worst = float(np.abs(arrays["head.log_concentrations"]).max())
+        if worst > MAX_LOG_CONCENTRATION:
+            raise BadBundleError(f"{path}: a log concentration of +-{worst:.3g} is beyond +-{MAX_LOG_CONCENTRATION:g}")
 
 
 def _check_format(header: sealed.SealedHeader) -> None:
@@ -304,10 +308,9 @@ def _check_format(header: sealed.SealedHeader) -> None:
 
 
 def _check_length(text: str, path: str) -> None:
-    if len(text.encode()) > MAX_CONFIG_BYTES:
-        raise BadBundleError(
-            f"{path}: the configuration has {len(text.encode())} bytes; {MAX_CONFIG_BYTES} are allowed"
-        )
+    size = len(text.encode())
+    if size > MAX_CONFIG_BYTES:
+        raise BadBundleError(f"{path}: the configuration has {size} bytes; {MAX_CONFIG_BYTES} are allowed")
 
 
 def _check_keys(value: Mapping[str, Any], keys: set[str], what: str, path: str) -> None:

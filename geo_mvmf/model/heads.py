@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from geo_mvmf.mixture import VmfMixture
+from geo_mvmf.model.bundle_format import MAX_LOG_CONCENTRATION
 from geo_mvmf.model.class_head import CrossEntropyHead, shared_cells
 from geo_mvmf.model.loss import check_floor, mvmf_loss
 from geo_mvmf.model.neighbours import NearestNeighbours
@@ -39,7 +40,7 @@ class MvmfHead(nn.Module):
     mean_directions : array_like of float, shape (C, 3)
         Vectors of any length but 0, made unit vectors; kept in float64 whatever the module is cast to.
     log_concentrations : array_like of float, shape (C,)
-        Natural logarithms of kappa; float64 likewise.
+        Natural logarithms of kappa, -60..60; float64 likewise.
     train_mean_directions, train_log_concentrations : bool
         Whether they are parameters, or buffers that stay as they are (the paper's experiments).
     floor : float, optional
@@ -61,8 +62,8 @@ class MvmfHead(nn.Module):
     Raises
     ------
     ValueError
-        Shapes do not fit, or a value is not finite or a mean direction is of length 0, or there are more ranks than
-        components.
+        Shapes do not fit, or a mean direction is not finite or of length 0, or a log concentration is out of range, or
+        there are more ranks than components.
 
     Examples
     --------
@@ -218,7 +219,7 @@ class MvmfHead(nn.Module):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Bring the mean directions back to length 1 after an optimiser's step.
+        """Bring what is trained back after an optimiser's step: mean directions to length 1, concentrations into range.
 
         Examples
         --------
@@ -228,7 +229,10 @@ class MvmfHead(nn.Module):
         >>> head.mean_directions.tolist()
         [[0.0, 0.0, 1.0]]
         """
-        self.mean_directions.div_(self.mean_directions.norm(dim=1, keepdim=True))
+        if isinstance(self.mean_directions, nn.Parameter):  # what is frozen keeps its last bits
+            self.mean_directions.div_(self.mean_directions.norm(dim=1, keepdim=True))
+        if isinstance(self.log_concentrations, nn.Parameter):
+            self.log_concentrations.clamp_(-MAX_LOG_CONCENTRATION, MAX_LOG_CONCENTRATION)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
@@ -285,11 +289,12 @@ def _components(mean_directions: npt.ArrayLike, log_concentrations: npt.ArrayLik
             "expected (C, 3), (C,)"
         )
     length = np.linalg.norm(directions, axis=1)
-    wrong = ~(np.isfinite(length) & (length > 0.0) & np.isfinite(concentrations))
+    wrong = ~(np.isfinite(length) & (length > 0.0) & (np.abs(concentrations) <= MAX_LOG_CONCENTRATION))
     if wrong.any():
         row = int(np.argmax(wrong))
         raise ValueError(
             f"component {row} has mean direction {directions[row].tolist()} and log concentration "
-            f"{concentrations[row]}; all must be finite and the direction longer than 0"
+            f"{concentrations[row]}; directions must be finite and longer than 0, log concentrations in "
+            f"+-{MAX_LOG_CONCENTRATION:g}"
         )
     return torch.from_numpy(directions / length[:, None]), torch.from_numpy(concentrations)

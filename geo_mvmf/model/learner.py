@@ -335,7 +335,7 @@ class Learner:
             self.fused.close_step()
         optimisation.set_learning_rate(self.optimiser, self._rate_factor(step))
         self.optimiser.step()
-        if self.config.train_mean_directions and isinstance(self.head, MvmfHead):
+        if isinstance(self.head, MvmfHead):
             self.head.project()
         if self.mean_state is not None:
             optimisation.update_running_mean(self.mean_state, self.state(), self.config.ema_decay, step)
@@ -357,7 +357,7 @@ class Learner:
 
     def _project_mean(self) -> None:
         # The mean of unit vectors is a little shorter. Elsewhere a projection would cost a resumed run its last bits.
-        if self.mean_state is not None and self.config.train_mean_directions and isinstance(self.head, MvmfHead):
+        if self.mean_state is not None and isinstance(self.head, MvmfHead):
             self.head.project()
 
     def _set_training(self, *, training: bool) -> None:

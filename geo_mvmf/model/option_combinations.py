@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from geo_mvmf.errors import UsageError
+from geo_mvmf.model.bundle_format import MAX_LOG_CONCENTRATION
 
 if TYPE_CHECKING:
     from geo_mvmf.model.configuration import TrainingConfig
@@ -29,8 +30,9 @@ def check_combinations(config: TrainingConfig) -> None:
     """
     if config.steps is not None and config.epochs is not None:
         raise UsageError(f"steps {config.steps} and epochs {config.epochs} exclude each other; give one")
-    if isinstance(config.initial_log_concentration, str) and config.initial_log_concentration != "auto":
-        raise UsageError(f"initial_log_concentration is {config.initial_log_concentration!r}; auto or a number")
+    initial, most = config.initial_log_concentration, MAX_LOG_CONCENTRATION
+    if initial != "auto" and (isinstance(initial, str) or not abs(initial) <= most):
+        raise UsageError(f"initial_log_concentration is {initial!r}; auto or a number in {-most:g}..{most:g}")
     if any(type(step) is not int for step in config.drop_steps):
         raise UsageError(f"drop_steps is {config.drop_steps}; a list of integers is needed")
     for kind, option in (("column", "validation_column"), ("table", "validation_table")):

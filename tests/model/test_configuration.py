@@ -49,6 +49,8 @@ def test_names_of_torchvisions_weights_are_no_paths():
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"steps": 5, "epochs": 5.0}, "exclude each other"),
         ({"initial_log_concentration": "automatic"}, "auto or a number"),
+        ({"initial_log_concentration": 61.0}, "is 61.0; auto or a number in -60..60"),
+        ({"initial_log_concentration": float("nan")}, "is nan; auto or a number"),
         ({"drop_steps": [1.5]}, "a list of integers"),
         ({"validation": "column"}, "give both or none"),
         ({"validation_table": "a.csv"}, "give both or none"),

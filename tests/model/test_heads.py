@@ -10,6 +10,7 @@ import torch
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.maps import estimates
+from geo_mvmf.model.bundle_format import MAX_LOG_CONCENTRATION
 from geo_mvmf.model.head_state import head_from_state, head_state
 from geo_mvmf.model.heads import CrossEntropyHead, MvmfHead, NearestNeighbours
 from geo_mvmf.model.loss import mvmf_loss
@@ -107,7 +108,21 @@ def test_projection_of_frozen_mean_directions_does_nothing():
     before = head.mean_directions.clone()
     head.project_gradient()
     head.project()
-    torch.testing.assert_close(head.mean_directions, before, rtol=0, atol=1e-15)
+    torch.testing.assert_close(head.mean_directions, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_trained_concentrations_stay_where_there_are_mixtures(sign):
+    """Beyond +-60 a mixture is refused, and so the whole model: steps go no farther."""
+    head = mvmf(train_log_concentrations=True)
+    head.log_concentrations.data += sign * 80.0
+    with pytest.raises(ValueError, match=r"not in -60\.\.60"):
+        head.mixture(torch.zeros(1, 6))
+    frozen = head.mean_directions.clone()
+    head.project()
+    assert (head.log_concentrations == sign * MAX_LOG_CONCENTRATION).all()
+    assert torch.equal(head.mean_directions, frozen)
+    assert np.isfinite(head.mixture(torch.zeros(1, 6)).log_density([[0.0, 0.0, 1.0]])).all()
 
 
 @pytest.mark.hard
@@ -189,6 +204,7 @@ def test_prior_counts_are_the_first_prediction():
         ((np.ones((2, 3)), np.zeros(3)), r"shapes \(2, 3\), \(3,\)"),
         ((np.array([[1.0, 0, 0], [0, 0, 0]]), np.zeros(2)), r"component 1 has mean direction \[0\.0, 0\.0, 0\.0\]"),
         ((np.eye(3), np.array([1.0, np.nan, 2.0])), "component 1 has .* log concentration nan"),
+        ((np.eye(3), np.array([1.0, 2.0, 60.5])), r"component 2 has .* log concentration 60\.5; .* in \+-60"),
     ],
 )
 def test_components_that_cannot_be_are_named(arguments, message):

@@ -154,6 +154,19 @@ def make_learner(config, *, norm=None):
     return learner.Learner(config, head, backbone, targets, 8, 1.0, 100, CPU)
 
 
+@pytest.mark.parametrize("start", [75.0, -75.0])
+def test_concentrations_that_run_away_are_kept_where_a_bundle_may_have_them(config, start):
+    """After every step, and in the running mean that is released."""
+    student = make_learner(changed(config, ema_decay=0.5))
+    for state in (student.state(), student.mean_state):
+        state["head.log_concentrations"].fill_(start)
+    student.train_step(0, make_batch(8, pixels=False))
+    assert student.head.log_concentrations.abs().max() == 60.0
+    student.finish()
+    assert student.head.log_concentrations.abs().max() == 60.0
+    assert len(student.head.mixture(torch.zeros(2, 64))) == 2
+
+
 def make_batch(count, *, pixels, unreadable=()):
     rng = np.random.default_rng(3)
     readable = ~np.isin(np.arange(count), unreadable)
