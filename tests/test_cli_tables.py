@@ -57,6 +57,16 @@ def test_training_images_of_baselines_that_are_swapped_are_refused(swapped, bund
     assert "exchange the two columns" in refused.stderr
 
 
+def test_a_table_says_why_its_first_rows_cannot_be_used(album):
+    rows = ["image_000.png,7,95", "no.png,7,50", "../up.png,7,50", "image_001.png,,", "image_002.png,7,x"]
+    (album / "bad.csv").write_text("\n".join(["path,lon,lat", *rows]))
+    lines = run("table", album / "bad.csv").stdout.splitlines()
+    at = lines.index("why rows cannot be used is in the column message of what --out writes; the first 3:")
+    for line, words in zip(lines[at + 1 :], ("row 1: latitude 95.0 is not in", "no such file", "outside"), strict=True):
+        assert words in line
+    assert "why rows" not in run("table", album / "t.csv").stdout
+
+
 # --- tables that are written ----------------------------------------------------------------------------------------
 
 

@@ -129,6 +129,9 @@ def table(
     report.failed(options.failures(frame))
     lines = [f"{len(frame)} rows; status: {options.counts(frame['status'])}"]
     lines += [f"  {problem}: {number}" for problem, number in table_rows.describe_problems(frame).items()]
+    which, first = options.first_failures(frame)
+    if first:
+        lines += [f"why rows cannot be used is in the column message of what --out writes{which}:", *first]
     if out is not None:
         written = tables.as_written_in(out.parent, frame)
         vector.write_layers(out, {"images": written}, overwrite=overwrite)

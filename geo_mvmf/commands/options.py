@@ -16,6 +16,9 @@ from geo_mvmf.progress import Failure
 if TYPE_CHECKING:
     import pandas as pd
 
+_SHOWN_FAILURES = 3
+_SHOWN_LETTERS = 200
+
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
     """Read numbers with commas between them.
@@ -301,6 +304,59 @@ def failures(rows: pd.DataFrame) -> list[Failure]:
     is_known = bad["path"].notna() & (bad["path"] != "")
     paths = bad["path"].where(is_known, bad.get("image_id", ""))
     return list(map(Failure, paths.astype(str), bad["status"].astype(str), bad["message"].astype(str)))
+
+
+def first_failures(rows: pd.DataFrame) -> tuple[str, list[str]]:
+    """Say of the first rows that could not be used why, in a few lines however many there are.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        As `failures`.
+
+    Returns
+    -------
+    which : str
+        "; the first 3" where there are more.
+    lines : list of str
+
+    Examples
+    --------
+    >>> import pandas
+    >>> rows = pandas.DataFrame({"path": ["a", "b"], "status": ["ok", "missing"], "message": ["", "no such file"]})
+    >>> first_failures(rows)
+    ('', ['  b: no such file'])
+    """
+    bad = rows[rows["status"] != "ok"]
+    which = f"; the first {_SHOWN_FAILURES}" if len(bad) > _SHOWN_FAILURES else ""
+    return which, ["  " + plain(_told(failure)) for failure in failures(bad.head(_SHOWN_FAILURES))]
+
+
+def _told(failure: Failure) -> str:
+    """The message of a failure, beginning with its path within the folder, which is known."""
+    if not failure.path:
+        return failure.message
+    head, path, reason = failure.message.partition(failure.path)
+    if not path:
+        return f"{failure.path}: {failure.message}"
+    return path + reason if head.endswith("/") else failure.message
+
+
+def plain(text: str) -> str:
+    """Make a text of files and tables of others one line of a terminal, without what would steer it.
+
+    Parameters
+    ----------
+    text : str
+        Of more than 200 letters the first are shown.
+
+    Examples
+    --------
+    >>> plain("a" + chr(27) + "[31m.jpg")
+    'a?[31m.jpg'
+    """
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_SHOWN_LETTERS])
+    return shown + ("..." if len(text) > _SHOWN_LETTERS else "")
 
 
 def row_counts(rows: pd.DataFrame) -> dict[str, Any]:

@@ -12,13 +12,9 @@ from geo_mvmf.errors import BadInputError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from geo_mvmf.progress import Failure
-
 _SUFFIXES = (".nc", ".gpkg", ".parquet", ".geoparquet", ".geojson", ".csv")
 _FOLDER_LEVELS = (0.5, 0.9)
-_SHOWN_FAILURES = 3
 _SHOWN_KINDS = 5
-_SHOWN_LETTERS = 200
 
 
 class Outputs(NamedTuple):
@@ -145,7 +141,9 @@ def left_out(source: Path) -> str:
     found = other_files(source)
     if not found:
         return ""
-    kinds = [f"{number} {_plain(suffix) or 'without extension'}" for suffix, number in found.most_common(_SHOWN_KINDS)]
+    kinds = [
+        f"{number} {options.plain(suffix) or 'without extension'}" for suffix, number in found.most_common(_SHOWN_KINDS)
+    ]
     more = ", ..." if len(found) > _SHOWN_KINDS else ""
     total = sum(found.values())
     files = "file is not taken as an image" if total == 1 else "files are not taken as images"
@@ -194,32 +192,12 @@ def ending(outputs: Outputs, out: Path, rows: pd.DataFrame) -> str:
 
 def _failures(rows: pd.DataFrame, where: Path) -> list[str]:
     """Name the first images that failed, however many there are, and where all of them stand."""
-    is_bad = rows["status"] != "ok"
-    number = int(is_bad.sum())
+    number = int((rows["status"] != "ok").sum())
     if not number:
         return []
     have = "image has" if number == 1 else "images have"
-    first = f"; the first {_SHOWN_FAILURES}" if number > _SHOWN_FAILURES else ""
-    lines = [f"{number} {have} no prediction; why is in the columns status and message of {where}{first}:"]
-    for failure in options.failures(rows[is_bad].head(_SHOWN_FAILURES)):
-        lines.append("  " + _plain(_told(failure)))
-    return lines
-
-
-def _told(failure: Failure) -> str:
-    """The message of a failure, beginning with its path within the folder, which is known."""
-    if not failure.path:
-        return failure.message
-    head, path, reason = failure.message.partition(failure.path)
-    if not path:
-        return f"{failure.path}: {failure.message}"
-    return path + reason if head.endswith("/") else failure.message
-
-
-def _plain(text: str) -> str:
-    """Text of files and tables of others on one line of a terminal, without what would steer it."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_SHOWN_LETTERS])
-    return shown + ("..." if len(text) > _SHOWN_LETTERS else "")
+    which, first = options.first_failures(rows)
+    return [f"{number} {have} no prediction; why is in the columns status and message of {where}{which}:", *first]
 
 
 class Earlier(NamedTuple):

@@ -92,7 +92,7 @@ class Coordinates(NamedTuple):
         row = min(self.problems)
         return (
             f"{exchanged} of {rows} rows have no place that can be used; the first is row {row + 1}: "
-            f"{self.problems[row]}{ALL_SWAPPED}{_EXCHANGE}"
+            f"{self.problems[row].removesuffix(f'; {SWAPPED}')}{ALL_SWAPPED}{_EXCHANGE}"
         )
 
 

@@ -376,7 +376,7 @@ def test_problems_are_counted(house):
 @pytest.mark.parametrize(("last", "is_all"), [("7,51", True), ("107,51", False), ("7,x", False)])
 def test_a_table_that_is_swapped_is_told_from_slips(last, is_all, house):
     text = f"path,longitude,latitude\na.jpg,51,107\nb.jpg,48,116\nc.jpg,-33,151\nd.jpg,40,8\ne.jpg,{last}\n"
-    table = read(house, text.replace("7,x", "7,95"))
+    table = read(house, text)
     assert bool(table.attrs["swapped"]) == is_all
     if is_all:
         with pytest.raises(BadInputError, match=r"t.csv: 3 of 5 rows .* is row 1: latitude 107.* exchange the two col"):
