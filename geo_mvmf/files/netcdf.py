@@ -57,7 +57,7 @@ def created(path: Path, *, shown: Path | None = None) -> Iterator[Any]:
     >>> path = Path(tempfile.mkdtemp()) / "a.nc"
     >>> with created(path) as file:
     ...     file.dimensions = {"image": 2}
-    ...     add_array(file, "residual", ("image",), np.zeros(2))
+    ...     _ = add_array(file, "residual", ("image",), np.zeros(2))
     >>> with opened(path) as file:
     ...     array(file, "residual", "f", 1).shape
     (2,)
@@ -81,7 +81,7 @@ def add_array(
     chunk: tuple[int, ...] | None = None,
     attributes: Mapping[str, Any] | None = None,
     compressed: bool = True,
-) -> None:
+) -> Any:
     """Add an array with checksums, compressed.
 
     Parameters
@@ -101,12 +101,17 @@ def add_array(
     compressed : bool
         Whether its bytes are deflated: what is soon read again and thrown away need not be.
 
+    Returns
+    -------
+    h5netcdf.Variable
+
     Examples
     --------
     See `created`.
     """
     kind = np.dtype(dtype if values is None else values.dtype)
-    shape = tuple(_size(group, dimension) for dimension in dimensions)
+    # h5netcdf looks a size up in the file each time it is asked
+    shape = tuple(_size(group, dimension) for dimension in dimensions) if values is None else values.shape
     packing: dict[str, Any] = {}
     if all(shape):
         width = int(np.prod(shape[1:])) * kind.itemsize
@@ -116,11 +121,10 @@ def add_array(
     beside = dict(attributes or {})
     if "_FillValue" in beside:
         packing["fillvalue"] = beside.pop("_FillValue")  # an attribute that has to be there from the start
-    variable = group.create_variable(name, tuple(dimensions), kind, **packing)
-    if values is not None and all(shape):
-        variable[...] = values
-    for key, value in beside.items():
-        variable.attrs[key] = value
+    variable = group.create_variable(name, tuple(dimensions), kind, data=values if all(shape) else None, **packing)
+    if beside:
+        variable.attrs.update(beside)
+    return variable
 
 
 @contextlib.contextmanager
@@ -196,9 +200,7 @@ def array(group: h5py.Group, name: str, kinds: str, ndim: int) -> h5py.Dataset:
     --------
     See `created`.
     """
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{name} is missing or lies elsewhere")  # noqa: TRY004  about a file, not an argument
-    found = group[name]
+    found = _own(group, name)
     if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
         raise ValueError(f"{name} is no array of this file")
     if found.dtype.kind not in kinds or found.ndim != ndim:
@@ -239,8 +241,16 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
     ...     subgroup(file, "rows").name
     '/rows'
     """
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], h5py.Group):
-        raise ValueError(f"group {name} is missing or lies elsewhere")  # noqa: TRY004  about a file
+    found = _own(group, name)
+    if not isinstance(found, h5py.Group):
+        raise ValueError(f"{name} is no group of this file")  # noqa: TRY004  about a file
+    return found
+
+
+def _own(group: h5py.Group, name: str) -> Any:
+    """What lies under a name in this file itself, which no link leads out of."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is missing or lies elsewhere")  # noqa: TRY004  about a file, not an argument
     return group[name]
 
 

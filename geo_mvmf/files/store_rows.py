@@ -271,10 +271,10 @@ def _write_text(group: Any, variable: str, texts: list[str], attributes: dict[st
     if dimension not in group.dimensions:
         group.dimensions[dimension] = width
     attributes = {**attributes, "_Encoding": "utf-8"}
-    netcdf.add_array(group, variable, ("image", dimension), dtype="S1", attributes=attributes)
+    found = netcdf.add_array(group, variable, ("image", dimension), dtype="S1", attributes=attributes)
     for rows in _blocks(len(texts), width):
         block = np.array([text.encode("utf-8") for text in texts[rows]], dtype=f"S{width}")
-        group[variable][rows] = block.view("S1").reshape(-1, width)
+        found[rows] = block.view("S1").reshape(-1, width)
 
 
 def _texts(found: h5py.Dataset, before: npt.NDArray[np.object_] | None) -> npt.NDArray[np.object_]:
