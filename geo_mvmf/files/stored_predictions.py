@@ -92,32 +92,36 @@ class StoredPredictions:
         with netcdf.opened(self.path) as file:
             return self._read(file, start, stop)
 
-    def column(self, name: str) -> pd.Series[Any]:
-        """Read one column of the rows from the file.
+    def read_columns(self, names: Sequence[str]) -> list[pd.Series[Any]]:
+        """Read some columns of the rows from the file.
 
         Parameters
         ----------
-        name : str
+        names : sequence of str
 
         Returns
         -------
-        Series
-            As `rows` has it; None everywhere where the file lacks it.
+        list of Series
+            As `rows` has them; None everywhere where the file lacks one.
 
         Raises
         ------
         BadInputError
-            If it is damaged.
+            If one is damaged.
 
         Examples
         --------
         See `stores.merge_parts`.
         """
-        described = next((column for column in self.columns if column.name == name), None)
-        if described is None:
-            return pd.Series([None] * len(self), dtype=object)
+        known = {column.name: column for column in self.columns}
         with netcdf.opened(self.path) as file:
-            return store_rows.read_column(netcdf.subgroup(file, "rows"), described, len(self))
+            rows = netcdf.subgroup(file, "rows")
+            return [
+                store_rows.read_column(rows, known[name], len(self))
+                if name in known
+                else pd.Series([None] * len(self), dtype=object)
+                for name in names
+            ]
 
     def blocks(self) -> Iterator[Pruned]:
         """Read the stored weights of all images in their order, a few MB at a time.
@@ -240,7 +244,7 @@ def open_part(path: str | os.PathLike[str], components: Components, *, with_rows
     components : Components
         What it must be of.
     with_rows : bool
-        Whether its rows are read, and checked, now; otherwise they have no columns, which `column` reads.
+        Whether its rows are read, and checked, now; otherwise they have no columns, which `read_columns` reads.
 
     Returns
     -------

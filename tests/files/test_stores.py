@@ -276,6 +276,25 @@ def test_merging_goes_block_by_block(tmp_path, monkeypatch):
     np.testing.assert_array_equal(few, at_once.log_mixing_weights(range(18)))
 
 
+def test_merging_reads_a_few_columns_of_numbers_together_and_text_alone(tmp_path, monkeypatch):
+    rows = pd.DataFrame({"text": ["a", "b"], **{name: [0.5, 1.5] for name in "uvwxy"}, "more": ["c", "d"], "z": [1, 2]})
+    rows = rows.astype({"text": object, "more": object})
+    for number in range(2):
+        pruned = stores.prune(make_logs(2))
+        stores.write_part(tmp_path, number, rows=rows, pruned=pruned, components=make_components(), run={})
+    asked, plain = [], stores.StoredPredictions.read_columns
+
+    def noted(part, names):
+        asked.append("".join(names))
+        return plain(part, names)
+
+    monkeypatch.setattr(stores.StoredPredictions, "read_columns", noted)
+    monkeypatch.setattr(stores, "_NUMBERS_AT_ONCE", 3 * 2 * 2)
+    merged = stores.merge_parts(tmp_path, tmp_path / "all.nc", run={})
+    assert asked[::2] == asked[1::2] == ["text", "uvw", "xy", "more", "z"]
+    same_frames(merged.rows, pd.concat([rows, rows], ignore_index=True))
+
+
 def test_parts_that_do_not_belong_together_are_refused(tmp_path):
     folder = tmp_path / "parts"
     with pytest.raises(BadInputError, match="no part"):
