@@ -229,7 +229,7 @@ MISTAKES = [  # command, exit code, what its message says
     ("train untabled.toml", 3, "nope.csv': there is no such file"),
     ("calibrate photos b.safetensors --out y.safetensors", 2, "the bundle comes first, then photos"),
     ("chips nope.tif --out y --ground-km 9", 3, "nope.tif': there is no such file"),
-    ("chips photos/0.png --out y --ground-km 9", 3, "has no place on Earth in it"),
+    ("chips photos/0.png --out y --ground-km 9", 3, "EPSG:4326 -a_ullr WEST NORTH EAST SOUTH 0.png out.tif"),
     ("chips vrt.jpg --out y --ground-km 9", 3, "holds xml, not a raster"),
     ("chips empty --out y --ground-km 9", 3, "the folder holds no raster"),
     ("chips photos --out taken --ground-km 9", 5, "taken: exists already"),

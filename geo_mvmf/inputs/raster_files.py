@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -273,7 +274,11 @@ def open_raster(
         if bounds is not None:
             raise UsageError(f"bounds {bounds} were given without the CRS that they are in: give crs too")
         if not is_georeferenced(checked):
-            raise BadInputError(f"{checked}: has no place on Earth in it; give bounds and crs, or georeference it")
+            raise BadInputError(
+                f"{checked}: has no place on Earth in it; write one that has, such as with gdal_translate -a_srs "
+                f"EPSG:4326 -a_ullr WEST NORTH EAST SOUTH {shlex.quote(checked.name)} out.tif (in Python give bounds "
+                "and crs)"
+            )
     dataset = _open_dataset(checked, SCENE_DRIVERS[kind], placeless=crs is not None)
     try:
         with reading(checked):
