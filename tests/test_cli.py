@@ -62,6 +62,7 @@ def house(bundle_path, tmp_path_factory):
     (folder / "short.safetensors").write_bytes(bundle_path.read_bytes()[:999])
     (folder / "nothing.csv").write_text("")
     (folder / "nopath.csv").write_text("a,b\n1,2\n")
+    (folder / "rowless.csv").write_text("path,lon,lat\n")
     (folder / "xy.csv").write_text("path,x,y\nphotos/0.png,5,6\n")
     (folder / "other.csv").write_text("image_id,lon,lat\nzz,1,2\n")
     (folder / "twice.csv").write_text("image_id,lon,lat\nzz,1,2\nzz,1,2\n")
@@ -223,6 +224,8 @@ MISTAKES = [  # command, exit code, what its message says
     ("features photos --cache y --backbone nope", 2, "backbone 'nope'"),
     ("features photos --cache y --backbone resnet18 --weights a.pth", 2, "a pickled file can run any program"),
     ("features empty --cache y --backbone chip_resnet10", 3, "the folder holds no image"),
+    ("predict rowless.csv --bundle model.safetensors --out y.nc", 3, "rowless.csv: the table has no rows of data"),
+    ("table rowless.csv", 3, "rowless.csv: the table has no rows of data"),
     ("train nope.toml", 2, "nope.toml: there is no such file; give the TOML file of a training"),
     ("train bad.toml", 2, "line 1"),
     ("train unknown.toml", 2, "unknown option 'food'"),

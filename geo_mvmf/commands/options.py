@@ -223,7 +223,7 @@ def check_new(*outs: Path, overwrite: bool) -> None:
 
 
 def check_images(source: Path, found: int) -> None:
-    """Refuse a folder without images: a wrong folder was named.
+    """Refuse a folder without images, or a table without rows: a wrong one was named.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def check_images(source: Path, found: int) -> None:
     Raises
     ------
     BadInputError
-        If it is a folder and there is none.
+        If there is none.
 
     Examples
     --------
@@ -242,7 +242,9 @@ def check_images(source: Path, found: int) -> None:
     """
     from geo_mvmf.inputs.photo_files import IMAGE_SUFFIXES
 
-    if not found and source.is_dir():
+    if not found and not source.is_dir():
+        raise BadInputError(f"{source}: the table has no rows of data, so no images")
+    if not found:
         raise BadInputError(f"{source}: the folder holds no image; these are looked for: {', '.join(IMAGE_SUFFIXES)}")
 
 
