@@ -114,7 +114,9 @@ def file_crs(definition: str | dict[str, Any], where: str) -> pyproj.CRS | None:
     try:
         crs = _from_code(*code) if code is not None else _from_definition(definition)
     except (CRSError, ProjError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BadInputError(f"{where}: the CRS {text[:200]!r} is not understood; {ASSIGN_CRS}") from error
+        raise BadInputError(
+            f"{where}: the CRS {text[:200]!r} is not understood; assign one of EPSG to it (QGIS: Assign projection)"
+        ) from error
     return None if crs.is_engineering else crs
 
 

@@ -80,6 +80,12 @@ def test_definitions_with_references_or_without_sense_are_refused(definition):
     assert len(str(caught.value)) < 500
 
 
+def test_a_crs_without_sense_is_mended_in_the_file():
+    """Layers have no option that overrules what they state; rasters are no matter of ogr2ogr."""
+    with pytest.raises(BadInputError, match=r"a\.tif: the CRS 'nonsense' is not understood; assign one of EPSG to it"):
+        systems.file_crs("nonsense", "a.tif")
+
+
 @pytest.mark.parametrize("definition", ["undefined", "", 'LOCAL_CS["Undefined Cartesian SRS"]'])
 def test_files_may_say_that_they_do_not_know(definition):
     assert systems.file_crs(definition, "a") is None
