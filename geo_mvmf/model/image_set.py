@@ -17,13 +17,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from geo_mvmf import s2, sphere
-from geo_mvmf.errors import BadInputError, TrainingError
+from geo_mvmf.errors import BadInputError, ImageError, TrainingError
 from geo_mvmf.inputs import polygons, table_rows, tables
+from geo_mvmf.inputs.regular_files import open_regular_file
 from geo_mvmf.model.augmentation import uniform
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.partition import Partition
 from geo_mvmf.progress import Progress
 
+_LOOKED_INTO, _LOOKED_AT = 64, 1 << 18  # files, and bytes of each: read in a moment, whatever the number of images
 _SPLIT_PURPOSE = 1001  # keeps the numbers of the split apart from those of the augmentation
 
 
@@ -81,7 +83,7 @@ class ImageSet:
         return _not_empty(dataclasses.replace(self, training=training, validation=validation))
 
     def digest(self) -> str:
-        """SHA-256 of everything that decides a run: names, places, weights, split.
+        """SHA-256 of what decides a run, but for the files themselves: names, places, weights, split.
 
         Returns
         -------
@@ -91,6 +93,21 @@ class ImageSet:
         hasher = hashlib.sha256("\n".join(self.table["image_id"].astype(str)).encode())
         for array in (self.longitude, self.latitude, self.weight, self.training, self.validation):
             hasher.update(np.ascontiguousarray(array).tobytes())
+        return hasher.hexdigest()
+
+    def files_digest(self) -> str:
+        """SHA-256 of what tells the image files from others: the sizes of all, and how 64 of them begin.
+
+        Neither names nor times count: copies on another disk or machine are the same images.
+
+        Returns
+        -------
+        str
+            64 hexadecimal digits.
+        """
+        hasher = hashlib.sha256(" ".join(map(_size, self.paths)).encode())
+        for row in np.linspace(0, len(self) - 1, min(len(self), _LOOKED_INTO)).astype(np.int64).tolist():
+            hasher.update(_beginning(self.paths[row]))
         return hasher.hexdigest()
 
 
@@ -286,6 +303,21 @@ def _truth(table: gpd.GeoDataFrame, column: str) -> npt.NDArray[np.bool_]:
         row = int(np.argmin(known.to_numpy()))
         raise BadInputError(f"validation_column {column!r}: row {row} holds {table[column].iloc[row]!r}; true or false")
     return np.asarray(texts.isin(["true", "1", "1.0", "yes"]), dtype=np.bool_)
+
+
+def _size(path: Path) -> str:
+    try:
+        return str(path.stat().st_size)
+    except OSError:
+        return "none"
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        with open_regular_file(path) as file:
+            return hashlib.sha256(file.read(_LOOKED_AT)).digest()
+    except (OSError, ImageError):
+        return b"none"
 
 
 def _not_empty(image_set: ImageSet) -> ImageSet:

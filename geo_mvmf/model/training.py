@@ -34,6 +34,7 @@ from geo_mvmf.model.release import released_path, write_release
 from geo_mvmf.progress import Progress
 
 _SPEED_SECONDS = 10.0
+_CHANGED = f"{{}}: the {{}} changed since the run began; put them back, or {checkpoint.ANEW}"
 
 
 def train(
@@ -140,8 +141,11 @@ def train_job(config: TrainingConfig, *, overwrite: bool = False, where: str = "
             image_set = yield from load_image_set(config)
             if image_set.left_out and ranks.rank == 0:
                 warnings.warn(image_set.left_out, stacklevel=2)
+            files = image_set.files_digest()
+            if facts is not None and facts.get("files", files) != files:  # runs of before have not noted them
+                raise TrainingError(_CHANGED.format(folder, "images"))
             prepared = yield from prepare(config, image_set, device, folder, ranks)
-            run = _Run(config, prepared, folder, log, threads)
+            run = _Run(config, prepared, folder, log, threads, files)
             run.resume(newest, facts)
             del newest  # memory of the size of the whole model
             yield from run.steps()
@@ -191,8 +195,10 @@ class _Run:
         folder: Path,
         log: scalar_log.Log,
         threads: int,
+        files: str,
     ) -> None:
         self.config, self.prepared, self.folder, self.log, self.threads = config, prepared, folder, log, threads
+        self.files = files
         self.ranks = prepared.ranks
         self.image_set: ImageSet = prepared.image_set
         self.batch_size = min(config.batch_size, len(self.image_set.training))
@@ -208,7 +214,8 @@ class _Run:
 
     def _check_images(self) -> None:
         """All ranks have to see the same images, or they would train on different ones under one number."""
-        if self.ranks.tell(self.image_set.digest()) != self.image_set.digest():
+        own = self.image_set.digest() + self.files
+        if self.ranks.tell(own) != own:
             raise TrainingError(
                 f"rank {self.ranks.rank} of {self.ranks.size}: images, places or weights here are not those of rank 0; "
                 "give all machines the same table and images"
@@ -219,10 +226,7 @@ class _Run:
         if facts is None:
             return
         if facts["data"] != self.image_set.digest():
-            raise TrainingError(
-                f"{self.folder}: the images, places or weights changed since the run began; put them back, or "
-                f"{checkpoint.ANEW}"
-            )
+            raise TrainingError(_CHANGED.format(self.folder, "images, places or weights"))
         self.learner.restore({} if newest is None else newest.tensors, facts["best"])
         self.first, self.waited = int(facts["step"]), int(facts.get("waited", 0))
         if newest is None:
@@ -306,6 +310,7 @@ class _Run:
     def _save(self, done: int) -> None:
         facts = {
             "data": self.image_set.digest(),
+            "files": self.files,
             "threads": self.threads,
             "provider": devices.provider(self.learner.device),
             "products": products.current(),

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -238,6 +240,34 @@ def test_changed_data_are_noticed(config, photos, tmp_path):
     table.to_csv(path, index=False)
     with pytest.raises(TrainingError, match="changed since the run began"):
         train(config)
+
+
+def test_images_that_were_replaced_are_noticed_and_copies_are_the_same(config, photos, tmp_path):
+    copies = tmp_path / "photos"
+    shutil.copytree(photos, copies)
+    config = changed(config, table=str(copies / "photos.csv"), checkpoint_steps=2)
+    stopped(config, 5)
+    first, *others = sorted(copies.glob("*.png"))
+    whole, size = first.read_bytes(), first.stat().st_size
+    for replaced in (others[0].read_bytes(), bytes([*whole[:-20], whole[-20] ^ 1, *whole[-19:]])):
+        first.write_bytes(replaced)
+        with pytest.raises(TrainingError, match="the images changed since the run began"):
+            train(config)
+    assert first.stat().st_size == size
+    first.write_bytes(whole)
+    os.utime(first, (1e9, 1e9))
+    assert train(config).metadata["training"]["steps"] == config.steps
+
+
+def test_a_run_that_has_not_noted_its_image_files_goes_on(config, monkeypatch):
+    """As those of older versions; from then on it has."""
+    stopped(changed(config, checkpoint_steps=2), 5)
+    newest, _ = checkpoint.read_newest(config.out)
+    facts = {name: value for name, value in newest.facts.items() if name != "files"}
+    assert len(facts) == len(newest.facts) - 1
+    checkpoint.write_checkpoint(config.out, checkpoint.Checkpoint(newest.step, newest.tensors, facts))
+    train(changed(config, checkpoint_steps=2))
+    assert len(checkpoint.read_newest(config.out)[0].facts["files"]) == 64
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
