@@ -122,8 +122,12 @@ class ImageError(BadInputError):
     """
 
     def __init__(self, status: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+        super().__init__(status, message)  # both: so it can be copied, and comes out of another process
+        self.status, self.message = status, message
+
+    def __str__(self) -> str:
+        """Say what is wrong."""
+        return self.message
 
 
 class RowsFailedError(BadInputError):
