@@ -134,7 +134,8 @@ def find_columns(names: list[str], where: str, *, image_id_suffices: bool = Fals
     if "path" not in known:
         shown = listed(names)
         wanted_names = "'path' or 'image_id'" if image_id_suffices else "'path'"
-        raise BadInputError(f"{where} has no column {wanted_names}; its columns are {shown}")
+        rename = f"; rename the one that names the images to {wanted_names}" if names else ""
+        raise BadInputError(f"{where} has no column {wanted_names}; its columns are {shown}{rename}")
     pair = next((pair for pair in COORDINATE_ALIASES if set(pair) <= set(known)), None)
     first, second = (known[name] for name in pair) if pair else (None, None)
     return Columns(known["path"], known.get("image_id"), known.get("weight"), first, second)

@@ -3,6 +3,7 @@
 import json
 import math
 import sqlite3
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from geo_mvmf.errors import BadInputError, UsageError
-from geo_mvmf.inputs import table_rows, tables
+from geo_mvmf.inputs import table_columns, table_rows, tables
 
 PATHS = [f"{name}.jpg" for name in "abcdef"]
 FIRST_COLUMNS = ["image_id", "path", "longitude", "latitude", "weight", "status", "message"]
@@ -274,7 +275,10 @@ def test_dialects_that_are_understood(data, house):
         (b"\n\n", "is empty"),
         (OK.encode("utf-16"), "UTF-16; save it as UTF-8"),
         ("path,name\na.jpg,Zürich\n".encode("latin-1"), r"line 2 is not UTF-8 \(byte b'\\xfc'\)"),
-        (b"longitude,latitude\n7,51\n", "no column 'path'; its columns are 'longitude', 'latitude'"),
+        (
+            b"longitude,latitude\n7,51\n",
+            "no column 'path'; its columns are 'longitude', 'latitude'; rename the one that names the images to",
+        ),
         (b"path,Path\na,b\n", "'path' and 'Path' mean the same"),
         (b"path,lon,LON\na,1,2\n", "mean the same"),
         (b"path,a,a\nx,1,2\n", "two columns 'a'"),
@@ -659,3 +663,10 @@ def test_a_million_rows(house, tmp_path):
     table = tables.read_image_table(tmp_path / "t.csv", root=house)
     assert set(table["status"]) == {"ok"}
     assert np.allclose(table["longitude"], source["longitude"], rtol=0, atol=1e-12)
+
+
+def test_the_page_on_image_tables_knows_every_status_and_column():
+    page = (Path(__file__).parents[2] / "docs" / "image_tables.md").read_text(encoding="utf-8")
+    names = {name for pair in table_columns.COORDINATE_ALIASES for name in pair} | {"path", "image_id", "weight"}
+    given_here = [status for status in tables.STATUSES if status not in ("failed", "cancelled")]  # those of predictions
+    assert [name for name in (*names, *given_here) if f"`{name}`" not in page] == []
