@@ -100,7 +100,8 @@ class Learner:
         Raises
         ------
         TrainingError
-            If the loss is not finite, or no image of the batch can be read; the state is then as before.
+            If the loss is not finite, or no image of the batch can be read. Go on from a checkpoint then: statistics of
+            batch normalisation that were updated on the way are not put back.
         """
         self._set_training(training=True)
         # Three words into one seed; dropout and stochastic depth are all that draw from it.
