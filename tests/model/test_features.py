@@ -167,6 +167,51 @@ def test_a_damaged_shard_is_named(backbone, folder, tmp_path, monkeypatch):
         run(backbone, folder, tmp_path / "cache")
 
 
+def test_damaged_features_are_named_before_anything_is_computed(backbone, folder, tmp_path, monkeypatch):
+    run(backbone, folder, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").rglob("features-*.npy")
+    whole = path.read_bytes()
+    path.write_bytes(bytes([*whole[:-1], whole[-1] ^ 1]))
+    seen = computed(monkeypatch)
+    with pytest.raises(BadInputError, match=r"features-.*damaged.*delete the folder"):
+        run(backbone, folder, tmp_path / "cache")
+    assert seen == []
+    path.with_suffix(".sha256").unlink()  # caches of before lack it
+    run(backbone, folder, tmp_path / "cache")
+    Image.new("RGB", (16, 16)).save(folder / "12.png")
+    run(backbone, folder, tmp_path / "cache")
+    names = sorted(each.name for each in path.parent.iterdir() if each.suffix in (".npy", ".sha256"))
+    assert names == [
+        f"{each:s}"
+        for each in ("digests-000000000011.npy", "features-000000000011.npy", "features-000000000011.sha256")
+    ]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_image_that_is_replaced_between_hashing_and_reading_is_not_kept(
+    backbone, folder, tmp_path, monkeypatch, gone
+):
+    """Its features would be found under the digest of the former file for ever."""
+    original, former = images.read_images, (folder / "03.png").read_bytes()
+
+    def read_images(paths, spec, **options):
+        (folder / "03.png").write_bytes((folder / "04.png").read_bytes())
+        yield from original(paths, spec, **options)
+        if gone:
+            (folder / "03.png").unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "read_images", read_images)
+        cache = run(backbone, folder, tmp_path / "cache")
+    assert (cache.status[3], cache.index[3]) == ("missing" if gone else "failed", -1)
+    assert gone or cache.message[3] == "03.png: could not be read a moment ago, or changed; run again"
+    assert np.isfinite(cache.rows(np.array([4]))).all()
+    (folder / "03.png").write_bytes(former)
+    again, fresh = run(backbone, folder, tmp_path / "cache"), run(backbone, folder, tmp_path / "fresh")
+    np.testing.assert_allclose(again.rows(np.array([3])), fresh.rows(np.array([3])), atol=1e-3)
+    assert not np.allclose(again.rows(np.array([3])), again.rows(np.array([4])), atol=1e-3)
+
+
 def test_two_jobs_do_not_fill_the_same_cache(backbone, folder, tmp_path):
     table = tables.read_image_table(folder)
     first = cache_features(backbone, table, tmp_path / "cache", spec=SPEC, batch_size=4)
