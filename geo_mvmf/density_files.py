@@ -49,8 +49,8 @@ def column(store: stores.StoredPredictions, name: str | None, rows: npt.NDArray[
     if name is None:
         return None
     if name not in store.rows:
-        has, meant = ", ".join(map(str, store.rows)), suggestion(name, store.rows)
-        raise BadInputError(f"no column {name!r} in {store.path}; it has {has}{meant}")
+        meant, has = suggestion(name, store.rows), ", ".join(map(str, store.rows))
+        raise BadInputError(f"no column {name!r} in {store.path}{meant or ';'} it has {has}")
     return list(store.rows[name].to_numpy(object)[rows])
 
 

@@ -354,8 +354,8 @@ def _own_estimator(rows: pd.DataFrame) -> str:
 def _named(rows: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:
     """Values of a column as text; what is missing has a name, too."""
     if column not in rows:
-        has, meant = ", ".join(map(str, rows.columns)), suggestion(column, rows.columns)
-        raise BadInputError(f"cannot group by {column!r}: the columns are {has}{meant}")
+        meant, has = suggestion(column, rows.columns), ", ".join(map(str, rows.columns))
+        raise BadInputError(f"cannot group by {column!r}{meant or ':'} the columns are {has}")
     values = rows[column]
     return values.astype(str).where(values.notna() & (values.astype(str) != ""), "unknown").to_numpy(object)
 

@@ -269,8 +269,12 @@ def test_what_cannot_be_compared_says_why(simulated):
         geo_mvmf.evaluate(found, truth)
     with pytest.raises(BadInputError, match="'zz' more than once"):
         geo_mvmf.evaluate(found, pd.concat([truth, truth]))
-    with pytest.raises(BadInputError, match="cannot group by 'no'"):
+    with pytest.raises(BadInputError, match="cannot group by 'no': the columns are image_id"):
         geo_mvmf.evaluate(found, by="no")
+    with pytest.raises(
+        BadInputError, match=r"cannot group by 'statsu'; did you mean 'status'\? the columns are image_id"
+    ):
+        geo_mvmf.evaluate(found, by="statsu")
     with pytest.raises(BadInputError, match="no row has a longitude and latitude"):
         read_truth(pd.DataFrame({"image_id": ["a"], "lon": [None], "lat": [None]}))
     with pytest.raises(BadInputError, match="no column 'path' or 'image_id'"):
