@@ -243,8 +243,7 @@ def require_folder(path: str | os.PathLike[str]) -> None:
     if not folder.is_dir():
         raise OutputError(f"{path}: {folder} is a file, not a folder; choose another name")
     if not os.access(folder, os.W_OK):
-        where = "this folder" if folder == Path() else f"the folder {folder}"
-        raise OutputError(f"{path}: {where} cannot be written to; choose another, or ask for the right to")
+        raise OutputError(f"{path}: the folder {folder} cannot be written to; choose another, or ask for the right to")
 
 
 def sweep(folder: str | os.PathLike[str]) -> list[str]:
