@@ -28,7 +28,11 @@ _CANDIDATES, _STARTS = 24, 8  # heaviest peaks looked at, and the densest of the
 _TAIL = 1e-6  # weight of the components that cannot make a mode and are left out of the climb
 _REACH = 18.0  # nats below its peak where a component is not felt any more
 _LOST = 45.0  # nats below the density of a point where even all components together do not change it
-_SHORT = 400.0  # components felt by a start, on average, up to which lists beat matrices
+_SHORT, _SHARE = (
+    400.0,
+    1 / 16,
+)  # components felt by a start, on average, and share of all, up to which lists beat matrices
+_RARE = 1000  # times as many components as candidates: then all that is felt anywhere is not worth knowing
 _STEPS, _STILL = 400, 1e-11  # at most so many steps, until a start moves less than this (0.06 mm)
 _VALUES_AT_ONCE = 1 << 21
 
@@ -75,16 +79,20 @@ def modes(mixture: VmfMixture) -> FloatArray:
     """
     log_kappa = mixture.log_concentrations
     shape = _Shape(mixture.mean_directions, np.exp(log_kappa), vmf.log_normaliser(log_kappa))
-    felt = _shared_felt(mixture.mean_directions, log_kappa)
+    # of a few images alone the starts are looked at, which takes a moment and not seconds
+    is_rare = _RARE * _CANDIDATES * len(mixture) < mixture.num_components
+    felt = None if is_rare else _shared_felt(mixture.mean_directions, log_kappa)
     result = np.empty((len(mixture), 3))
     step = max(1, _VALUES_AT_ONCE // mixture.num_components)
     for start in range(0, len(mixture), step):
         block = slice(start, start + step)
-        result[block] = _modes(shape, mixture.log_mixing_weights[block], felt)
+        result[block] = _modes(shape, mixture.log_mixing_weights[block], felt, is_rare=is_rare)
     return result
 
 
-def _modes(shape: _Shape, log_weights: FloatArray, felt: tuple[IntArray, IntArray] | None) -> FloatArray:
+def _modes(
+    shape: _Shape, log_weights: FloatArray, felt: tuple[IntArray, IntArray] | None, *, is_rare: bool
+) -> FloatArray:
     peaks = log_weights + shape.log_normaliser  # (B, C)
     heaviest = np.argmax(log_weights, axis=1)
     candidates = _largest(peaks, _CANDIDATES)
@@ -92,7 +100,11 @@ def _modes(shape: _Shape, log_weights: FloatArray, felt: tuple[IntArray, IntArra
     start = candidates.ravel()
     kept = peaks[image, start] > -np.inf
     image, start = image[kept], start[kept]
-    lists = _lists(shape, log_weights, image, start, felt)
+    rows = start
+    if is_rare:
+        distinct, rows = np.unique(start, return_inverse=True)
+        felt = _felt_at(distinct, shape.mean_directions, np.log(shape.kappa), max(_SHORT, _SHARE * shape.kappa.size))
+    lists = _lists(shape, log_weights, image, start, felt, rows)
     if lists is None:
         climbed, image = _by_matrices(shape, peaks, image, start)
     else:
@@ -114,14 +126,19 @@ def _largest(values: FloatArray, number: int) -> IntArray:
 
 
 def _felt_by_components(mean_directions: FloatArray, log_kappa: FloatArray) -> tuple[IntArray, IntArray] | None:
-    """For each mean direction the components it feels (ends, components); None where they are too many."""
+    return _felt_at(np.arange(log_kappa.size), mean_directions, log_kappa, _SHORT)
+
+
+def _felt_at(
+    where: IntArray, mean_directions: FloatArray, log_kappa: FloatArray, most: float
+) -> tuple[IntArray, IntArray] | None:
+    """For each of some mean directions the components it feels (ends, components); None where they are too many."""
     chords = near.chord_of(log_kappa, _REACH)
-    size = log_kappa.size
-    if size * np.square(chords / 2.0).sum() > 4.0 * _SHORT * size:  # spread evenly, they would be
+    if np.square(chords / 2.0).sum() > 4.0 * most:  # spread evenly, they would be
         return None
-    limit = _SHORT * size
+    limit = most * where.size
     found: list[near.Pairs] = []
-    for pairs in near.near_pairs(mean_directions, mean_directions, chords):
+    for pairs in near.near_pairs(mean_directions[where], mean_directions, chords):
         limit -= pairs.point.size
         if limit < 0.0:
             return None
@@ -129,7 +146,7 @@ def _felt_by_components(mean_directions: FloatArray, log_kappa: FloatArray) -> t
     point = np.concatenate([pairs.point for pairs in found])
     component = np.concatenate([pairs.component for pairs in found])
     order = np.argsort(point, kind="stable")
-    ends = np.searchsorted(point[order], np.arange(size + 1)).astype(np.int64)
+    ends = np.searchsorted(point[order], np.arange(where.size + 1)).astype(np.int64)
     return ends, component[order]
 
 
@@ -142,6 +159,7 @@ def _lists(
     image: IntArray,
     start: IntArray,
     felt: tuple[IntArray, IntArray] | None,
+    felt_rows: IntArray,
 ) -> _Lists | None:
     """Components felt by each start: those present in its image if they are few, else those near it."""
     least = np.log(_TAIL / log_weights.shape[1]) + log_weights.max(axis=1)
@@ -153,7 +171,7 @@ def _lists(
         rows = image
     elif felt is not None:
         ends, component = felt
-        rows = start
+        rows = felt_rows
     else:
         return None
     number = np.diff(ends)[rows]

@@ -83,6 +83,15 @@ def test_lists_and_matrices_agree(monkeypatch):
     assert density_at(mixture, climbs.modes(mixture)) == pytest.approx(expected, abs=1e-6)
 
 
+def test_starts_of_a_few_images_are_looked_at_alone(monkeypatch):
+    """What is felt everywhere takes seconds where components are many, and is not worth it for one image."""
+    mixture = mixture_of(6, n=2, c=900, low=5.0, high=7.0, alpha=1.0)
+    expected = climbs.modes(mixture)
+    monkeypatch.setattr(climbs, "_RARE", 10)
+    monkeypatch.setattr(climbs, "_shared_felt", None)
+    assert climbs.modes(mixture) == pytest.approx(expected, abs=1e-9)
+
+
 def test_ties_give_one_of_the_equal_peaks():
     directions = sphere.to_directions([0.0, 90.0, 180.0], [0.0, 0.0, 0.0])
     found = climbs.modes(VmfMixture(directions, np.full(3, 9.0), np.log(np.full((2, 3), 1.0 / 3.0))))
