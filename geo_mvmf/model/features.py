@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,8 @@ from geo_mvmf.model.feature_store import SHARD_ROWS, FeatureStore
 from geo_mvmf.progress import Progress
 
 _DTYPES = ("float16", "float32")
+_Stamp = tuple[int, int]  # size and time of a file
+_NO_STAMP: _Stamp = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -208,9 +210,9 @@ def cache_features(
     status, message = list(table["status"]), list(table["message"])
     with folder_lock.holding(folder):
         durable.sweep(folder)
-        digests = yield from _digests(paths, status, message, workers)
         store = FeatureStore(folder, backbone.num_features, dtype)
-        wanted = _wanted(digests, paths, store.known())
+        digests, stamps = yield from _digests(paths, status, message, workers)
+        wanted = _wanted(digests, zip(paths, stamps, strict=True), store.known())
         compute = _Computer(backbone, choose_device(str(device)), spec, batch_size, workers)
         yield from _fill(store, compute, wanted)
         features, known = store.merge()
@@ -226,9 +228,9 @@ def _folder(backbone: Backbone, cache_dir: str | os.PathLike[str], spec: ImageSp
 
 def _digests(
     paths: Sequence[Path], status: list[str], message: list[str], workers: int
-) -> Generator[Progress, None, list[bytes]]:
-    """SHA-256 of every usable file; empty where there is none."""
-    digests: list[bytes] = [b""] * len(paths)
+) -> Generator[Progress, None, tuple[list[bytes], list[_Stamp]]]:
+    """SHA-256 and stamp of every usable file; empty where there is none."""
+    digests, stamps = [b""] * len(paths), [_NO_STAMP] * len(paths)
     usable = [row for row in range(len(paths)) if status[row] == "ok"]
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for begin in range(0, len(usable), 1024):
@@ -237,15 +239,15 @@ def _digests(
                 if isinstance(found, ImageError):
                     status[row], message[row] = found.status, str(found)
                 else:
-                    digests[row] = found
+                    digests[row], stamps[row] = found
             yield Progress("features", 0, len(usable), "looking at files")
-    return digests
+    return digests, stamps
 
 
-def _file_digest(path: Path) -> bytes | ImageError:
+def _file_digest(path: Path) -> tuple[bytes, _Stamp] | ImageError:
     try:
         with open_regular_file(path) as file:
-            return _sha256(file)
+            return _sha256(file), _stamp(os.fstat(file.fileno()))
     except ImageError as error:
         return error
     except OSError as error:
@@ -259,11 +261,24 @@ def _sha256(file: BinaryIO) -> bytes:
     return hasher.digest()
 
 
-def _wanted(digests: Sequence[bytes], paths: Sequence[Path], known: set[bytes]) -> dict[bytes, Path]:
-    wanted: dict[bytes, Path] = {}
-    for digest, path in zip(digests, paths, strict=True):
+def _stamp(found: os.stat_result) -> _Stamp:
+    return found.st_size, found.st_mtime_ns
+
+
+def _changed(path: Path, stamp: _Stamp) -> bool:
+    try:
+        return _stamp(path.stat()) != stamp
+    except OSError:
+        return True
+
+
+def _wanted(
+    digests: Sequence[bytes], files: Iterable[tuple[Path, _Stamp]], known: set[bytes]
+) -> dict[bytes, tuple[Path, _Stamp]]:
+    wanted: dict[bytes, tuple[Path, _Stamp]] = {}
+    for digest, file in zip(digests, files, strict=True):
         if digest and digest not in known:
-            wanted.setdefault(digest, path)
+            wanted.setdefault(digest, file)
     return wanted
 
 
@@ -298,12 +313,16 @@ class _Computer:
         return rows
 
 
-def _fill(store: FeatureStore, compute: _Computer, wanted: dict[bytes, Path]) -> Generator[Progress, None, None]:
-    digests, done = list(wanted), 0
+def _fill(
+    store: FeatureStore, compute: _Computer, wanted: dict[bytes, tuple[Path, _Stamp]]
+) -> Generator[Progress, None, None]:
+    digests, files, done = list(wanted), iter(wanted.values()), 0
     # Shards end where batches end, so that a resumed job cuts the same batches.
     rows_per_shard = max(1, SHARD_ROWS // compute.batch_size) * compute.batch_size
     pending: list[npt.NDArray[np.float32]] = []
-    for batch in compute.batches(list(wanted.values())):
+    for batch in compute.batches([path for path, _ in wanted.values()]):
+        # what was read is not what was hashed: it must not be kept under that name
+        batch[[_changed(*file) for file in islice(files, len(batch))]] = np.nan
         pending.append(batch)
         rows = sum(map(len, pending))
         if rows >= rows_per_shard or done + rows == len(digests):
@@ -324,4 +343,7 @@ def _explain(
         except ImageError as error:
             status[row], message[row] = error.status, str(error)
         else:
-            status[row], message[row] = "failed", f"{paths[row].name}: could not be read a moment ago; run again"
+            status[row], message[row] = (
+                "failed",
+                f"{paths[row].name}: could not be read a moment ago, or changed; run again",
+            )
