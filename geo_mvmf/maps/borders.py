@@ -7,7 +7,8 @@ differential of P(theta) d phi / (2 pi), P the closed form of the probability of
 
 and only the border within six standard deviations counts. Along the border P(theta) d phi is smooth also where the
 border passes the mean direction, so it is integrated by Gauss-Legendre, and d phi is a difference of azimuths.
-Borders are straight in longitude and latitude, as the polygons are.
+Borders are straight in longitude and latitude, as the polygons are. Beyond log kappa 34, where a standard deviation is
+less than 0.3 m, the error is 3e-15 sqrt(kappa): degrees of float64 resolve places little better.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _REACH = 18.0  # nats: a border farther from a mean direction cuts off less than
 _WIDEST = 0.5  # radians: no piece of border need be shorter because of a component wider than this
 _SHORT = 0.25  # pieces so many standard deviations long are integrated with two nodes, longer ones with six
 _PAIRS_AT_ONCE = 1 << 16
-_NUDGE = 1e-9 * np.array([0.31, -0.57, 0.76])
+_ASIDE = np.array([0.31, -0.57, 0.76])
+_FAR_ASIDE = 1e-9  # radians
+_SLIGHTLY = 3e-7  # standard deviations: 1e-7 of the probability passes a border
+_RESOLVED = 1e-14  # radians: closer to a border the side of a place is a matter of rounding
 
 
 class Edges(NamedTuple):
@@ -90,25 +94,27 @@ def edges_of(zones: npt.NDArray[np.object_]) -> Edges:
     return Edges(zone[kept], start[kept], stop[kept])
 
 
-def nudged(directions: FloatArray) -> FloatArray:
-    """Move places by 6 mm, so that none lies on a border that was drawn through it.
+def nudged(directions: FloatArray, radians: float | FloatArray = _FAR_ASIDE) -> FloatArray:
+    """Move places by 6 mm or less, so that none lies on a border that was drawn through it.
 
     Parameters
     ----------
     directions : ndarray of float64, shape (M, 3)
         Unit vectors.
+    radians : float or ndarray of float64, shape (M,)
+        How far at most.
 
     Returns
     -------
     ndarray of float64, shape (M, 3)
-        Unit vectors, all moved by the same.
+        Unit vectors, all moved the same way.
 
     Examples
     --------
     >>> bool(nudged(np.eye(3))[0, 1] != 0.0)
     True
     """
-    moved = directions + _NUDGE
+    moved = directions + np.multiply.outer(radians, _ASIDE)
     return np.asarray(moved / np.linalg.norm(moved, axis=-1, keepdims=True))
 
 
@@ -163,7 +169,7 @@ def component_shares(
     0.5
     """
     shape = (mean_directions.shape[0], zones.size)
-    moved = nudged(mean_directions)
+    moved = nudged(mean_directions, np.clip(_SLIGHTLY * np.exp(-0.5 * log_concentrations), _RESOLVED, _FAR_ASIDE))
     component, zone = members(zones, moved)
     total = sparse.csr_array((np.ones(component.size), (component, zone)), shape=shape)
     integral = _Integral(moved, log_concentrations, edges_of(zones))
@@ -263,7 +269,10 @@ class _Integral:
 
     def _points(self, edge: IntArray, along: FloatArray) -> FloatArray:
         place = self.edges.start[edge] + along[:, None] * self._change[edge]
-        return sphere.to_directions(place[:, 0], place[:, 1])
+        points = sphere.to_directions(place[:, 0], place[:, 1])
+        # the cosine of 90 degrees is 6e-17: by that the ends of two edges at a pole would be seen apart from close by
+        points[np.abs(place[:, 1]) == 90.0, :2] = 0.0
+        return points
 
 
 def moving(start: FloatArray, change: FloatArray, edge: IntArray, along: FloatArray) -> tuple[FloatArray, FloatArray]:

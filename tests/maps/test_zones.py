@@ -91,8 +91,21 @@ def test_a_parallel_cuts_what_a_cap_holds(log_kappa):
         for place in ([0.0, 0.0, 1.0], sphere.to_directions(33.0, 90.0 - 0.7 * np.degrees(radius))):
             held = borders.component_shares(np.array([place]), np.array([log_kappa]), np.array([cap])).toarray()[0, 0]
             offset = sphere.angle(np.array(place), np.array([0.0, 0.0, 1.0]))
-            slack = 2e-9 * np.exp(0.5 * max(log_kappa, 0.0))  # mean directions are moved by 1e-9
-            assert held == pytest.approx(vmf.probability_within(offset, radius, log_kappa), abs=1e-6 + slack)
+            assert held == pytest.approx(vmf.probability_within(offset, radius, log_kappa), abs=1e-6)
+
+
+@pytest.mark.parametrize(("log_kappa", "error"), [(16.0, 1e-7), (20.0, 1e-7), (26.0, 1e-7), (34.0, 1e-7), (60.0, 0.05)])
+def test_borders_through_a_narrow_component_divide_it(log_kappa, error):
+    """As a plane: in halves by a border, in quarters by two; every place is the mean direction of one component."""
+    quarters = [((7.0, 0.0), shapely.box(7, 0, 12, 5)), ((7.0, 0.0), shapely.box(2, -5, 7, 0))]
+    quarters += [((0.0, 90.0), shapely.box(0, 60, 90, 90)), ((0.0, -90.0), shapely.box(-90, -90, 0, -60))]
+    halves = [((7.0, 45.0), shapely.box(7, 40, 12, 50)), ((0.0, 0.0), shapely.box(-5, -5, 0, 5))]
+    halves += [((180.0, 30.0), shapely.box(170, 20, 180, 40)), ((180.0, 30.0), shapely.box(-180, 20, -170, 40))]
+    for share, cases in ((0.25, quarters), (0.5, halves)):
+        for place, zone in cases:
+            mean = sphere.to_directions([place[0]], [place[1]])
+            held = borders.component_shares(mean, np.array([log_kappa]), np.array([zone])).toarray()[0, 0]
+            assert held == pytest.approx(share, abs=error), (place, zone)
 
 
 class TestMoments:
