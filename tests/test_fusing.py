@@ -177,6 +177,15 @@ def test_a_prior_raster_takes_the_place_of_the_training_prior(album, tmp_path):
     assert far["multiply"] > 2 * far["replace"]
 
 
+def test_fused_with_nothing_a_file_of_components_becomes_one_of_cells(album):
+    predictions = open_predictions(album)
+    found = predictions.fuse("image_id", **COARSE)
+    assert found.store.components.kind == "cell"
+    assert found.rows["image_id"].tolist() == list("abcdef")
+    here, there = (each.mixture.probability_within([2.35], [48.9], 300.0) for each in (predictions, found))
+    np.testing.assert_allclose(here, there, atol=COARSE["max_mass_error"])
+
+
 @pytest.mark.hard
 def test_a_mask_raster_restricts(album, tmp_path):
     mask = np.zeros((180, 360), np.uint8)
