@@ -29,10 +29,12 @@ IdArray = npt.NDArray[np.uint64]
 
 ESTIMATORS = ("component", "mode", "median", "best_within")
 
+CROWD = 8192
+"""Components of an image beyond which its place is searched by fewer that stand for them."""
+
 _TAIL = 1e-4  # weight of the lightest components, which the searches leave out
 _PIECES = 3000  # about how many pieces stand for the cells of one image, or for very many components
 _FINE = 6.0  # pieces for best_within are at most so many times smaller than the radius
-_CROWD = 8192  # components of an image beyond which it is searched by fewer
 _HEAVY = 1e-3  # share of the weight that a component holds which always counts on its own
 _BLUNT = 4.0  # components are merged, for best_within, in cells so many times smaller than the radius, or of one sigma
 _ROWS = 8.0  # for one unit of log concentration, of the tables of those fewer: every image needs its own
@@ -159,7 +161,7 @@ def _images(mixture: VmfMixture | CellMixture, radius: float | None = None) -> I
 
 def _rough(image: stand_ins.Components, radius: float | None) -> placing.Sum | None:
     """Fewer components for a search, where there are very many."""
-    if image.weights.size <= _CROWD:
+    if image.weights.size <= CROWD:
         return None
     if radius is None:
         is_heavy = image.weights > _HEAVY * image.weights.sum()
