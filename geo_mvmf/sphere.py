@@ -161,28 +161,6 @@ def destination(
     return to_longitude_latitude(np.cos(arc) * start + np.sin(arc) * (np.cos(way) * north + np.sin(way) * east))
 
 
-def cap_area_km2(radius_km: npt.ArrayLike) -> FloatArray:
-    """Give the area of the disc of all points within a distance.
-
-    Parameters
-    ----------
-    radius_km : array_like of float, shape (...)
-        Great-circle radius in kilometres, at most half the circumference (more is the whole sphere).
-
-    Returns
-    -------
-    ndarray of float64, shape (...)
-        Square kilometres.
-
-    Examples
-    --------
-    >>> round(float(cap_area_km2(100.0)), 1)
-    31415.3
-    """
-    arc = np.clip(_floats(radius_km) / EARTH_RADIUS_KM, 0.0, math.pi)
-    return np.asarray(EARTH_AREA_KM2 * np.sin(arc / 2.0) ** 2)
-
-
 def rectangle_area_km2(
     west: npt.ArrayLike, south: npt.ArrayLike, east: npt.ArrayLike, north: npt.ArrayLike
 ) -> FloatArray:
@@ -241,40 +219,6 @@ def random_directions(n: int, generator: np.random.Generator) -> FloatArray:
     lam = generator.uniform(-math.pi, math.pi, n)
     across = np.sqrt((1.0 - z) * (1.0 + z))
     return np.stack([across * np.cos(lam), across * np.sin(lam), z], axis=-1)
-
-
-def rotation_matrix(generator: np.random.Generator) -> FloatArray:
-    """Draw a rotation uniformly over all rotations (Haar measure).
-
-    Parameters
-    ----------
-    generator : numpy.random.Generator
-        Where the randomness comes from.
-
-    Returns
-    -------
-    ndarray of float64, shape (3, 3)
-        `directions @ matrix.T` rotates directions.
-
-    Notes
-    -----
-    Source: Shoemake 1992, Graphics Gems III: a unit quaternion of four normal numbers.
-
-    Examples
-    --------
-    >>> matrix = rotation_matrix(np.random.default_rng(0))
-    >>> round(float(np.linalg.det(matrix)), 12)
-    1.0
-    """
-    quaternion = generator.standard_normal(4)
-    w, x, y, z = quaternion / np.linalg.norm(quaternion)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
 
 
 def tangent_basis(directions: npt.ArrayLike) -> FloatArray:

@@ -85,7 +85,7 @@ def test_caps_of_the_uniform_density_have_their_share_of_the_sphere(radius_km):
     longitude, latitude = sphere.to_longitude_latitude(
         np.concatenate([sphere.random_directions(4, generator), np.eye(3), np.ones((1, 3)) / math.sqrt(3)])
     )
-    expected = sphere.cap_area_km2(radius_km) / sphere.EARTH_AREA_KM2
+    expected = math.sin(radius_km / 2 / sphere.EARTH_RADIUS_KM) ** 2
     assert np.allclose(UNIFORM.probability_within(longitude, latitude, radius_km), expected, rtol=2e-4)
 
 

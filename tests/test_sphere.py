@@ -88,15 +88,11 @@ def test_destination_north_and_east():
 
 
 def test_areas():
-    assert sphere.cap_area_km2(0.0) == 0.0
-    assert float(sphere.cap_area_km2(math.pi * sphere.EARTH_RADIUS_KM)) == pytest.approx(sphere.EARTH_AREA_KM2)
-    assert float(sphere.cap_area_km2(1e9)) == pytest.approx(sphere.EARTH_AREA_KM2)
-    assert float(sphere.cap_area_km2(1e-3)) == pytest.approx(math.pi * 1e-6, rel=1e-7)
     band = sphere.rectangle_area_km2(-180, np.arange(-90, 90), 180, np.arange(-89, 91))
     assert float(band.sum()) == pytest.approx(sphere.EARTH_AREA_KM2, rel=1e-13)
     cap_at_pole = sphere.rectangle_area_km2(-180, 89, 180, 90)
-    degree = math.radians(1.0) * sphere.EARTH_RADIUS_KM
-    assert float(cap_at_pole) == pytest.approx(float(sphere.cap_area_km2(degree)), rel=1e-11)
+    share = math.sin(math.radians(0.5)) ** 2
+    assert float(cap_at_pole) == pytest.approx(sphere.EARTH_AREA_KM2 * share, rel=1e-11)
 
 
 def test_random_directions_are_uniform():
@@ -106,12 +102,8 @@ def test_random_directions_are_uniform():
     assert np.allclose(directions.T @ directions / 200_000, np.eye(3) / 3, atol=5e-3)
 
 
-def test_rotations_and_tangents():
+def test_tangents():
     generator = np.random.default_rng(0)
-    matrices = np.array([sphere.rotation_matrix(generator) for _ in range(2000)])
-    assert np.allclose(matrices @ np.swapaxes(matrices, 1, 2), np.eye(3), atol=1e-14)
-    assert np.allclose(np.linalg.det(matrices), 1.0)
-    assert np.abs(matrices.mean(axis=0)).max() < 5 / math.sqrt(3 * 2000)
     special = [[0, 0, 1], [0, 0, -1], [1, 0, 0], [0, -1, 0], [0, 0, -1 + 1e-16]]
     directions = np.concatenate([sphere.random_directions(1000, generator), np.array(special, dtype=float)])
     basis = sphere.tangent_basis(directions)

@@ -70,11 +70,6 @@ class Partition:
         return len(self.mean_directions)
 
     @property
-    def n_dropped(self) -> int:
-        """Locations that could not be used."""
-        return self.cleaning.dropped
-
-    @property
     def has_cells(self) -> bool:
         """Whether the classes are S2 cells, so that a density uniform on each (PlaNet's) exists."""
         return self.cell_ids.size > 0

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from geo_mvmf import s2, sphere, vmf
 from geo_mvmf.model.classes import Partition, initial_log_concentrations, means_of_locations, nearest, spacing
@@ -35,7 +36,8 @@ def test_concentrations_by_distance_are_those_by_edge_where_the_centres_are_thos
 
 def test_95_percent_lie_within_the_distance_to_the_neighbours_and_a_rotation_changes_nothing():
     generator = np.random.default_rng(0)
-    directions, turn = sphere.random_directions(200, generator), sphere.rotation_matrix(generator)
+    directions = sphere.random_directions(200, generator)
+    turn = Rotation.from_quat(generator.standard_normal(4)).as_matrix()
     found = initial_log_concentrations(of_directions(directions))
     np.testing.assert_allclose(vmf.cap_probability(spacing(directions), found), 0.95, atol=1e-9)
     angles = np.sort(np.arccos(np.clip(directions @ directions.T, -1, 1)), axis=1)[:, 1:5].mean(axis=1)

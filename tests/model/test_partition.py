@@ -100,7 +100,7 @@ def test_row_15_dirty_rows_are_dropped_counted_and_warned_about(places):
     longitude, latitude = (np.concatenate([each, [np.nan, np.inf], np.zeros(500)]) for each in places)
     with pytest.warns(PartitionWarning, match=r"500 of 60500 locations are exactly \(0, 0\)"):
         cells = partition_sphere(longitude, latitude, 64)
-    assert cells.n_dropped == 2
+    assert cells.cleaning.dropped == 2
     assert cells.counts.sum() == 60_500
     assert (cells.cleaning.zero_zero, cells.cleaning.duplicates) == (500, 499)
     with pytest.warns(
@@ -108,7 +108,7 @@ def test_row_15_dirty_rows_are_dropped_counted_and_warned_about(places):
         match=r"1 of 60001 rows .*row 60001 .*: latitude 100\.0, not in -90\.\.90 \(longitude 10\.0: swapped",
     ):
         cells = partition_sphere(np.append(places[0], 10.0), np.append(places[1], 100.0), 64)
-    assert (cells.n_dropped, cells.cleaning.out_of_range, cells.counts.sum()) == (1, 1, 60_000)
+    assert (cells.cleaning.dropped, cells.cleaning.out_of_range, cells.counts.sum()) == (1, 1, 60_000)
 
 
 def test_a_pile_of_equal_positions_does_not_eat_all_cells():
