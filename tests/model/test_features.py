@@ -181,10 +181,7 @@ def test_damaged_features_are_named_before_anything_is_computed(backbone, folder
     Image.new("RGB", (16, 16)).save(folder / "12.png")
     run(backbone, folder, tmp_path / "cache")
     names = sorted(each.name for each in path.parent.iterdir() if each.suffix in (".npy", ".sha256"))
-    assert names == [
-        f"{each:s}"
-        for each in ("digests-000000000011.npy", "features-000000000011.npy", "features-000000000011.sha256")
-    ]
+    assert names == ["digests-000000000011.npy", "features-000000000011.npy", "features-000000000011.sha256"]
 
 
 @pytest.mark.parametrize("gone", [False, True])
