@@ -20,8 +20,8 @@ from geo_mvmf.files import columns, netcdf
 _AXES = {
     "longitude": {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"},
     "latitude": {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"},
-    "x": {"standard_name": "projection_x_coordinate", "long_name": "x of the projection", "units": "m", "axis": "X"},
-    "y": {"standard_name": "projection_y_coordinate", "long_name": "y of the projection", "units": "m", "axis": "Y"},
+    "x": {"standard_name": "projection_x_coordinate", "units": "m", "axis": "X"},
+    "y": {"standard_name": "projection_y_coordinate", "units": "m", "axis": "Y"},
 }
 _QUANTITIES: Mapping[str, Mapping[str, Any]] = {
     "density_per_km2": {"units": "km-2", "long_name": "probability density", "cell_methods": "area: mean"},

@@ -303,8 +303,15 @@ def _coordinates(grid: Grid, areas: FloatArray) -> dict[str, Any]:
 
 
 def _axis(grid: Grid, axis: str) -> dict[str, str]:
-    if grid.is_geographic:
-        name, unit = ("latitude", "degrees_north") if axis == "Y" else ("longitude", "degrees_east")
-        return {"standard_name": name, "units": unit, "axis": axis}
-    unit = grid.crs.axis_info[0].unit_name
-    return {"standard_name": f"projection_{axis.lower()}_coordinate", "units": unit, "axis": axis}
+    """Attributes by CF, whose units are those of UDUNITS: no feet of surveyors, no grads."""
+    unit = grid.crs.axis_info[0]
+    scale = "" if unit.unit_conversion_factor == 1.0 else f"{unit.unit_conversion_factor:.15g} "
+    if not grid.crs.is_geographic:
+        name, units = f"projection_{axis.lower()}_coordinate", f"{scale}metre"
+    else:
+        name, units = ("latitude", "degrees_north") if axis == "Y" else ("longitude", "degrees_east")
+        if grid.crs.is_derived:  # about a pole of its own
+            name, units = f"grid_{name}", "degrees"
+        if "degree" not in unit.unit_name:
+            units = f"{scale}radian"
+    return {"standard_name": name, "units": units, "axis": axis}

@@ -262,6 +262,23 @@ class TestDataArray:
         rotated = Grid((5, 5), (1e4, 1e3, 0, 1e3, -1e4, 0), 3995)
         assert "x" not in density.density_raster(mixture_of(edges_of_the_earth[:1], 9.0), rotated).coords
 
+    @pytest.mark.parametrize(
+        ("crs", "x", "unit_of_x", "unit_of_y"),
+        [
+            ("EPSG:3995", "projection_x_coordinate", "metre", "metre"),
+            ("EPSG:2263", "projection_x_coordinate", "0.304800609601219 metre", "0.304800609601219 metre"),
+            ("+proj=moll +units=km", "projection_x_coordinate", "1000 metre", "1000 metre"),
+            ("EPSG:4267", "longitude", "degrees_east", "degrees_north"),
+            ("EPSG:4807", "longitude", "0.0157079632679489 radian", "0.0157079632679489 radian"),
+            ("+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39 +lon_0=180", "grid_longitude", "degrees", "degrees"),
+        ],
+    )
+    def test_axes_of_any_crs_by_cf(self, mixture_of, crs, x, unit_of_x, unit_of_y):
+        raster = density.density_raster(mixture_of([[0, 0, 1.0]], 3.0), Grid((2, 2), (1, 0, -1, 0, -1, 1), crs))
+        assert raster.x.attrs == {"standard_name": x, "units": unit_of_x, "axis": "X"}
+        y = x.replace("longitude", "latitude").replace("_x_", "_y_")
+        assert raster.y.attrs == {"standard_name": y, "units": unit_of_y, "axis": "Y"}
+
     def test_the_mean_of_an_album(self, edges_of_the_earth):
         weights = np.random.default_rng(0).dirichlet(np.ones(10), size=3)
         album = VmfMixture(edges_of_the_earth, np.linspace(3, 12, 10), np.log(weights))
