@@ -113,7 +113,7 @@ def left_out(table: gpd.GeoDataFrame, used: npt.NDArray[np.bool_]) -> str:
     without = np.where(rest["longitude"].isna() | rest["latitude"].isna(), "without_coordinates", "without_weight")
     reasons = rest["status"].where(rest["status"] != "ok", without)
     name, path = table.attrs.get("source", "the table"), rest["path"].iloc[0]
-    first = rest["message"].iloc[0] or f"row {np.argmin(used) + 1}: {path!r} is {reasons.iloc[0]}"
+    first = rest["message"].iloc[0] or f"row {np.argmin(used) + 1}: {path!r} is {reasons.iloc[0].replace('_', ' ')}"
     return (
         f"{name}: {used.sum()} of {len(table)} rows are used: "
         f"{', '.join(f'{count} {reason}' for reason, count in reasons.value_counts().items())}; "

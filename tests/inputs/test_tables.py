@@ -395,7 +395,7 @@ def test_rows_that_are_not_used_are_counted_by_their_reasons(house):
     told = table_rows.left_out(table, table_rows.training_rows(table))
     assert told == (
         f"{house.parent / 't.csv'}: 1 of 5 rows are used: 2 without_coordinates, 1 bad_coordinates, 1 without_weight; "
-        "the first that is not: row 2: 'b.jpg' is without_coordinates"
+        "the first that is not: row 2: 'b.jpg' is without coordinates"
     )
     assert table_rows.left_out(table, np.ones(5, bool)) == ""
 
