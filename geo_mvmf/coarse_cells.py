@@ -40,7 +40,7 @@ def warn_if_coarse(errors: FloatArray, max_mass_error: float) -> None:
     if np.any(coarse):
         warnings.warn(
             f"{int(coarse.sum())} of {errors.size} images reach a mass error of {errors.max():.2g} only, not"
-            f" {max_mass_error:g}: their density has more detail than so many cells show; raise max_cells or max_mass_error",
+            f" {max_mass_error:g}: their density has more detail than so many cells; raise max_cells or max_mass_error",
             CoarseCellsWarning,
             stacklevel=4,
         )

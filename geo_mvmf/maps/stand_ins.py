@@ -64,8 +64,10 @@ def merged(components: Components, edge: FloatArray) -> Components:
     own = _NO_FACE | np.arange(level.size, dtype=np.uint64)
     cell = np.where(edge > 0.0, s2.parent(s2.leaf_ids(directions), level), own)
     _, first, group, count = np.unique(cell, return_index=True, return_inverse=True, return_counts=True)
-    total, spread = np.bincount(group, weights), _spread(log_kappa)
-    mean = np.stack([np.bincount(group, weights * (1.0 - spread) * axis) for axis in directions.T], axis=1)
+    spread = _spread(log_kappa)
+    total = np.asarray(np.bincount(group, weights), dtype=np.float64)
+    sums = [np.bincount(group, weights * (1.0 - spread) * axis) for axis in directions.T]
+    mean = np.stack(sums, axis=1, dtype=np.float64)
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     # 1 - mu.m is half the squared chord, which keeps its digits where all lie close together
     gap = 0.5 * np.square(directions - mean[group]).sum(axis=1)

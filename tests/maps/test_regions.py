@@ -102,7 +102,7 @@ def test_levels_near_0_and_1_have_regions_of_their_own(level):
 
 def test_images_that_need_too_many_cells_are_told(monkeypatch):
     monkeypatch.setattr(regions, "_MAX_CELLS", 50)
-    with pytest.warns(CoarseCellsWarning, match="more detail than so many cells show"):
+    with pytest.warns(CoarseCellsWarning, match="more detail than so many cells"):
         credible_regions(random_mixture(1, c=30, low=12.0, high=14.0))
 
 
