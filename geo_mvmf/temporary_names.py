@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import platform
 import re
 import secrets
 import time
@@ -85,7 +86,7 @@ def _is_abandoned(entry: Path, space: str, process: int) -> bool:
 
 
 def _space() -> str:
-    parts = [os.uname().nodename]
+    parts = [platform.node()]
     with contextlib.suppress(OSError):  # of Linux; host names alone are not always different
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
         parts.append(str(Path("/proc/self/ns/pid").readlink()))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import re
 import shutil
 import signal
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -192,7 +192,7 @@ def test_another_container_leaves_a_live_writer_its_file(tmp_path):
 
 def test_what_another_machine_left_goes_when_nothing_has_changed_for_a_week(tmp_path, monkeypatch):
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(os, "uname", lambda: SimpleNamespace(nodename="elsewhere"))
+        elsewhere.setattr(platform, "node", lambda: "elsewhere")
         file, old = (left_behind(tmp_path / name, monkeypatch, aside=name == "f") for name in ("a", "f"))
     file.touch()
     old.mkdir()
