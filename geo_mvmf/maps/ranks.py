@@ -68,12 +68,14 @@ def ranks(
     found = summaries.at_truth(mixture, longitude, latitude)
     searched = found["searched_probability"].to_numpy(copy=True)
     for i in range(len(mixture)):
-        rank = _rank_among_draws(mixture, i, places[i], float(drawn[i]))
+        rank = _rank_among_draws(mixture, i, places[i], float(found["log_density"].iloc[i]), float(drawn[i]))
         searched[i] = searched[i] if rank is None else rank
     return found.assign(searched_probability=searched)
 
 
-def _rank_among_draws(mixture: VmfMixture, image: int, place: FloatArray, uniform: float) -> float | None:
+def _rank_among_draws(
+    mixture: VmfMixture, image: int, place: FloatArray, log_density: float, uniform: float
+) -> float | None:
     logs = mixture.log_mixing_weights[image]
     order = np.argsort(logs)[::-1]
     few = order[: int(np.searchsorted(np.cumsum(np.exp(logs[order])), 1.0 - _TAIL)) + 1]
@@ -82,8 +84,11 @@ def _rank_among_draws(mixture: VmfMixture, image: int, place: FloatArray, unifor
     own = VmfMixture(mixture.mean_directions[few], mixture.log_concentrations[few], logs[None, few])
     generator = np.random.default_rng(int(uniform * 2.0**53))
     places = np.concatenate([place[None], own.sample(_DRAWS, seed=generator)[0]])
+    values = own.log_density(places)[0]
+    if log_density - values[0] > 2.0 * _TAIL:  # what is left out is more here than it is of the whole: a narrow peak
+        values[0] = log_density
     # in steps, so that what is equal is so by whomever it is compared: of a flat density all is
-    steps = np.rint(own.log_density(places)[0] / _EQUAL)
+    steps = np.rint(values / _EQUAL)
     above, equal = np.count_nonzero(steps[1:] > steps[0]), np.count_nonzero(steps[1:] == steps[0])
     return float((above + generator.random() * (equal + 1)) / (_DRAWS + 1))
 

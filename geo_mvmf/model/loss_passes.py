@@ -82,7 +82,7 @@ class _Final(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, depends: Tensor) -> Tensor:  # noqa: ARG004 (torch's)
-        return gradient.view_as(gradient)
+        return gradient.clone()  # no view: hooks may change gradients in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

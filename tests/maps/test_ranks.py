@@ -87,6 +87,18 @@ def test_ranks_are_uniform_where_densities_are_flat_up_to_rounding(log_kappa):
     assert stats.kstest(found, "uniform").pvalue > 0.01
 
 
+@pytest.mark.parametrize("log_kappa", [-60.0, 2.0])
+def test_a_peak_of_a_component_that_draws_leave_out_is_searched_first(log_kappa):
+    """Its density is far above that of all draws; the broken twin looks at the place without it, too."""
+    directions = sphere.to_directions([0.0, 90.0], [0.0, 0.0])
+    image = VmfMixture(directions, [log_kappa, 18.0], np.log([[1.0 - 5e-6, 5e-6]]))
+    found = ranks.ranks(image, [90.0], [0.0], [0.3]).iloc[0]
+    assert found["searched_probability"] < 0.001
+    assert found["searched_area_km2"] < 1.0
+    beside = ranks.ranks(image, [-90.0], [0.0], [0.3]).iloc[0]
+    assert beside["searched_probability"] > 0.1
+
+
 def test_a_rank_is_a_function_of_its_number_alone():
     mixture = components(6, np.random.default_rng(5))
     place, uniform = (np.linspace(0, 50, 6), np.linspace(-20, 40, 6)), np.linspace(0.1, 0.9, 6)

@@ -663,3 +663,13 @@ def test_torchs_own_mark_would_leave_a_penalty_out():
     x = torch.ones(2, requires_grad=True)
     (gradient,) = torch.autograd.grad(Twice.apply(x).mean(), x, create_graph=True)
     assert not gradient.requires_grad
+
+
+def test_gradients_that_stay_in_a_graph_may_be_changed_in_place():
+    parts, y = problem()
+    (expected,) = torch.autograd.grad(mvmf_loss(**parts, target_directions=y), parts["weight"])
+    weight = 1.0 * parts["weight"]
+    weight.register_hook(lambda gradient: gradient.mul_(2.0))
+    loss = mvmf_loss(**(parts | {"weight": weight}), target_directions=y)
+    (found,) = torch.autograd.grad(loss, parts["weight"], create_graph=True)
+    assert torch.equal(found, 2.0 * expected)
