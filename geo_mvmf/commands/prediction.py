@@ -55,8 +55,8 @@ class _OneSource(click.Command):
     type=click.Choice(["none", "columns", "exif", "raster"]),
     default="none",
     show_default=True,
-    help="Where images are said to be, which is judged after predicting: columns claimed_longitude and "
-    "claimed_latitude, EXIF, or the place of the raster.",
+    help="Where images are said to be, which is judged after predicting: the table's columns longitude and latitude "
+    "(or its points), EXIF, or the place of the raster.",
 )
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the images; relative paths begin there.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")

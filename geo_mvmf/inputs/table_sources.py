@@ -70,6 +70,8 @@ class RawTable(NamedTuple):
         One per row.
     coordinates : Coordinates
         One per row.
+    has_places : bool
+        Whether there are columns of coordinates, or a geometry; not whether a row has any.
     """
 
     name: str
@@ -78,6 +80,7 @@ class RawTable(NamedTuple):
     resolver: PathResolver
     resolved: list[ResolvedPath]
     coordinates: Coordinates
+    has_places: bool
 
     def image_ids(self) -> list[str]:
         """Give the image_id of every row: the path where there is none.
@@ -194,7 +197,8 @@ def read_raw_table(
     resolved = [resolver.resolve(cell) for cell in found.frame[columns.path].tolist()]
     # geo-mvmf table refuses one that names no images
     coordinates = _coordinates(found, columns, crs, _OF_PLACES if image_id_suffices else _OF_IMAGES)
-    return RawTable(found.name, found.frame, columns, resolver, resolved, coordinates)
+    has_places = found.geometries is not None or None not in (columns.first, columns.second)
+    return RawTable(found.name, found.frame, columns, resolver, resolved, coordinates, has_places)
 
 
 def _default_root(source: object) -> str | os.PathLike[str]:
@@ -229,7 +233,7 @@ def _read_image(
 def _without_columns(name: str, resolver: PathResolver, found: list[ResolvedPath]) -> RawTable:
     nowhere = np.full(len(found), np.nan)
     frame = pd.DataFrame(index=pd.RangeIndex(len(found)))
-    return RawTable(name, frame, None, resolver, found, Coordinates(nowhere, nowhere.copy(), {}))
+    return RawTable(name, frame, None, resolver, found, Coordinates(nowhere, nowhere.copy(), {}), has_places=False)
 
 
 def read_csv(source: str | os.PathLike[str], keys: Callable[[list[str], str], Iterable[str]]) -> pd.DataFrame:

@@ -20,7 +20,7 @@ import pandas as pd
 import pyproj
 import shapely
 
-from geo_mvmf.errors import ImageError, UsageError
+from geo_mvmf.errors import BadInputError, ImageError, UsageError
 from geo_mvmf.inputs.coordinate_systems import CRS84
 from geo_mvmf.inputs.image_paths import PathResolver, ResolvedPath
 from geo_mvmf.inputs.photo_metadata import read_metadata
@@ -96,7 +96,8 @@ def read_image_table(
     Raises
     ------
     BadInputError
-        If the source cannot be read as a whole: no such file, damaged, no column ``path``, unknown CRS.
+        If the source cannot be read as a whole: no such file, damaged, no column ``path``, unknown CRS; or claims are
+        to come from its columns, and it has none of coordinates.
     UsageError
         If options contradict each other or a folder does not exist.
 
@@ -108,6 +109,12 @@ def read_image_table(
     """
     _check_options(claimed_from, exif=exif)
     raw = read_raw_table(source, root=root, layer=layer, crs=crs, permitted_roots=permitted_roots, recursive=recursive)
+    claims = claimed_from == "columns"
+    if claims and not raw.has_places:
+        raise BadInputError(
+            f"{raw.name}: claims are read from the columns longitude and latitude, or the points of a layer, and it has "
+            "neither; name the columns of the claimed places so"
+        )
     paths = raw.resolved
     image_ids = raw.image_ids()
     path = _texts(found.path for found in paths)
@@ -117,7 +124,6 @@ def read_image_table(
     table["weight"], weight_problems = _weights(raw)
     status = np.array([found.status for found in paths], dtype=object)
     message = np.array([_located(raw.name, row, found) for row, found in enumerate(paths)], dtype=object)
-    claims = claimed_from == "columns"
     _mark(status, message, _bad_coordinates(raw, claims=claims), "ok" if claims else "bad_coordinates", raw.name)
     _mark(status, message, _duplicates(image_ids), "duplicate_id", raw.name)
     _mark(status, message, weight_problems, "ok", raw.name)

@@ -554,6 +554,20 @@ def test_claims_from_columns_leave_the_truth_empty(house):
     assert "claim is ignored: longitude 500.0" in table.loc[1, "message"]
 
 
+@pytest.mark.parametrize("kind", ["names of results", "one of two", "folder"])
+def test_claims_from_columns_that_are_not_there_are_refused(house, kind):
+    """Every claim was NaN, without a word."""
+    named = frame(claimed_longitude=[7.0] * 3, claimed_latitude=[51.0] * 3)
+    source = {"names of results": named, "one of two": frame(longitude=[7.0] * 3), "folder": house}[kind]
+    with pytest.raises(BadInputError, match=r"claims are read from the columns longitude and latitude, .* has neither"):
+        tables.read_image_table(source, root=house, claimed_from="columns")
+
+
+def test_claims_of_which_no_row_has_one_are_no_error(house):
+    source = frame(lon=[None] * 3, lat=[None] * 3)
+    assert tables.read_image_table(source, root=house, claimed_from="columns")["claimed_longitude"].isna().all()
+
+
 def test_claims_from_exif(album):
     table = tables.read_image_table(album, claimed_from="exif")
     assert table["longitude"].isna().all()
