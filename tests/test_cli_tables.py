@@ -79,7 +79,7 @@ def test_a_table_that_is_written_names_the_same_images(album, bundle_path, tmp_p
     assert "4 rows; status: 4 ok" in run("table", above).stdout
     assert read_image_table(above)["path"].tolist() == [f"album/image_00{i}.png" for i in range(4)]
     told = run("table", album / "t.csv", "--out", beside).stdout
-    assert told.endswith(f"4 images of it lie outside its folder: with it, give --root {album}\n")
+    assert told.endswith(f"not all images lie in its folder, so its paths are absolute: with it, give --root {album}\n")
     root = ("--root", album)
     assert "4 refused" in run("table", beside).stdout
     backbone = ("--backbone", "chip_resnet10", "--device", "cpu", "--cache", tmp_path / "cache")
@@ -92,6 +92,20 @@ def test_a_table_that_is_written_names_the_same_images(album, bundle_path, tmp_p
         (("baselines", above, *known, "--out", tmp_path / "b"), "among 4 training images"),
     ):
         assert words in run(*command).stdout
+
+
+def test_a_table_in_a_folder_of_some_of_its_images_can_be_read_with_the_root_it_advises(album, tmp_path):
+    """Images in its folder were relative to it, so that with this root they were missing."""
+    inner, new = album / "inner", album / "inner" / "new.csv"
+    inner.mkdir()
+    (album / "image_000.png").rename(inner / "a.png")
+    (album / "t.csv").write_text("path\ninner/a.png\nimage_001.png\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for source, options, count in ((album / "t.csv", (), 2), (album, ("--root", elsewhere), 4)):
+        told = run("table", source, *options, "--out", new, "--overwrite").stdout
+        root = told.splitlines()[-1].partition(" give --root ")[2]
+        assert f"{count} rows; status: {count} ok" in run("table", new, "--root", root).stdout
 
 
 def test_rows_that_are_refused_keep_their_paths(album, tmp_path):

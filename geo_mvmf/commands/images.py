@@ -137,8 +137,7 @@ def table(
         vector.write_layers(out, {"images": written}, overwrite=overwrite)
         report.wrote("table", out)
         lines.append(f"wrote {out}")
-        if number := sum(map(os.path.isabs, written["path"][written["status"] != "refused"])):
-            lines.append(
-                f"{options.images(number)} of it lie outside its folder: with it, give --root {frame.attrs['root']}"
-            )
+        if outside := list(filter(os.path.isabs, written["path"][written["status"] != "refused"])):
+            root = os.path.commonpath([frame.attrs["root"], *outside])  # a folder of images may lie outside --root
+            lines.append(f"not all images lie in its folder, so its paths are absolute: with it, give --root {root}")
     report.result("\n".join(lines), counts=options.row_counts(frame))

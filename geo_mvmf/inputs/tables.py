@@ -112,8 +112,8 @@ def read_image_table(
     claims = claimed_from == "columns"
     if claims and not raw.has_places:
         raise BadInputError(
-            f"{raw.name}: claims are read from the columns longitude and latitude, or the points of a layer, and it has "
-            "neither; name the columns of the claimed places so"
+            f"{raw.name}: claims are read from the columns longitude and latitude, or the points of a layer, and it "
+            "has neither; name the columns of the claimed places so"
         )
     paths = raw.resolved
     image_ids = raw.image_ids()
@@ -228,19 +228,20 @@ def as_written_in(folder: str | os.PathLike[str], table: gpd.GeoDataFrame) -> gp
     Returns
     -------
     GeoDataFrame
-        A copy: paths of files in the folder are relative to it, others absolute; those of rows that are refused or
-        have no path are as they were.
+        A copy: where all files lie in the folder, paths are relative to it, else all are absolute, so that one root
+        serves all of them; those of rows that are refused or have no path are as they were.
 
     Examples
     --------
     >>> table = read_image_table(pd.DataFrame({"path": ["photos/a.jpg", "b.jpg"]}), root="/tmp")
-    >>> as_written_in("/tmp/photos", table)["path"].tolist()
-    ['a.jpg', '/tmp/b.jpg']
+    >>> as_written_in("/tmp", table)["path"].tolist(), as_written_in("/tmp/photos", table)["path"].tolist()
+    (['photos/a.jpg', 'b.jpg'], ['/tmp/photos/a.jpg', '/tmp/b.jpg'])
     """
     top = Path(os.path.abspath(folder))  # noqa: PTH100  symbolic links are not resolved here
-    files = absolute_paths(table)
+    files, nowhere = absolute_paths(table), Path(os.devnull)
+    is_inside = all(file.is_relative_to(top) for file in files if file != nowhere)
     paths = [
-        path if file == Path(os.devnull) else (file.relative_to(top) if file.is_relative_to(top) else file).as_posix()
+        path if file == nowhere else (file.relative_to(top) if is_inside else file).as_posix()
         for path, file in zip(table["path"], files, strict=True)
     ]
     return table.assign(path=_texts(paths).to_numpy())
