@@ -98,7 +98,8 @@ def write_density(
         return {"PROBABILITY_SUM": total, **thresholds, **(tags or {})}
 
     def style_of() -> str:
-        return styles.density_style(measured.thresholds(measured.levels()), maximum=max(measured.maximum, 0.0))
+        thresholds = dict.fromkeys(LEVELS, 0.0) | measured.thresholds()
+        return styles.density_style(thresholds, maximum=max(measured.maximum, 0.0), held=measured.held)
 
     look = _Look("density_per_km2", "km-2", "Probability density per square kilometre", "AVERAGE")
     return _write(source, look, measured, tags_of, style_of, overwrite=overwrite)
@@ -207,14 +208,14 @@ class _Measured:
         bins = np.abs(np.maximum(values[valid], np.float32(0.0))).view(np.uint32) >> _BITS_DROPPED  # abs: no -0
         self.mass += np.bincount(bins, weights=np.maximum(mass, 0.0), minlength=_BINS)
 
-    def thresholds(self, levels: Sequence[float] = LEVELS) -> dict[float, float]:
-        """Least densities of credible regions, levels ascending, without those that the raster does not hold.
+    def thresholds(self) -> dict[float, float]:
+        """Least densities of credible regions, of those among `LEVELS` that the raster holds.
 
         At most 0.05 % too low, so that the cells above them hold at least the level.
         """
         from_top = np.cumsum(self.mass[::-1])
         result = {}
-        for level in sorted(levels):
+        for level in LEVELS:
             wanted = level * (1.0 - 1e-12)
             if 0.0 < wanted <= from_top[-1]:
                 place = int(np.searchsorted(from_top, wanted))
@@ -222,10 +223,10 @@ class _Measured:
                 result[level] = float(bits.view(np.float32)[0])
         return result
 
-    def levels(self) -> list[float]:
-        """Levels of classes that tell cells apart: `LEVELS`, or these shares of what a raster holds that holds less."""
-        held = float(self.mass.sum())
-        return [level if held >= max(LEVELS) else level * held for level in LEVELS]
+    @property
+    def held(self) -> float:
+        """Probability in all cells."""
+        return float(self.mass.sum())
 
     def statistics(self) -> dict[str, str]:
         """Tags that GIS programs read in place of the whole raster."""

@@ -168,33 +168,41 @@ def zones_style(columns: Iterable[str], images: int) -> str:
     return qml.document([qml.rule_renderer(rules), *_fields(names), qml.text_element("mapTip", tip)])
 
 
-def density_style(thresholds: Mapping[float, float], *, maximum: float) -> str:
+def density_style(thresholds: Mapping[float, float], *, maximum: float, held: float = 1.0) -> str:
     """Make the style of a density raster from its own credible thresholds.
 
     Parameters
     ----------
     thresholds : mapping of float to float
-        Credible level (0..1) to the least density (km-2) of its region; none where there is no probability.
+        Credible level (0..1) to the least density (km-2) of its region; 0 where the raster does not hold so much.
     maximum : float
         Largest density, km-2.
+    held : float
+        Probability in the whole raster. What is beyond the largest region that it holds becomes one class, in the
+        next level's colour: a raster of credible levels of the same density shows the same.
 
     Returns
     -------
     str
-        A QML document; what lies outside the largest level is transparent.
+        A QML document; what lies outside the largest level, or has no probability, is transparent.
 
     Examples
     --------
     >>> "densest 50 % of the probability" in density_style({0.5: 2.0, 0.9: 1.0}, maximum=3.0)
     True
+    >>> "all that this map holds (70 %)" in density_style({0.5: 2.0, 0.9: 0.0}, maximum=3.0, held=0.7)
+    True
     """
-    ordered = sorted(thresholds.items(), reverse=True)  # large levels, small densities first
-    uppers = [just_below(value) for _, value in ordered] + [math.inf]
-    outside = f"outside the {_percent(ordered[0][0])} region" if ordered else "no probability"
-    labels = [outside, *(f"densest {_percent(level)} of the probability" for level, _ in ordered)]
-    colours = [_OUTSIDE, *reversed(_level_colours(len(ordered)))]
-    bands = [Band(*entry) for entry in zip(uppers, colours, labels, strict=True)]
-    return _raster_style(bands, minimum=0.0, maximum=maximum)
+    ends = [math.inf, *(_just_below(least) for least in sorted(thresholds.values(), reverse=True))]
+    regions = [level for level in sorted(thresholds) if thresholds[level] > 0.0]
+    labels = [f"densest {_percent(level)} of the probability" for level in regions]
+    if len(regions) == len(thresholds):
+        labels.append(f"outside the {_percent(regions[-1])} region")
+    else:
+        labels += [f"all that this map holds ({_percent(held)})"] * (held > 0.0) + ["no probability"]
+    colours = [*_level_colours(len(thresholds))[: len(labels) - 1], _OUTSIDE]
+    bands = [Band(*entry) for entry in zip(ends, colours, labels, strict=False)]
+    return _raster_style(bands[::-1], minimum=0.0, maximum=maximum)
 
 
 def level_style(levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> str:
@@ -250,18 +258,8 @@ def outside_expression(columns: Iterable[str]) -> str:
     return " OR ".join(parts)
 
 
-def just_below(value: float) -> float:
-    """Largest number a class may end at so that a float32 raster value of `value` is in the next class.
-
-    Parameters
-    ----------
-    value : float
-
-    Examples
-    --------
-    >>> 0.9999 < just_below(1.0) < 1.0
-    True
-    """
+def _just_below(value: float) -> float:
+    """Where a class ends, if the next one begins with the value: the raster holds float32."""
     return value * (1.0 - 1e-7)
 
 

@@ -12,6 +12,7 @@ from geo_mvmf.errors import OutputError, UsageError
 from geo_mvmf.files import geotiff
 from geo_mvmf.maps.density import cell_area_km2
 from geo_mvmf.maps.grid import Grid
+from geo_mvmf.maps.levels import credible_level_raster
 
 
 def bell(grid, places=((10.0, 50.0, 300.0, 1.0),)):
@@ -118,22 +119,48 @@ def test_thresholds_are_those_of_a_full_sort(world):
         assert level <= inside < level + 0.005
 
 
+def colours_of(path, values):
+    """Colour and opacity that the style gives to each value: QGIS's discrete classes end with their values."""
+    items = items_of(path)
+    ends = [float(item.get("value")) for item in items]
+    looks = np.array([f"{item.get('color')} {item.get('alpha')}" for item in items])
+    return looks[np.searchsorted(ends, values)]
+
+
 @pytest.mark.parametrize(
-    ("held", "tagged", "shown"), [(0.97, [0.5, 0.8, 0.9, 0.95], 1.0), (0.85, [0.5, 0.8], 0.85), (0.3, [], 0.3)]
+    ("held", "tagged", "labels"),
+    [
+        (0.97, [0.5, 0.8, 0.9, 0.95], []),
+        (0.85, [0.5, 0.8], ["all that this map holds (85 %)"]),
+        (0.7, [0.5], ["all that this map holds (70 %)"]),
+        (1 / 3, [], ["all that this map holds (33.33 %)"]),
+    ],
 )
-def test_levels_are_of_all_probability_where_a_grid_holds_a_part(tmp_path, held, tagged, shown):
+def test_levels_are_of_all_probability_where_a_grid_holds_a_part(tmp_path, held, tagged, labels):
     grid = Grid.from_bounds(5.0, 45.0, 15.0, 55.0, 0.05)
     density, area = bell(grid)
     density *= held
+    density[0, 0] = 0.0
     path = geotiff.write_density(tmp_path / "part.tif", density, grid)
     assert sorted(credible_densities(path)) == tagged
     for level, threshold in credible_densities(path).items():
         assert level <= (density * area)[density >= threshold].sum() < level + 0.005
-    for item, level in zip(items_of(path)[1:], sorted(geotiff.LEVELS, reverse=True), strict=True):
-        assert item.get("label") == f"densest {100.0 * level * shown:.4g} % of the probability"
-    for before, level in zip(items_of(path), sorted(geotiff.LEVELS, reverse=True), strict=False):
-        inside = (density * area)[density.astype(np.float32) > float(before.get("value"))].sum()
-        assert level * shown <= inside < level * shown + 0.005
+    for item, level in zip(items_of(path)[::-1], tagged, strict=False):
+        assert item.get("label") == f"densest {100.0 * level:.4g} % of the probability"
+    outside = "no probability" if labels else "outside the 95 % region"
+    assert [item.get("label") for item in items_of(path)[::-1]][len(tagged) :] == [*labels, outside]
+
+
+@pytest.mark.parametrize("held", [1.0, 0.85, 0.7, 1 / 3])
+def test_a_density_and_its_levels_have_the_same_colours(tmp_path, held):
+    grid = Grid.from_bounds(5.0, 45.0, 15.0, 55.0, 0.05)
+    density, area = bell(grid)
+    raster = xarray.DataArray(held * density[None], dims=("image", "latitude", "longitude"))
+    levels = credible_level_raster(raster.assign_coords(cell_area_km2=(("latitude", "longitude"), area)))[0].to_numpy()
+    by_density = geotiff.write_density(tmp_path / "part.tif", held * density, grid)
+    by_level = geotiff.write_level(tmp_path / "part_level.tif", levels, grid)
+    same = colours_of(by_density, np.float32(held * density)) == colours_of(by_level, np.float32(levels))
+    assert np.mean(same) > 0.999  # but for cells at the very borders
 
 
 def test_the_style_has_the_thresholds_of_this_raster(world):
