@@ -286,12 +286,12 @@ def check_values(arrays: Mapping[str, npt.NDArray[Any]], path: str) -> None:
     _check_cells(arrays["cell_ids"], path)
     directions = arrays.get("head.mean_directions")
     if directions is not None:
-        worst = float(np.abs(np.linalg.norm(directions, axis=1) - 1.0).max())
-        if worst > 1e-6:
+        if (worst := np.abs(np.linalg.norm(directions, axis=1) - 1.0).max()) > 1e-6:
             raise BadBundleError(f"{path}: a mean direction has length 1 +- {worst:.3g}; unit vectors are needed")
-        worst = float(np.abs(arrays["head.log_concentrations"]).max())
-        if worst > MAX_LOG_CONCENTRATION:
-            raise BadBundleError(f"{path}: a log concentration of +-{worst:.3g} is beyond +-{MAX_LOG_CONCENTRATION:g}")
+        logs, limit = arrays["head.log_concentrations"], MAX_LOG_CONCENTRATION
+        if (beyond := np.flatnonzero(np.abs(logs) > limit)).size:
+            at = beyond[0]
+            raise BadBundleError(f"{path}: log concentration {logs[at]:.6g} of component {at} is beyond +-{limit:g}")
 
 
 def _check_format(header: sealed.SealedHeader) -> None:
