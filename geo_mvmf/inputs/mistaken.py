@@ -77,7 +77,8 @@ def folder_with(path: str | os.PathLike[str], name: str) -> str:
     ----------
     path : path
     name : str
-        Of the file, as our commands call it; without one the only file with its suffix will do.
+        Of the file, as our commands call it; without one the only file with its suffix will do, but for checkpoints,
+        hidden files and any TOML, which many programs write.
 
     Returns
     -------
@@ -90,5 +91,8 @@ def folder_with(path: str | os.PathLike[str], name: str) -> str:
     ''
     """
     inside = Path(path) / name
-    found = [inside] if inside.is_file() else list(Path(path).glob(f"*{inside.suffix}"))
+    found = [inside] if inside.is_file() else []
+    if not found and inside.suffix != ".toml":
+        others = Path(path).glob(f"*{inside.suffix}")
+        found = [file for file in others if not file.name.startswith((".", "checkpoint-"))]
     return f"{path} is a folder; {found[0]} lies in it" if len(found) == 1 else ""
