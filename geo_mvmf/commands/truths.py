@@ -47,5 +47,5 @@ def read(source: Path | None, layer: str | None, crs: str | None) -> pd.DataFram
     try:
         return truth_tables.read_truth(source, layer=layer, crs=crs)
     except AmbiguousInputError as error:
-        error.option = f"truth_{error.option}"  # as it is called here
-        raise
+        option = f"truth_{error.option}"  # as it is called here
+        raise AmbiguousInputError(error.problem, option, error.advice, error.otherwise) from error
