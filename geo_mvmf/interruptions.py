@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """A signal that may have come; what it would have done is done by `follow`.
+    """A signal that may have come; what it would have done is done once, by `pass_on`.
 
     Examples
     --------
@@ -20,34 +21,46 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self._follow: Callable[[], object] | None = None
+        self._held: Callable[[], object] | None = None
 
     @property
     def came(self) -> bool:
-        """Whether somebody asked to stop."""
-        return self._follow is not None
+        """Whether a signal is held back."""
+        return self._held is not None
 
-    def note(self, follow: Callable[[], object]) -> None:
-        """Keep the first signal; a second one is not held back.
+    def hold(self, answer: Callable[[], object]) -> None:
+        """Hold back a signal; while one is held back, the next is not.
 
         Parameters
         ----------
-        follow : callable
+        answer : callable
             What the signal would have done, such as raising KeyboardInterrupt.
         """
         if self.came:
-            follow()
-        self._follow = follow
+            answer()
+            return
+        self._held = answer
+        # Signals may come while stderr writes, which then refuses, and warnings may be errors: neither stops the work.
+        with contextlib.suppress(RuntimeError, Warning):
+            warnings.warn("stopping after the step in work; once more stops at once", stacklevel=2)
 
-    def follow(self) -> None:
-        """Do what the signal would have done when it came."""
-        if self._follow is not None:
-            self._follow()
+    def pass_on(self) -> None:
+        """Do what the signal would have done when it came; afterwards none is held back."""
+        answer, self._held = self._held, None
+        if answer is not None:
+            answer()
+
+    def forget(self) -> None:
+        """Drop what is held back, because the work ends by itself."""
+        self._held = None
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[Interruption]:
-    """Hold back the first Ctrl-C or SIGTERM that Python handles; nothing is held back outside the main thread.
+    """Hold back the first Ctrl-C or SIGTERM that Python handles, and warn that it was heard.
+
+    Nothing is held back outside the main thread. What is still held at the end is passed on, unless the work ends with
+    an error, which says more.
 
     Yields
     ------
@@ -56,16 +69,16 @@ def held_back() -> Iterator[Interruption]:
 
     Examples
     --------
-    >>> import os
-    >>> with held_back() as interruption:
-    ...     signal.raise_signal(signal.SIGINT)
-    ...     interruption.came
+    >>> with warnings.catch_warnings(action="ignore"), contextlib.suppress(KeyboardInterrupt):
+    ...     with held_back() as interruption:
+    ...         signal.raise_signal(signal.SIGINT)
+    ...         print(interruption.came)
     True
     """
     found = Interruption()
 
     def holding(before: Callable[..., Any]) -> Callable[..., None]:
-        return lambda number, frame: found.note(lambda: before(number, frame))
+        return lambda number, frame: found.hold(lambda: before(number, frame))
 
     replaced: dict[signal.Signals, Any] = {}
     try:
@@ -76,6 +89,10 @@ def held_back() -> Iterator[Interruption]:
                     signal.signal(each, holding(before))
                     replaced[each] = before
         yield found
+    except Exception:
+        found.forget()
+        raise
     finally:
         for each, before in replaced.items():
             signal.signal(each, before)
+        found.pass_on()

@@ -1,9 +1,9 @@
 """Training: one job for the paper's three stages, with checkpoints, resumed bit by bit after any kill.
 
 The run folder holds config.json (what decides the result), log.jsonl, the last two checkpoints, and at the end the
-bundle. Ctrl-C and SIGTERM leave a checkpoint of the step in work, unless several processes train together. The same
-command goes on where the last checkpoint stopped, and returns at once where the bundle is there already. Started by
-`torchrun`, several processes do it together (docs/many_processes.md).
+bundle. Ctrl-C, and SIGTERM where Python handles it, as on the command line, leave a checkpoint of the step in work,
+unless several processes train together. The same command goes on where the last checkpoint stopped, and returns at once
+where the bundle is there already. Started by `torchrun`, several processes do it together (docs/many_processes.md).
 """
 
 from __future__ import annotations
@@ -229,6 +229,7 @@ class _Run:
             raise TrainingError(_CHANGED.format(self.folder, "images, places or weights"))
         self.learner.restore({} if newest is None else newest.tensors, facts["best"])
         self.first, self.waited = int(facts["step"]), int(facts.get("waited", 0))
+        self._is_out_of_patience(self.first)  # it was interrupted in the validation that ended it
         if newest is None:
             return
         for path in checkpoint.checkpoint_paths(self.folder):
@@ -239,18 +240,14 @@ class _Run:
         """Do all steps that are left; one process that is interrupted stops after a step, with a checkpoint."""
         alone = self.ranks.size == 1  # others would wait for this one
         with interruptions.held_back() if alone else contextlib.nullcontext(Interruption()) as interruption:
-            for event in self._steps():
-                yield event
-                if interruption.came and self.first < event.done < self.total and self.stopped is None:
-                    self._save(event.done)
-                interruption.follow()
+            yield from self._steps(interruption)
 
-    def _steps(self) -> Generator[Progress, None, None]:
+    def _steps(self, interruption: Interruption) -> Generator[Progress, None, None]:
         begun = f"goes on from the checkpoint in {self.folder}" if self.first else f"begins in {self.folder}"
         yield Progress("train", self.first, self.total, begun, is_landmark=True)
         saved, speed = time.monotonic(), _Speed(self.batch_size)
         for step, batch in zip(
-            range(self.first, self.total), self.prepared.source.batches(self._orders()), strict=False
+            range(self.first, self.stopped or self.total), self.prepared.source.batches(self._orders()), strict=False
         ):
             loss, done = self.learner.train_step(step, batch), step + 1
             self.losses.append(loss)
@@ -262,14 +259,18 @@ class _Run:
             if is_landmark:
                 message += self._validate(done)
                 if self._is_out_of_patience(done):
-                    ended = f"stopped early: {self.waited} validations, no new best"
-                    yield Progress("train", done, self.total, ended, is_landmark=True)
-                    return
+                    message = f"stopped early: {self.waited} validations, no new best"
             late = self.ranks.tell(time.monotonic() - saved >= self.config.checkpoint_seconds)  # by one clock
-            if (done % self.config.checkpoint_steps == 0 or late) and done < self.total:
-                self._save(done)
+            is_last = done == (self.stopped or self.total)
+            interrupted = interruption.came
+            if interrupted or ((done % self.config.checkpoint_steps == 0 or late) and not is_last):
+                self._save(done)  # before the event, because whoever gets it may stop there
                 saved = time.monotonic()
             yield Progress("train", done, self.total, message, is_landmark=is_landmark)
+            if interrupted:  # one that came since then waits for the next checkpoint
+                interruption.pass_on()
+            if is_last:
+                return
 
     def length(self) -> dict[str, float]:
         """How long the run was in the end, in steps and in epochs."""

@@ -270,34 +270,131 @@ def test_a_run_that_has_not_noted_its_image_files_goes_on(config, monkeypatch):
     assert len(checkpoint.read_newest(config.out)[0].facts["files"]) == 64
 
 
+def ended(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def undisturbed(config, tmp_path):
+    return train(changed(config, out=str(tmp_path / "undisturbed"))).digest
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """Let a signal come in the middle of something that a learner does for the n-th time."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def install(name, nth, *numbers, handler=ended):
+        method, calls = getattr(learner.Learner, name), []
+
+        def interrupted(self, *arguments):
+            calls.append(name)
+            if len(calls) == nth:
+                [signal.raise_signal(number) for number in numbers]
+            return method(self, *arguments)
+
+        monkeypatch.setattr(learner.Learner, name, interrupted)
+        for number in numbers:
+            signal.signal(number, handler)
+        return calls
+
+    yield install
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def checkpoints_of(config):
+    return [record["step"] for record in log_of(config) if record["event"] == "checkpoint"]
+
+
+HEARD = "stopping after the step in work; once more stops at once"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_a_checkpoint_of_the_step_in_work(config, tmp_path, monkeypatch, number):
-    def ended(*_):
-        raise KeyboardInterrupt
+def test_an_interrupted_run_leaves_a_checkpoint_of_the_step_in_work(config, undisturbed, signalled, number):
+    steps = signalled("train_step", 7, number)
+    with pytest.warns(UserWarning, match=HEARD), pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert signal.getsignal(number) is ended
+    assert (checkpoints_of(config), len(steps)) == ([7], 7)
+    assert (train(config).digest, len(steps)) == (undisturbed, 20)
 
-    train_step, steps, again = learner.Learner.train_step, [], []
 
-    def interrupted(self, step, batch):
-        if step == 6:
-            steps.append(step)
-            [signal.raise_signal(number) for _ in (*again, number)]
-        return train_step(self, step, batch)
+def test_the_second_signal_stops_at_once(config, signalled):
+    signalled("train_step", 7, signal.SIGINT, signal.SIGTERM)
+    with pytest.warns(UserWarning, match=HEARD), pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert not checkpoint.checkpoint_paths(config.out)
 
-    undisturbed = train(changed(config, out=str(tmp_path / "other"))).digest
-    monkeypatch.setattr(learner.Learner, "train_step", interrupted)
-    before = signal.signal(number, ended)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-        assert signal.getsignal(number) is ended
-        assert [record["step"] for record in log_of(config) if record["event"] == "checkpoint"] == [7]
-        again.append(number)  # the second is not held back
-        with pytest.raises(KeyboardInterrupt):
-            train(changed(config, out=str(tmp_path / "second")))
-        assert not checkpoint.checkpoint_paths(tmp_path / "second")
-    finally:
-        signal.signal(number, before)
-    assert (train(config).digest, steps) == (undisturbed, [6, 6])
+
+def test_a_signal_that_ends_nothing_is_passed_on_once_and_the_run_goes_on(config, undisturbed, signalled):
+    seen = []
+    signalled("train_step", 7, signal.SIGTERM, handler=lambda *_: seen.append(checkpoints_of(config)))
+    with pytest.warns(UserWarning, match=HEARD):
+        assert train(config).digest == undisturbed
+    assert (seen, checkpoints_of(config)) == ([[7]], [7])
+
+
+def test_a_step_that_is_saved_anyway_is_saved_once(config, signalled):
+    signalled("train_step", 7, signal.SIGINT)
+    with pytest.warns(UserWarning, match=HEARD), pytest.raises(KeyboardInterrupt):
+        train(changed(config, checkpoint_steps=7))
+    assert checkpoints_of(config) == [7]
+
+
+def test_who_stops_at_the_event_of_the_step_finds_its_checkpoint(config, undisturbed, signalled):
+    """As the worker does when it is told to cancel."""
+    cancelled = []
+
+    def cancel(*_):
+        cancelled.append(True)
+        raise progress.CancelledError
+
+    def report(event):
+        if event.done == 7 and event.stage == "train":
+            raise progress.CancelledError
+
+    signalled("train_step", 7, signal.SIGTERM, handler=cancel)
+    with pytest.warns(UserWarning, match=HEARD), pytest.raises(progress.CancelledError):
+        train(config, report=report)
+    assert (checkpoints_of(config), cancelled) == ([7], [True])
+    assert train(config).digest == undisturbed
+
+
+def test_a_signal_that_comes_between_steps_waits_for_the_checkpoint_of_the_next(config, signalled):
+    def report(event):
+        if event.done == 7 and event.stage == "train":
+            signal.raise_signal(signal.SIGINT)
+
+    signalled("train_step", 0, signal.SIGINT)
+    with pytest.warns(UserWarning, match=HEARD), pytest.raises(KeyboardInterrupt):
+        train(config, report=report)
+    assert checkpoints_of(config) == [8]
+
+
+def test_the_last_validation_loses_nothing_when_it_is_interrupted(config, undisturbed, signalled):
+    steps = signalled("train_step", 0)
+    signalled("evaluate", 5, signal.SIGINT)
+    with pytest.warns(UserWarning, match=HEARD), pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert (checkpoints_of(config), len(steps)) == ([20], 20)
+    assert (train(config).digest, len(steps)) == (undisturbed, 20)
+
+
+def test_a_validation_that_ends_patience_loses_nothing_when_it_is_interrupted(config, tmp_path, monkeypatch, signalled):
+    original, scores = learner.Learner.evaluate, iter([3.0, 1.0, 2.0, 4.0] * 2)
+    monkeypatch.setattr(
+        learner.Learner, "evaluate", lambda self, *given: {**original(self, *given), "nll": next(scores)}
+    )
+    config = changed(config, validate_steps=4, patience=2)
+    whole = train(changed(config, out=str(tmp_path / "whole"))).digest
+    steps = signalled("train_step", 0)
+    signalled("evaluate", 4, signal.SIGINT)
+    with pytest.warns(UserWarning, match=HEARD), pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert (checkpoints_of(config), len(steps)) == ([16], 16)
+    assert (train(config).digest, len(steps)) == (whole, 16)
+    assert log_of(config)[-1]["stopped_early"] == 16
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path):
