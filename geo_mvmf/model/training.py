@@ -142,6 +142,7 @@ def train_job(config: TrainingConfig, *, overwrite: bool = False, where: str = "
             if image_set.left_out and ranks.rank == 0:
                 warnings.warn(image_set.left_out, stacklevel=2)
             files = image_set.files_digest()
+            _check_images(image_set.digest() + files, ranks)
             if facts is not None and facts.get("files", files) != files:  # runs of before have not noted them
                 raise TrainingError(_CHANGED.format(folder, "images"))
             prepared = yield from prepare(config, image_set, device, folder, ranks)
@@ -209,17 +210,8 @@ class _Run:
         self.waited = 0  # validations since the best one
         self.stopped: int | None = None  # after which step patience was at its end
         _check_batch(self.batch_size, self.ranks.size, self.learner)
-        self._check_images()
+        _check_images(self.image_set.digest(), self.ranks)  # some may have turned out to be unreadable
         self.losses: list[float] = []
-
-    def _check_images(self) -> None:
-        """All ranks have to see the same images, or they would train on different ones under one number."""
-        own = self.image_set.digest() + self.files
-        if self.ranks.tell(own) != own:
-            raise TrainingError(
-                f"rank {self.ranks.rank} of {self.ranks.size}: images, places or weights here are not those of rank 0; "
-                "give all machines the same table and images"
-            )
 
     def resume(self, newest: checkpoint.Checkpoint | None, facts: dict[str, Any] | None) -> None:
         """Take over the state of the newest checkpoint, which rank 0 has; all have its facts."""
@@ -354,6 +346,17 @@ class _Speed:
         """One line for a person."""
         left = steps_left * self.batch_size / max(self.rows_per_second, 1e-9)
         return f"loss {loss:.3f}, {self.rows_per_second:.0f} images/s, {_duration(left)} left"
+
+
+def _check_images(own: str, ranks: Ranks) -> None:
+    """All ranks have to see the same images, or they would train on different ones under one number; all raise."""
+    differs = ranks.integers([ranks.tell(own) != own], torch.device("cpu"))
+    others = [str(rank) for rank, (is_other,) in enumerate(differs) if is_other]
+    if others:
+        raise TrainingError(
+            f"rank {', '.join(others)} of {ranks.size}: images, places or weights there are not those of rank 0; "
+            "give all machines the same table and images"
+        )
 
 
 def _check_batch(batch_size: int, ranks: int, learner: Learner) -> None:

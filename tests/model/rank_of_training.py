@@ -54,6 +54,12 @@ def see_other_images():
     ImageSet.digest = lambda self: f"what rank {os.environ['RANK']} sees"
 
 
+def see_other_files():
+    """Copies of the images that are not those of rank 0, on rank 1 alone."""
+    whole = ImageSet.files_digest
+    ImageSet.files_digest = lambda self: whole(self)[::-1] if os.environ["RANK"] == "1" else whole(self)
+
+
 def see_no_features():
     """The disk of the feature cache is not there."""
     if os.environ["RANK"] != "0":
@@ -64,7 +70,7 @@ CHANGES = {
     change.__name__: change
     for change in (
         freeze_statistics, keep_own_gradients, keep_own_clock, deal_first_part, tell_often, see_other_images,
-        see_no_features,
+        see_other_files, see_no_features,
     )
 }  # fmt: skip
 
