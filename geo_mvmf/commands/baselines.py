@@ -74,8 +74,9 @@ def baselines(
     known = tables.read_image_table(training, exif=exif, root=training_root)
     options.check_images(source, len(frame))
     options.check_images(training, len(known))
-    table_rows.warn_if_swapped(frame)
     table_rows.require_not_swapped(known)
+    for each in (frame, known):
+        table_rows.warn_if_swapped(each)
     model = load_bundle(bundle, device)
     caches = [
         report.run(

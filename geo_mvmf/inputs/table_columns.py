@@ -30,6 +30,9 @@ ALL_SWAPPED = "; probably the whole file has longitude and latitude swapped"
 """Said where `are_several` rows are out of range, and all would be in range the other way round."""
 
 _EXCHANGE = ", so the other rows are wrong, too; exchange the two columns"
+_PERHAPS = (
+    "; the other rows lie within 90 degrees both ways: if the whole file has the two swapped, exchange the columns"
+)
 
 PROJECTED = 1000.0
 """No latitude is written so large, and hardly a place of a projection so small."""
@@ -39,6 +42,7 @@ NOT_DEGREES = "degrees of EPSG:4326 are wanted, or a layer of points that states
 
 _NOTHING = frozenset(["", "nan", "na", "n/a", "null", "none", "<na>"])
 _SLIPS, _SLIPS_COUNT = 1e-2, 3  # share and number of rows
+_SURE = 0.2  # share of the places: of a table of Europe fewer may be slips, of the Earth more are beyond 90 degrees
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -67,33 +71,36 @@ class Coordinates(NamedTuple):
     latitude: FloatArray
     problems: dict[int, str]
 
-    def swapped(self) -> str:
+    def swapped(self) -> tuple[str, bool]:
         """Say that the whole table seems to have longitude and latitude swapped.
 
         `are_several` rows are out of range then, and all would be in range the other way round.
 
         Returns
         -------
-        str
+        told : str
             How many rows show it, the first, and what to do; empty where it does not seem so.
+        is_sure : bool
+            Whether a fifth of the rows with a place show it, so that these are no slips.
 
         Examples
         --------
         >>> from geo_mvmf.inputs.coordinate_systems import parse_crs
         >>> x, y = np.array([51.0, 48.0, -33.0]), np.array([107.0, 116.0, 151.0])
-        >>> check_coordinates(x, y, parse_crs("OGC:CRS84")).swapped()[:40]
-        '3 of 3 rows have no place that can be us'
+        >>> told, is_sure = check_coordinates(x, y, parse_crs("OGC:CRS84")).swapped()
+        >>> told[:40], is_sure
+        ('3 of 3 rows have no place that can be us', True)
         """
         known = self.longitude[np.isfinite(self.longitude)]
         exchanged, rows = sum(SWAPPED in problem for problem in self.problems.values()), len(self.longitude)
         is_all = exchanged == len(self.problems) and bool((np.abs(known) <= 90.0).all())
         if not (are_several(exchanged, rows) and is_all):
-            return ""
-        row = min(self.problems)
+            return "", False
+        row, is_sure = min(self.problems), exchanged >= _SURE * (exchanged + len(known))
         return (
             f"{exchanged} of {rows} rows have no place that can be used; the first is row {row + 1}: "
-            f"{self.problems[row].removesuffix(f'; {SWAPPED}')}{ALL_SWAPPED}{_EXCHANGE}"
-        )
+            f"{self.problems[row].removesuffix(f'; {SWAPPED}')}{ALL_SWAPPED + _EXCHANGE if is_sure else _PERHAPS}"
+        ), is_sure
 
 
 def find_columns(names: list[str], where: str, *, image_id_suffices: bool = False) -> Columns:

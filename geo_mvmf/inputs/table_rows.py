@@ -49,7 +49,7 @@ def require_not_swapped(table: gpd.GeoDataFrame) -> None:
     Raises
     ------
     BadInputError
-        If several rows are out of range, and all rows would be in range the other way round.
+        If a fifth of its places, and 3, are out of range, and all would be in range the other way round.
 
     Examples
     --------
@@ -57,12 +57,12 @@ def require_not_swapped(table: gpd.GeoDataFrame) -> None:
     >>> rows = pd.DataFrame({"path": ["a.jpg"], "lon": [7.0], "lat": [50.0]})
     >>> require_not_swapped(tables.read_image_table(rows, root="/"))
     """
-    if told := table.attrs.get("swapped"):
-        raise BadInputError(told)
+    if table.attrs.get("surely_swapped"):
+        raise BadInputError(table.attrs["swapped"])
 
 
 def warn_if_swapped(table: gpd.GeoDataFrame) -> None:
-    """Warn of a table whose places are not needed, if all of it seems to have longitude and latitude swapped.
+    """Warn of a table whose places are not needed, or not refused, if all of it seems to have them swapped.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def warn_if_swapped(table: gpd.GeoDataFrame) -> None:
     Warns
     -----
     UserWarning
-        As `require_not_swapped` refuses.
+        If several rows are out of range, and all would be in range the other way round.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def left_out(table: gpd.GeoDataFrame, used: npt.NDArray[np.bool_]) -> str:
     Returns
     -------
     str
-        One line; empty where all rows are used.
+        One line, and another where the table may have longitude and latitude swapped; empty where all rows are used.
 
     Examples
     --------
@@ -114,11 +114,12 @@ def left_out(table: gpd.GeoDataFrame, used: npt.NDArray[np.bool_]) -> str:
     reasons = rest["status"].where(rest["status"] != "ok", without)
     name, path = table.attrs.get("source", "the table"), rest["path"].iloc[0]
     first = rest["message"].iloc[0] or f"row {np.argmin(used) + 1}: {path!r} is {reasons.iloc[0].replace('_', ' ')}"
-    return (
+    told = (
         f"{name}: {used.sum()} of {len(table)} rows are used: "
         f"{', '.join(f'{count} {reason}' for reason, count in reasons.value_counts().items())}; "
         f"the first that is not: {first.removeprefix(f'{name}: ')}"
     )
+    return "\n".join(filter(None, [told, table.attrs.get("swapped")]))
 
 
 def describe_problems(table: gpd.GeoDataFrame) -> dict[str, int]:

@@ -90,8 +90,9 @@ def read_image_table(
         RangeIndex in the order of the source, OGC:CRS84. Columns image_id, path (posix, relative to the root when
         inside), longitude, latitude (degrees, NaN for none), weight (1.0 by default), status, message, the claim
         where asked for, then all other columns of the source (one whose name is taken gets ``in_`` in front), and
-        geometry (Point or None). ``attrs`` holds root, source, permitted_roots, claimed_from, and swapped: a sentence
-        where the whole table seems to have longitude and latitude swapped, else "".
+        geometry (Point or None). ``attrs`` holds root, source, permitted_roots, claimed_from, swapped: a sentence
+        where the whole table seems to have longitude and latitude swapped, else "", and surely_swapped: whether a fifth
+        of its places show it.
 
     Raises
     ------
@@ -135,8 +136,9 @@ def read_image_table(
         table[_CLAIMS[0]], table[_CLAIMS[1]] = table["longitude"], table["latitude"]
         table["longitude"], table["latitude"] = np.nan, np.nan
     result = _assembled(table, raw)
-    swapped = raw.coordinates.swapped()
-    result.attrs |= {"claimed_from": claimed_from, "swapped": swapped and f"{raw.name}: {swapped}"}
+    swapped, is_sure = raw.coordinates.swapped()
+    told = swapped and f"{raw.name}: {swapped}"
+    result.attrs |= {"claimed_from": claimed_from, "swapped": told, "surely_swapped": is_sure}
     return result
 
 

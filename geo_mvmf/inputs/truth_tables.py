@@ -37,7 +37,8 @@ def read_truth(
     ------
     BadInputError
         If the source cannot be read as a whole, has no coordinates or they are of an unknown CRS, or it has longitude
-        and latitude swapped: several rows are out of range, and all would be in range the other way round.
+        and latitude swapped: a fifth of its places, and 3, are out of range, and all would be in range the other way
+        round.
     UsageError
         If `crs` contradicts the source or is no such code.
 
@@ -57,7 +58,8 @@ def read_truth(
     if problems:
         row = min(problems)
         told = f"; the first is row {row + 1}: {problems[row]}"
-    if swapped := raw.coordinates.swapped():
+    swapped, is_sure = raw.coordinates.swapped()
+    if is_sure:
         raise BadInputError(f"{raw.name}: {swapped}")
     if not known.any():
         raise BadInputError(f"{raw.name}: no row has a longitude and latitude that can be used as the truth{told}")

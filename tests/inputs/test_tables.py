@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sqlite3
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image
 
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.inputs import table_columns, table_rows, tables
+from geo_mvmf.inputs.truth_tables import read_truth
 
 PATHS = [f"{name}.jpg" for name in "abcdef"]
 FIRST_COLUMNS = ["image_id", "path", "longitude", "latitude", "weight", "status", "message"]
@@ -387,6 +389,32 @@ def test_a_table_that_is_swapped_is_told_from_slips(last, is_all, house):
             table_rows.require_not_swapped(table)
     else:
         table_rows.require_not_swapped(table)
+
+
+@pytest.mark.parametrize(("slips", "is_sure"), [(19, False), (20, True)])
+def test_a_table_of_which_few_places_are_out_of_range_is_not_refused(slips, is_sure):
+    """Three wrong latitudes of 200 places of Europe kept all of them out of training."""
+    latitude = np.r_[np.full(slips, 152.0), np.full(100 - slips, 50.0), np.full(300, np.nan)]
+    rows = {
+        "path": [f"{row}.jpg" for row in range(400)],
+        "lon": np.where(np.isnan(latitude), np.nan, 7.0),
+        "lat": latitude,
+    }
+    table = tables.read_image_table(pd.DataFrame(rows), root="/")
+    told = f"{slips} of 400 rows have no place .* exchange the (two )?columns"
+    with pytest.warns(UserWarning, match=told):
+        table_rows.warn_if_swapped(table)
+    assert re.search(told, table_rows.left_out(table, table_rows.training_rows(table)).splitlines()[1])
+    if is_sure:
+        for refuse in (lambda: table_rows.require_not_swapped(table), lambda: read_truth(pd.DataFrame(rows))):
+            with pytest.raises(BadInputError, match=told):
+                refuse()
+    else:
+        table_rows.require_not_swapped(table)
+        with pytest.warns(
+            UserWarning, match=r"19 of 400 rows .* are not compared; .*are longitude and latitude swapped"
+        ):
+            read_truth(pd.DataFrame(rows))
 
 
 def test_rows_that_are_not_used_are_counted_by_their_reasons(house):
