@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -63,8 +64,6 @@ def chips(
     named, shares = pairs.seasons(seasons), pairs.parts(parts)
     if not sources and named is None:
         raise click.UsageError("Missing argument 'SOURCES...': a raster, or --season NAME=SOURCE")
-    import pandas as pd
-
     from geo_mvmf.inputs import chips as module
     from geo_mvmf.inputs import polygons
 
@@ -91,9 +90,9 @@ def chips(
     for name, path in tables.items():
         report.wrote(name, path)
     report.wrote("folder", out)
-    numbers = [len(pd.read_csv(path, usecols=["path"])) for path in tables.values()]
-    lines = [f"wrote {path}: {number} chips" for path, number in zip(tables.values(), numbers, strict=True)]
-    report.result("\n".join(lines), counts={"chips": numbers[0]})
+    numbers = json.loads((out / "chips.json").read_text("utf-8"))["tables"]
+    lines = [f"wrote {path}: {numbers[path.name]} chips" for path in tables.values()]
+    report.result("\n".join(lines), counts={"chips": numbers[found.name]})
 
 
 @click.command()

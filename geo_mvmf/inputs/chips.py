@@ -57,7 +57,8 @@ def cut_chips(
 
     The folder appears whole or not at all: ``chips/<image_id>.png``, the table ``chips.csv`` (path, image_id,
     longitude, latitude, season, source, block) and ``chips.json`` (how they were made, with the SHA-256 of every
-    source). With `parts` it also holds a table of each part, and the column `part`.
+    source, and under ``tables`` how many chips each table holds). With `parts` it also holds a table of each part, and
+    the column `part`.
 
     Parameters
     ----------
@@ -180,7 +181,6 @@ def _job(sources: dict[str, Source], out: Path, wishes: Wishes) -> Generator[Pro
         stretch = _choose_stretch(wishes.stretch, scenes, len(bands), first)
         folder = stack.enter_context(durable.replacing_folder(out, overwrite=wishes.overwrite))
         description = _describe(scenes, bands, stretch, wishes)
-        durable.write_json(folder / "chips.json", description)
         (folder / "chips").mkdir()
         total = wishes.count * len(scenes)
         rows: list[list[object]] = []
@@ -193,7 +193,7 @@ def _job(sources: dict[str, Source], out: Path, wishes: Wishes) -> Generator[Pro
                     _write(folder / path, chip, place, stretch, description)
                     rows.append(_row(path.as_posix(), name, place, season, scenes[season]))
                     yield Progress("cut", len(rows), total)
-        _write_tables(folder, rows, wishes)
+        durable.write_json(folder / "chips.json", description | {"tables": _write_tables(folder, rows, wishes)})
     return out / "chips.csv"
 
 
@@ -274,16 +274,18 @@ def _row(path: str, name: str, place: Place, season: str, scene: Scene) -> list[
     return [path, name, repr(place.longitude), repr(place.latitude), season, source, block]
 
 
-def _write_tables(folder: Path, rows: list[list[object]], wishes: Wishes) -> None:
+def _write_tables(folder: Path, rows: list[list[object]], wishes: Wishes) -> dict[str, int]:
+    """Write the table, and those of the parts; give the number of rows of each."""
     if wishes.parts is None:
         _write_table(folder / "chips.csv", _COLUMNS, rows)
-        return
+        return {"chips.csv": len(rows)}
     longitude, latitude = (np.array([row[column] for row in rows], dtype=np.float64) for column in (2, 3))
     found = divide(longitude, latitude, wishes.parts, level=int(wishes.block_level or 0), seed=wishes.seed)
     columns, rows = (*_COLUMNS, "part"), [[*row, str(part)] for row, part in zip(rows, found, strict=True)]
-    _write_table(folder / "chips.csv", columns, rows)
-    for name in wishes.parts:
-        _write_table(folder / f"{name}.csv", columns, [row for row in rows if row[-1] == name])
+    tables = {"chips.csv": rows} | {f"{name}.csv": [row for row in rows if row[-1] == name] for name in wishes.parts}
+    for name, part in tables.items():
+        _write_table(folder / name, columns, part)
+    return {name: len(part) for name, part in tables.items()}
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -530,6 +530,7 @@ def test_each_part_has_a_table_and_keeps_the_seasons_of_a_place(photo_world, tmp
     assert len({(row["longitude"], row["part"]) for row in rows}) == 60  # both seasons of a place in one part
     found = json.loads((tmp_path / "out" / "chips.json").read_text())
     assert (found["parts"], found["block_level"]) == ({"training": 2, "test": 1}, 2)
+    assert found["tables"] == {"chips.csv": 120} | {f"{name}.csv": len(parts[name]) for name in parts}
     assert len(tables.read_image_table(tmp_path / "out" / "test.csv")) == len(parts["test"])
     plain = rows_of(cut(sources, tmp_path / "plain", count=60))
     assert [{key: row[key] for key in plain[0]} for row in rows] == plain  # the same chips, whatever they are for
