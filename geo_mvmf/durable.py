@@ -3,8 +3,7 @@
 Every result goes through here: written under a temporary name in its own folder, flushed to the disk, renamed
 into place, and the folder flushed too. So a killed process, a full disk or a power cut leaves the old file or
 the new one, never a torn one. Left-over temporary files carry a name of our own and are swept by the next writer of
-the same folder as soon as their writer is known to be gone; foreign files are never touched. No other module renames
-or flushes.
+the same folder once their writer is known to be gone; foreign files stay. No other module renames or flushes.
 """
 
 from __future__ import annotations
@@ -77,8 +76,8 @@ def replacing_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -
     path : path
         Where the folder will be.
     overwrite : bool
-        Whether an existing folder may be replaced. The old one is set aside first and removed last. A kill
-        between the two renames leaves it under a temporary name, from which `sweep` brings it back.
+        Whether an existing folder may be replaced. The old one is set aside first and removed last; after a kill
+        between the two renames `sweep` brings it back.
 
     Yields
     ------
@@ -217,9 +216,7 @@ def require_new(*paths: str | os.PathLike[str]) -> None:
     """
     for path in paths:
         if os.path.lexists(path):
-            raise OutputError(
-                f"{path}: exists already; choose another name, or add --overwrite (in Python overwrite=True)"
-            )
+            raise OutputError(f"{path}: exists already; choose another name, or add the option overwrite")
 
 
 def require_folder(path: str | os.PathLike[str]) -> None:
@@ -228,12 +225,12 @@ def require_folder(path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     path : path
-        Of a file or folder to come; the folders on the way to it need not exist.
+        To come, as the folders on the way to it may be.
 
     Raises
     ------
     OutputError
-        If a file is where a folder should be, or the nearest folder that exists may not be written to.
+        If something else is where a folder should be, or the nearest folder that exists may not be written to.
 
     Examples
     --------
@@ -241,23 +238,25 @@ def require_folder(path: str | os.PathLike[str]) -> None:
     """
     folder = next((each for each in Path(path).parents if os.path.lexists(each)), Path())
     if not folder.is_dir():
-        raise OutputError(f"{path}: {folder} is a file, not a folder; choose another name")
-    if not os.access(folder, os.W_OK):
+        what = "a file, not a folder" if folder.is_file() else "no folder"
+        raise OutputError(f"{path}: {folder} is {what}; choose another name")
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: the folder {folder} cannot be written to; choose another, or ask for the right to")
 
 
-def sweep(folder: str | os.PathLike[str]) -> list[str]:
+def sweep(folder: str | os.PathLike[str], *, held: bool = False) -> list[str]:
     """Remove what killed writers left in a folder, and bring back a folder that they had set aside.
 
     Parameters
     ----------
     folder : path
+    held : bool
+        Whether this process holds it, so that nobody else should be writing there.
 
     Returns
     -------
     list of str
-        The names that are gone. Only names of our own pattern whose process is gone count; what was written on another
-        machine, in another container or before a restart counts once it has not changed for a week.
+        The names that are gone: of our own pattern, and of writers that `temporary_names.abandoned` takes for gone.
 
     Examples
     --------
@@ -266,7 +265,7 @@ def sweep(folder: str | os.PathLike[str]) -> list[str]:
     []
     """
     removed = []
-    for entry, set_aside in abandoned(Path(folder)):
+    for entry, set_aside in abandoned(Path(folder), held=held):
         if set_aside is not None and not os.path.lexists(set_aside):
             entry.rename(set_aside)
         else:
@@ -375,8 +374,7 @@ def _flush_file(path: Path) -> None:
         os.close(descriptor)
 
 
-# Opening a folder read-only and flushing it makes the renames inside it permanent (POSIX).
-_flush_folder = _flush_file
+_flush_folder = _flush_file  # opened read-only and flushed, it keeps the renames inside it for good (POSIX)
 
 
 def _flush_tree(folder: Path) -> None:

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from geo_mvmf.errors import GeoMvmfError
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -60,7 +62,7 @@ def held_back() -> Iterator[Interruption]:
     """Hold back the first Ctrl-C or SIGTERM that Python handles, and warn that it was heard.
 
     Nothing is held back outside the main thread. What is still held at the end is passed on, unless the work ends with
-    an error, which says more.
+    an error of this package, which says more.
 
     Yields
     ------
@@ -89,7 +91,7 @@ def held_back() -> Iterator[Interruption]:
                     signal.signal(each, holding(before))
                     replaced[each] = before
         yield found
-    except Exception:
+    except GeoMvmfError:
         found.forget()
         raise
     finally:

@@ -2,7 +2,8 @@
 
 A name is ".geo-mvmf-<space>-<pid>-<8 hex>-" in front of the final one: the suffixes stay, because writers choose
 drivers by them. A pid means something in its own space of processes alone, which is one boot of one machine, or one
-container on it. With "~" in place of the last "-" it is an old folder that was set aside.
+container on it. Former versions wrote no space. With "~" in place of the last "-" it is an old folder that was set
+aside.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_NAME = re.compile(r"^\.geo-mvmf-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}([-~])(.+)", re.DOTALL)
+_NAME = re.compile(r"^\.geo-mvmf-(?:([0-9a-f]{8})-)?(\d+)-[0-9a-f]{8}([-~])(.+)", re.DOTALL)
 _ABANDONED_S = 7 * 86400.0  # no writer pauses for a week, and the clocks of other machines are wrong by less
+_STUCK_S = 60.0  # of what takes a writer that lives a moment: a folder is set aside for as long as a rename takes
 
 
 def temporary_name(final: Path, *, aside: bool = False) -> Path:
@@ -45,15 +47,18 @@ def temporary_name(final: Path, *, aside: bool = False) -> Path:
     return final.with_name(f".geo-mvmf-{_space()}-{os.getpid()}-{secrets.token_hex(4)}{mark}{final.name}")
 
 
-def abandoned(folder: Path) -> Iterator[tuple[Path, Path | None]]:
+def abandoned(folder: Path, *, held: bool = False) -> Iterator[tuple[Path, Path | None]]:
     """Find what killed writers left in a folder.
 
     Whether a process of another space lives (on another machine that shares the disk, in another container, or before
-    a restart) cannot be known here: what it writes counts once nothing of it has changed for a week.
+    a restart) cannot be known here: what it writes counts once nothing of it has changed for a week; after a minute, a
+    folder that was set aside and has no successor, and everything where nobody else should be writing.
 
     Parameters
     ----------
     folder : Path
+    held : bool
+        Whether this process holds the folder, so that nobody else should be writing there.
 
     Yields
     ------
@@ -71,14 +76,18 @@ def abandoned(folder: Path) -> Iterator[tuple[Path, Path | None]]:
     """
     for entry in sorted(folder.iterdir()):
         match = _NAME.match(entry.name)
-        if match and _is_abandoned(entry, match.group(1), int(match.group(2))):
-            yield entry, entry.with_name(match.group(4)) if match.group(3) == "~" else None
+        if match:
+            space, process, mark, name = match.groups()
+            final = entry.with_name(name) if mark == "~" else None
+            is_stuck = held or (final is not None and not os.path.lexists(final))
+            if _is_abandoned(entry, space, int(process), _STUCK_S if is_stuck else _ABANDONED_S):
+                yield entry, final
 
 
-def _is_abandoned(entry: Path, space: str, process: int) -> bool:
+def _is_abandoned(entry: Path, space: str | None, process: int, seconds: float) -> bool:
     if space == _space():
         return not _is_alive(process)
-    limit = time.time() - _ABANDONED_S
+    limit = time.time() - seconds
     with contextlib.suppress(FileNotFoundError):  # renamed or removed just now, so somebody is at work
         # The time of change, because setting a folder aside leaves its time of modification as it was.
         return all(path.lstat().st_ctime < limit for path in itertools.chain([entry], entry.rglob("*")))

@@ -15,6 +15,8 @@ import pytest
 
 from geo_mvmf import durable, temporary_names
 from geo_mvmf.errors import OutputError
+from geo_mvmf.model import run_folder
+from geo_mvmf.model.ranks import Ranks
 
 
 def names(folder):
@@ -42,16 +44,20 @@ def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_tried(t
     for path in (tmp_path / "a" / "b.gpkg", tmp_path / "a" / "b" / "c.gpkg"):
         with pytest.raises(OutputError, match=rf"^{path}: {tmp_path / 'a'} is a file, not a folder"):
             durable.write_text(path, "text")
-    monkeypatch.setattr(durable.os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
-    for path in (tmp_path / "b.gpkg", tmp_path / "b" / "c.gpkg"):
-        with pytest.raises(OutputError, match=rf"^{path}: the folder {tmp_path} cannot be written to"):
-            durable.write_text(path, "text")
-    assert names(tmp_path) == ["a"]
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(OutputError, match=rf"{tmp_path / 'dangling'} is no folder; choose another name"):
+        durable.write_text(tmp_path / "dangling" / "b.gpkg", "text")
+    for denied in (os.W_OK, os.X_OK):
+        monkeypatch.setattr(durable.os, "access", lambda path, mode, no=denied: path != tmp_path or not mode & no)
+        for path in (tmp_path / "b.gpkg", tmp_path / "b" / "c.gpkg"):
+            with pytest.raises(OutputError, match=rf"^{path}: the folder {tmp_path} cannot be written to"):
+                durable.write_text(path, "text")
+    assert names(tmp_path) == ["a", "dangling"]
 
 
 def test_an_existing_file_is_kept_unless_asked(tmp_path):
     durable.write_text(tmp_path / "a", "old")
-    with pytest.raises(OutputError, match=r"exists already; .* --overwrite \(in Python overwrite=True\)"):
+    with pytest.raises(OutputError, match=r"exists already; .* add the option overwrite$"):
         durable.write_text(tmp_path / "a", "new")
     durable.write_text(tmp_path / "a", "new", overwrite=True)
     assert (tmp_path / "a").read_text() == "new"
@@ -190,21 +196,66 @@ def test_another_container_leaves_a_live_writer_its_file(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
-def test_what_another_machine_left_goes_when_nothing_has_changed_for_a_week(tmp_path, monkeypatch):
+def left_elsewhere(final, monkeypatch, *, aside=False):
+    """The temporary name of a process of another machine, or of before a restart."""
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(platform, "node", lambda: "elsewhere")
-        file, old = (left_behind(tmp_path / name, monkeypatch, aside=name == "f") for name in ("a", "f"))
+        return left_behind(final, monkeypatch, aside=aside)
+
+
+def left_by_former_versions(final, monkeypatch, *, aside=False):
+    """As `left_behind`, without the space of the process."""
+    found = left_behind(final, monkeypatch, aside=aside)
+    return found.with_name(re.sub(r"^\.geo-mvmf-[0-9a-f]{8}", ".geo-mvmf", found.name))
+
+
+OLD = pytest.mark.parametrize("left", [left_elsewhere, left_by_former_versions])
+
+
+def wait(monkeypatch, seconds):
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + seconds)
+
+
+@OLD
+def test_what_another_machine_left_goes_when_nothing_has_changed_for_a_week(tmp_path, monkeypatch, left):
+    file, old = left(tmp_path / "a", monkeypatch), left(tmp_path / "f", monkeypatch, aside=True)
     file.touch()
     old.mkdir()
-    (old / "inside").touch()
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "new").touch()
     assert durable.sweep(tmp_path) == []
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 6 * 86400)
+    wait(monkeypatch, 6 * 86400)
     assert durable.sweep(tmp_path) == []
-    monkeypatch.setattr(time, "time", lambda: now + 8 * 86400)
+    wait(monkeypatch, 2 * 86400)
     assert durable.sweep(tmp_path) == sorted([file.name, old.name])
     assert names(tmp_path) == ["f"]
+    assert names(tmp_path / "f") == ["new"]
+
+
+@OLD
+def test_a_folder_set_aside_before_a_restart_comes_back_after_a_minute(tmp_path, monkeypatch, left):
+    old = left(tmp_path / "f", monkeypatch, aside=True)
+    old.mkdir()
+    (old / "inside").touch()
+    wait(monkeypatch, 50)
+    assert durable.sweep(tmp_path) == []  # its writer may be about to rename the new one
+    wait(monkeypatch, 20)
+    with pytest.raises(OutputError, match="exists already"):
+        write_folder(tmp_path / "f", "other", overwrite=False)
     assert names(tmp_path / "f") == ["inside"]
+
+
+@OLD
+def test_where_the_folder_is_held_what_was_left_elsewhere_goes_after_a_minute(tmp_path, monkeypatch, left):
+    left(tmp_path / "checkpoint", monkeypatch).touch()
+    wait(monkeypatch, 50)
+    with run_folder.holding(tmp_path, Ranks()):
+        assert len(names(tmp_path)) == 2  # and the lock
+    wait(monkeypatch, 20)
+    assert durable.sweep(tmp_path) == []
+    with run_folder.holding(tmp_path, Ranks()):
+        assert names(tmp_path) == [".lock"]
 
 
 LIMITED = """

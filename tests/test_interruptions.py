@@ -6,6 +6,7 @@ import warnings
 import pytest
 
 from geo_mvmf import interruptions
+from geo_mvmf.errors import OutputError
 
 
 @pytest.fixture
@@ -57,8 +58,8 @@ def test_an_error_of_the_work_says_more_than_the_signal():
     held = job()
     next(held)
     signal.raise_signal(signal.SIGINT)
-    with pytest.raises(OSError, match="disk"):
-        held.throw(OSError("the disk is full"))
+    with pytest.raises(OutputError, match="disk"):
+        held.throw(OutputError("the disk is full"))
 
 
 def refuse(*_, **__):

@@ -209,7 +209,7 @@ def cache_features(
     paths = tables.absolute_paths(table) if paths is None else paths
     status, message = list(table["status"]), list(table["message"])
     with folder_lock.holding(folder):
-        durable.sweep(folder)
+        durable.sweep(folder, held=True)
         store = FeatureStore(folder, backbone.num_features, dtype)
         digests, stamps = yield from _digests(paths, status, message, workers)
         wanted = _wanted(digests, zip(paths, stamps, strict=True), store.known())

@@ -54,7 +54,7 @@ def holding(folder: Path, ranks: Ranks) -> Iterator[None]:
         yield
         return
     with folder_lock.holding(folder):
-        durable.sweep(folder)
+        durable.sweep(folder, held=True)
         yield
 
 
