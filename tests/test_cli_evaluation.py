@@ -7,6 +7,8 @@ import shapely
 from click.testing import CliRunner
 
 from geo_mvmf import cli
+from geo_mvmf.commands import truths
+from geo_mvmf.errors import AmbiguousInputError
 
 
 @pytest.fixture
@@ -35,6 +37,14 @@ def test_points_have_figures_and_a_page(points, tmp_path):
     assert text.count("data:image/png") == 1
     assert "3 images have a known place and are compared; 1 have none." in text
     assert "Without a prediction" in text
+
+
+def test_an_error_of_the_truth_holds_the_name_of_its_option_throughout(tmp_path):
+    """The option of the error that was caught was changed, and its arguments were not."""
+    (tmp_path / "t.csv").write_text("image_id,x,y\na,1,2\n")
+    with pytest.raises(AmbiguousInputError) as caught:
+        truths.read(tmp_path / "t.csv", None, None)
+    assert caught.value.option == caught.value.args[1] == "truth_crs"
 
 
 def test_a_truth_in_metres_needs_the_crs_of_its_option(points, tmp_path):
