@@ -5,13 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Generator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from geo_mvmf import report, resampling, training_pictures, training_sections, training_troubles, training_verdict
-from geo_mvmf.errors import BadInputError, OutputError, TrainingError, UsageError
+from geo_mvmf import (
+    durable,
+    report,
+    resampling,
+    training_pictures,
+    training_sections,
+    training_troubles,
+    training_verdict,
+)
+from geo_mvmf.errors import BadInputError, TrainingError, UsageError
 from geo_mvmf.map_axes import thousands
 from geo_mvmf.model import country_results, held_out, moved_components, run_record
 from geo_mvmf.model import learning_curve as curves
@@ -123,8 +130,8 @@ def training_report_job(
     >>> progress.run(training_report_job("runs/photos", "report.html"))  # doctest: +SKIP
     """
     options = options or ReportOptions()
-    if Path(out).exists() and not overwrite:
-        raise OutputError(f"{out}: exists already; choose another name, or use overwrite")
+    if not overwrite:
+        durable.require_new(out)
     record = run_record.read_run(run)
     image_set, why = yield from _images(record)
     page = _Page(record, options)

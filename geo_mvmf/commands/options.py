@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import collections
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geo_mvmf import durable
-from geo_mvmf.errors import BadInputError, OutputError, UsageError
+from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.progress import Failure
 
 if TYPE_CHECKING:
@@ -216,9 +215,9 @@ def check_new(*outs: Path, overwrite: bool) -> None:
     --------
     >>> check_new(Path("no/such/file.gpkg"), overwrite=False)
     """
+    if not overwrite:
+        durable.require_new(*outs)
     for out in outs:
-        if os.path.lexists(out) and not overwrite:
-            raise OutputError(f"{out}: exists already; choose another name, or add --overwrite")
         durable.require_folder(out)
 
 
