@@ -1,11 +1,13 @@
 """Training: it learns, it is reproducible to the bit, it stops and says why, and it goes on where it was."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import geopandas as gpd
@@ -25,12 +27,12 @@ from geo_mvmf.errors import (
     TrainingError,
     UsageError,
 )
-from geo_mvmf.model import checkpoint, epilogue_choice, learner, sealed, training
+from geo_mvmf.model import checkpoint, epilogue_choice, image_set, learner, sealed, training
 from geo_mvmf.model.augmentation import Augmentation
 from geo_mvmf.model.backbones import build_backbone
 from geo_mvmf.model.bundle import load_bundle
 from geo_mvmf.model.configuration import TrainingConfig
-from geo_mvmf.model.image_set import epoch_order, load_image_set
+from geo_mvmf.model.image_set import ImageSet, epoch_order, load_image_set
 from geo_mvmf.model.optimisation import learning_rate_factor, make_optimiser
 from geo_mvmf.model.training import train, train_job
 
@@ -257,6 +259,26 @@ def test_images_that_were_replaced_are_noticed_and_copies_are_the_same(config, p
     first.write_bytes(whole)
     os.utime(first, (1e9, 1e9))
     assert train(config).metadata["training"]["steps"] == config.steps
+
+
+def test_sizes_of_files_count_in_the_order_of_the_rows_and_are_asked_for_at_once(tmp_path, monkeypatch):
+    paths = [tmp_path / str(row) for row in range(600)]
+    for row, path in enumerate(paths[:-1]):  # the last is missing
+        path.write_bytes(b"x" * (row % 7))
+    nothing = np.zeros(0)
+    images = ImageSet(None, paths, nothing, nothing, nothing, nothing, nothing, nothing)
+    monkeypatch.setattr(image_set, "_LOOKED_INTO", 0)
+    sizes = " ".join([*(str(row % 7) for row in range(599)), "none"])
+    met, original = threading.Barrier(2), image_set._size
+    meeting = {paths[0], paths[599]}
+
+    def size(path):
+        if path in meeting:
+            met.wait(30)
+        return original(path)
+
+    monkeypatch.setattr(image_set, "_size", size)
+    assert images.files_digest() == hashlib.sha256(sizes.encode()).hexdigest()
 
 
 def test_a_run_that_has_not_noted_its_image_files_goes_on(config, monkeypatch):
