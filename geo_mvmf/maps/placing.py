@@ -131,7 +131,8 @@ def most_within(exact: Sum, known: FloatArray, rough: Sum | None = None) -> Floa
     -------
     ndarray of float64, shape (K + 1, 3)
         The known places improved, and what the search found. Nowhere is there more than the best of them by over
-        half a per cent and 1e-4, unless more than 1024 cells of one level promised more.
+        half a per cent and 1e-4, unless more than 1024 cells of one level promised more. With `rough` that is true of
+        the sum over its components: a place where they hold less than the exact sum may be missed.
 
     Examples
     --------

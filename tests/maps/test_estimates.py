@@ -267,20 +267,32 @@ def test_no_less_of_a_crowd_is_within_reach_than_by_a_search_over_all(searches, 
     assert few >= over_all * (1.0 - 1e-6)
 
 
-@pytest.mark.parametrize("question", [("median",), ("best_within", 1500.0)])
-def test_places_found_over_few_are_improved_over_all(searches, monkeypatch, question):
-    """The twin that trusts the few is some kilometres off."""
-    _, (found, _) = searches("even", 0, *question)
-    plain = estimates.placing.polish
+def one_town(seed, c=2000):
+    """Components of 1 to 70 km, thickest in the middle of a town."""
+    generator = np.random.default_rng(seed)
+    places = sphere.to_directions(generator.normal(10.0, 0.4, c), generator.normal(45.0, 0.4, c))
+    weights = generator.gamma(2.0, size=(1, c))
+    return VmfMixture(places, generator.uniform(9.0, 17.0, c), np.log(weights / weights.sum()))
 
-    def over_few(over, starts, **how):
-        if over.image.weights.size > 7000:
-            return starts, -np.arange(float(len(starts)))  # the last: what the search found
-        return plain(over, starts, **how)
 
-    monkeypatch.setattr(estimates.placing, "polish", over_few)
-    _, (twin, _) = searches("even", 0, *question)
-    assert sphere.great_circle_distance_km(*found, *twin) > 0.5
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.hard) for seed in range(6)])
+@pytest.mark.parametrize("radius_km", [20.0, 60.0])
+def test_no_less_of_a_dense_town_is_within_a_small_radius_than_by_a_search_over_all(monkeypatch, seed, radius_km):
+    mixture, held = one_town(seed), []
+    for crowd in (1000, 10_000):
+        monkeypatch.setattr(estimates, "CROWD", crowd)
+        held.append(mixture.probability_within(*estimate(mixture, "best_within", radius_km)[0], radius_km)[0, 0])
+    assert held[0] >= held[1] * (1.0 - 1e-6)
+
+
+def test_few_stand_for_many_only_where_they_are_half_as_many(monkeypatch):
+    """Else a search over them would be work on top of the sums over all."""
+    monkeypatch.setattr(estimates, "CROWD", 1000)
+    rough = {}
+    for radius_km in (5.0, 60.0):
+        rough[radius_km] = next(estimates._images(one_town(0), radius_km / sphere.EARTH_RADIUS_KM)).rough
+    assert rough[5.0] is None
+    assert rough[60.0].image.weights.size < 1000
 
 
 def test_radii_are_asked_for_where_they_belong():
