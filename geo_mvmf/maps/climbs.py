@@ -28,10 +28,8 @@ _CANDIDATES, _STARTS = 24, 8  # heaviest peaks looked at, and the densest of the
 _TAIL = 1e-6  # weight of the components that cannot make a mode and are left out of the climb
 _REACH = 18.0  # nats below its peak where a component is not felt any more
 _LOST = 45.0  # nats below the density of a point where even all components together do not change it
-_SHORT, _SHARE = (
-    400.0,
-    1 / 16,
-)  # components felt by a start, on average, and share of all, up to which lists beat matrices
+_SHORT = 400.0  # components felt by a start, on average, up to which lists beat matrices
+_SHARE = 1 / 16  # of all components: the same, where the starts of a few images are looked at alone
 _RARE = 1000  # times as many components as candidates: then all that is felt anywhere is not worth knowing
 _STEPS, _STILL = 400, 1e-11  # at most so many steps, until a start moves less than this (0.06 mm)
 _VALUES_AT_ONCE = 1 << 21
@@ -100,11 +98,10 @@ def _modes(
     start = candidates.ravel()
     kept = peaks[image, start] > -np.inf
     image, start = image[kept], start[kept]
-    rows = start
     if is_rare:
-        distinct, rows = np.unique(start, return_inverse=True)
-        felt = _felt_at(distinct, shape.mean_directions, np.log(shape.kappa), max(_SHORT, _SHARE * shape.kappa.size))
-    lists = _lists(shape, log_weights, image, start, felt, rows)
+        most = max(_SHORT, _SHARE * shape.kappa.size)
+        felt = _felt_at(np.unique(start), shape.mean_directions, np.log(shape.kappa), most)
+    lists = _lists(shape, log_weights, image, start, felt)
     if lists is None:
         climbed, image = _by_matrices(shape, peaks, image, start)
     else:
@@ -132,7 +129,10 @@ def _felt_by_components(mean_directions: FloatArray, log_kappa: FloatArray) -> t
 def _felt_at(
     where: IntArray, mean_directions: FloatArray, log_kappa: FloatArray, most: float
 ) -> tuple[IntArray, IntArray] | None:
-    """For each of some mean directions the components it feels (ends, components); None where they are too many."""
+    """Components felt at some mean directions, numbered in ascending order; None where they are too many.
+
+    Mean direction c feels components[ends[c]:ends[c + 1]]; it feels none where it is not among them.
+    """
     chords = near.chord_of(log_kappa, _REACH)
     if np.square(chords / 2.0).sum() > 4.0 * most:  # spread evenly, they would be
         return None
@@ -146,7 +146,7 @@ def _felt_at(
     point = np.concatenate([pairs.point for pairs in found])
     component = np.concatenate([pairs.component for pairs in found])
     order = np.argsort(point, kind="stable")
-    ends = np.searchsorted(point[order], np.arange(where.size + 1)).astype(np.int64)
+    ends = np.searchsorted(where[point[order]], np.arange(log_kappa.size + 1)).astype(np.int64)
     return ends, component[order]
 
 
@@ -159,7 +159,6 @@ def _lists(
     image: IntArray,
     start: IntArray,
     felt: tuple[IntArray, IntArray] | None,
-    felt_rows: IntArray,
 ) -> _Lists | None:
     """Components felt by each start: those present in its image if they are few, else those near it."""
     least = np.log(_TAIL / log_weights.shape[1]) + log_weights.max(axis=1)
@@ -171,7 +170,7 @@ def _lists(
         rows = image
     elif felt is not None:
         ends, component = felt
-        rows = felt_rows
+        rows = start
     else:
         return None
     number = np.diff(ends)[rows]
