@@ -285,16 +285,6 @@ def test_no_less_of_a_dense_town_is_within_a_small_radius_than_by_a_search_over_
     assert held[0] >= held[1] * (1.0 - 1e-6)
 
 
-def test_few_stand_for_many_only_where_they_are_half_as_many(monkeypatch):
-    """Else a search over them would be work on top of the sums over all."""
-    monkeypatch.setattr(estimates, "CROWD", 1000)
-    rough = {}
-    for radius_km in (5.0, 60.0):
-        rough[radius_km] = next(estimates._images(one_town(0), radius_km / sphere.EARTH_RADIUS_KM)).rough
-    assert rough[5.0] is None
-    assert rough[60.0].image.weights.size < 1000
-
-
 def test_radii_are_asked_for_where_they_belong():
     mixture = random_mixture(0)
     for estimator, radius, message in (
