@@ -33,9 +33,8 @@ def training_rows(table: gpd.GeoDataFrame) -> npt.NDArray[np.bool_]:
     >>> training_rows(tables.read_image_table(pd.DataFrame({"path": ["no.jpg"]}), root="/tmp")).tolist()
     [False]
     """
-    known = table["longitude"].notna() & table["latitude"].notna()
-    usable: npt.NDArray[np.bool_] = (table["status"].eq("ok") & known & table["weight"].gt(0.0)).to_numpy(bool)
-    return usable
+    usable: npt.NDArray[np.bool_] = (table["status"].eq("ok") & table["weight"].gt(0.0)).to_numpy(bool)
+    return usable & tables.has_place(table)
 
 
 def require_not_swapped(table: gpd.GeoDataFrame) -> None:
@@ -110,7 +109,7 @@ def left_out(table: gpd.GeoDataFrame, used: npt.NDArray[np.bool_]) -> str:
     if used.all():
         return ""
     rest = table[~used]
-    without = np.where(rest["longitude"].isna() | rest["latitude"].isna(), "without_coordinates", "without_weight")
+    without = np.where(tables.has_place(rest), "without_weight", "without_coordinates")
     reasons = rest["status"].where(rest["status"] != "ok", without)
     name, path = table.attrs.get("source", "the table"), rest["path"].iloc[0]
     first = rest["message"].iloc[0] or f"row {np.argmin(used) + 1}: {path!r} is {reasons.iloc[0].replace('_', ' ')}"
@@ -144,12 +143,11 @@ def describe_problems(table: gpd.GeoDataFrame) -> dict[str, int]:
     >>> describe_problems(table)["missing"]
     2
     """
-    known = table["longitude"].notna() & table["latitude"].notna()
     near_zero = (table["longitude"].abs() < _NEAR_ZERO_DEGREES) & (table["latitude"].abs() < _NEAR_ZERO_DEGREES)
     counts = {"rows": len(table)}
     counts |= {status: int(table["status"].eq(status).sum()) for status in tables.STATUSES[1:]}
     counts |= {
-        "without_coordinates": int((~known).sum()),
+        "without_coordinates": int((~tables.has_place(table)).sum()),
         "near_zero_zero": int(near_zero.sum()),
         "suspected_swapped": int(table["message"].str.contains(SWAPPED, regex=False).sum()),
         "without_weight": int((~table["weight"].gt(0.0)).sum()),

@@ -183,6 +183,26 @@ def require_root(table: pd.DataFrame) -> None:
         )
 
 
+def has_place(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Tell which rows know where they are.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With the columns longitude and latitude.
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+
+    Examples
+    --------
+    >>> has_place(pd.DataFrame({"longitude": [7.0, 8.0], "latitude": [50.0, None]})).tolist()
+    [True, False]
+    """
+    return (table["longitude"].notna() & table["latitude"].notna()).to_numpy(bool)
+
+
 def absolute_paths(table: gpd.GeoDataFrame) -> list[Path]:
     """Give the file of every row.
 
@@ -344,7 +364,7 @@ def _assembled(table: pd.DataFrame, raw: RawTable) -> gpd.GeoDataFrame:
     taken = {*_OWN_COLUMNS, *table.columns}
     others = others.rename(columns={name: f"in_{name}" for name in others.columns if name in taken})
     table = pd.concat([table, others], axis="columns")
-    known = (table["longitude"].notna() & table["latitude"].notna()).to_numpy()
+    known = has_place(table)
     points = np.full(len(table), None, dtype=object)
     points[known] = shapely.points(table.loc[known, "longitude"], table.loc[known, "latitude"])
     result = gpd.GeoDataFrame(table, geometry=gpd.array.GeometryArray(points, crs=CRS84))

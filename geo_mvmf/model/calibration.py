@@ -152,8 +152,8 @@ def calibrate_job(
     if not 0 <= block_level <= 12 or batch_size < 1 or workers < 0:
         raise UsageError(f"block_level {block_level} is 0..12, batch_size {batch_size} >= 1, workers {workers} >= 0")
     table_rows.require_not_swapped(table)
-    known = table["longitude"].notna() & table["latitude"].notna()
-    is_usable = (table["status"].eq("ok") & known).to_numpy(bool)
+    known = tables.has_place(table)
+    is_usable = table["status"].eq("ok").to_numpy(bool) & known
     usable = np.flatnonzero(is_usable)
     _require_images(usable.size, len(table))
     groups = _groups(table, group_by, block_level)

@@ -266,7 +266,7 @@ def _read(config: TrainingConfig, source: str) -> gpd.GeoDataFrame:
 def _usable(table: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, str]:
     """The rows to train on, and what is said of the others."""
     table_rows.require_not_swapped(table)
-    usable = np.asarray(table_rows.training_rows(table), dtype=bool)
+    usable = table_rows.training_rows(table)
     kept = table[usable].reset_index(drop=True)
     kept.attrs = dict(table.attrs)
     if len(kept) == 0:
