@@ -109,6 +109,7 @@ class _Tiles:
         self.count = count
         self._components = components
         self._order: Tensor | None = None
+        self._scratch = components.mean_directions.new_empty(2, 0, self.width)
         self._cut()
         even = math.sqrt(4.0 * self.width / count)  # the radius of a cap of a tile's share of the sphere, as a chord
         if bool(self.radius.mean() > min(_SCATTERED * even, _WIDE)):
@@ -152,16 +153,18 @@ class _Tiles:
         return (lost / (_HALF * self._greatest[0])).sqrt_()
 
     def log_density(self, y: Tensor, tile: Tensor) -> Tensor:
-        """Log densities of the components of a tile for each target: (K, 3), (K,) -> (K, W)."""
-        along_x, along_y, along_z = self.mean_directions.unbind()
-        chord_squared = along_x.index_select(0, tile).sub_(y[:, :1]).square_()
-        for axis, along in ((1, along_y), (2, along_z)):  # one at a time: two arrays are held, not five
-            difference = along.index_select(0, tile).sub_(y[:, axis, None])
-            chord_squared.addcmul_(difference, difference)
+        """Log densities of the components of a tile for each target: (K, 3), (K,) -> (K, W); until the next call."""
+        if len(tile) > self._scratch.shape[1]:  # made once: arrays that come and go among kept ones fragment the heap
+            self._scratch = self.mean_directions.new_empty(2, len(tile), self.width)
+        found, other = self._scratch[:, : len(tile)]
+        for axis, along in enumerate(self.mean_directions):
+            torch.index_select(along, 0, tile, out=other)
+            other.sub_(y[:, axis, None])
+            torch.mul(other, other, out=found) if axis == 0 else found.addcmul_(other, other)
         if self._same:
-            return chord_squared.mul_(-0.5 * self.concentrations[0, 0]).add_(self.log_normalisers[0, 0])
-        kappa, log_c = self.concentrations.index_select(0, tile), self.log_normalisers.index_select(0, tile)
-        return log_c.addcmul_(chord_squared, kappa, value=-0.5)
+            return found.mul_(-0.5 * self.concentrations[0, 0]).add_(self.log_normalisers[0, 0])
+        found.mul_(torch.index_select(self.concentrations, 0, tile, out=other)).mul_(-0.5)
+        return found.add_(torch.index_select(self.log_normalisers, 0, tile, out=other))
 
     def candidates(self, y: Tensor, depth: float, most: int) -> tuple[Tensor, Tensor] | None:
         """Give targets and tiles (K,), (K,) whose components may be within the depth of the best; None: too many."""
@@ -199,7 +202,7 @@ def _evaluate(
         log_f = tiles.log_density(y[row], some)
         best.scatter_reduce_(0, row, log_f.amax(dim=1), "amax")
         relative = log_f.sub_(best.index_select(0, row)[:, None])
-        keep = ~(relative < -depth)
+        keep = (relative < -depth).logical_not_()  # what is no number is kept: it must show
         if tiles.missing:
             keep[some == len(tiles.centre) - 1, -tiles.missing :] = False
         at = keep.view(-1).nonzero().squeeze(1)
