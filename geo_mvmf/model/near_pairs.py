@@ -156,11 +156,11 @@ class _Tiles:
         """Log densities of the components of a tile for each target: (K, 3), (K,) -> (K, W); until the next call."""
         if len(tile) > self._scratch.shape[1]:  # made once: arrays that come and go among kept ones fragment the heap
             self._scratch = self.mean_directions.new_empty(2, len(tile), self.width)
-        found, other = self._scratch[:, : len(tile)]
+        found, other = self._scratch[0, : len(tile)], self._scratch[1, : len(tile)]
+        found.zero_()
         for axis, along in enumerate(self.mean_directions):
-            torch.index_select(along, 0, tile, out=other)
-            other.sub_(y[:, axis, None])
-            torch.mul(other, other, out=found) if axis == 0 else found.addcmul_(other, other)
+            torch.index_select(along, 0, tile, out=other).sub_(y[:, axis, None])
+            found.addcmul_(other, other)
         if self._same:
             return found.mul_(-0.5 * self.concentrations[0, 0]).add_(self.log_normalisers[0, 0])
         found.mul_(torch.index_select(self.concentrations, 0, tile, out=other)).mul_(-0.5)
