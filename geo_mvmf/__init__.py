@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CellMixture": "geo_mvmf.mixture",
+    "Frame": "geo_mvmf.maps.frames",
     "Grid": "geo_mvmf.maps.grid",
     "Partition": "geo_mvmf.model.classes",
     "Predictions": "geo_mvmf.predictions",

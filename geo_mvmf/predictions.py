@@ -29,6 +29,7 @@ from geo_mvmf.temporary_folder import TemporaryFolder
 if TYPE_CHECKING:
     import xarray as xr
 
+    from geo_mvmf.maps.frames import Frame
     from geo_mvmf.maps.grid import Grid
 
 FloatArray = npt.NDArray[np.float64]
@@ -215,7 +216,7 @@ class Predictions:
 
     def density(
         self,
-        grid: Grid | Literal["auto"],
+        grid: Grid | Frame | Literal["auto"],
         image_id: str | None = None,
         *,
         combine: Literal["mean"] | None = None,
@@ -226,8 +227,8 @@ class Predictions:
 
         Parameters
         ----------
-        grid : Grid or "auto"
-            "auto": the window that shows 99 % of the probability, of one image or of the album's map.
+        grid : Grid, Frame or "auto"
+            A Frame: the window that shows most of the probability, of one image or of the album's map; "auto": 99 %.
         image_id : str, optional
             One image; default all that have a prediction.
         combine : {None, "mean"}
@@ -253,7 +254,7 @@ class Predictions:
     def write_density(
         self,
         path: str | os.PathLike[str],
-        grid: Grid | Literal["auto"],
+        grid: Grid | Frame | Literal["auto"],
         image_id: str | None = None,
         *,
         combine: Literal["mean"] | None = None,

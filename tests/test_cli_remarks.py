@@ -180,6 +180,17 @@ def test_a_projected_grid_is_never_half_a_metre(store, tmp_path):
         assert (raster.width, raster.height) == (300, 400)
 
 
+@pytest.mark.parametrize("which", [("--image-id", "1.png"), ()], ids=["one image", "the mean"])
+def test_a_crs_alone_finds_its_own_window(store, tmp_path, which):
+    done = run("density", store, *which, "--crs", "EPSG:6933", "--resolution", 100000, "--out", tmp_path / "d.tif")
+    assert done.exit_code == 0, done.output
+    with rasterio.open(tmp_path / "d.tif") as raster:
+        assert raster.crs.to_epsg() == 6933
+        assert raster.res == (100000.0, 100000.0)
+        assert raster.width < 400  # 347 are as wide as the map
+        assert 0.99 <= float(raster.tags()["PROBABILITY_SUM"]) <= 1.0 + 1e-6
+
+
 @pytest.mark.parametrize(
     ("bounds", "resolution", "crs", "shape", "remark"),
     [

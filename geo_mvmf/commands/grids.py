@@ -24,7 +24,7 @@ def grid(bounds: str | None, resolution: float | None, crs: str | None) -> tuple
     Parameters
     ----------
     bounds : str or None
-        west,south,east,north in units of the CRS; None is the globe.
+        west,south,east,north in units of the CRS; None is the globe, in EPSG:4326.
     resolution : float or None
         Size of a raster cell in units of the CRS; None: 0.5 degrees, less where the extent has then fewer than about
         250 raster cells; in other units what divides the longer side into 250 to 512.
@@ -55,8 +55,6 @@ def grid(bounds: str | None, resolution: float | None, crs: str | None) -> tuple
     name = crs or "EPSG:4326"
     system = parse_crs(name)
     if bounds is None:
-        if name != "EPSG:4326":
-            raise UsageError(f"--crs {name}: say the extent too, --bounds west,south,east,north in its units")
         size = DEGREES if resolution is None else resolution
         return _made(lambda: Grid.globe(size), "of the globe", size), []
     edges = options.numbers("--bounds", bounds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,7 @@ from geo_mvmf.errors import UsageError
 from geo_mvmf.terminal import Reporter
 
 if TYPE_CHECKING:
+    from geo_mvmf.maps.frames import Frame
     from geo_mvmf.maps.grid import Grid
 
 _RASTERS = (".tif", ".tiff", ".nc")
@@ -53,17 +54,17 @@ def points(
     help="One image; repeated: their mean. Default: that of all, the album's map.",
 )
 @click.option(
-    "--grid", type=click.Choice(["auto", "globe"]), help="auto: the window that shows 99 % of the probability."
+    "--grid",
+    type=click.Choice(["auto", "globe"]),
+    help="auto: the window that shows 99 % of the probability; so it is, unless told, for one image and with --crs.",
 )
 @click.option(
     "--resolution",
     type=float,
-    help="Raster cell size in units of the CRS: degrees without --crs. Default: 0.5, or what suits --bounds.",
+    help="Raster cell size in units of the CRS (degrees without --crs). Default: what suits the window; globe: 0.5.",
 )
-@click.option(
-    "--bounds", help="west,south,east,north in units of the CRS. Default: auto for one image, else the globe."
-)
-@click.option("--crs", help="EPSG:n. Default: EPSG:4326.")
+@click.option("--bounds", help="west,south,east,north in units of the CRS, in place of --grid.")
+@click.option("--crs", help="EPSG:n. Default: EPSG:4326; polar, where a window of its own lies around a pole.")
 @click.option("--by", help="A column: one mean for each of its values (.nc).")
 @click.option(
     "--bandwidth-km", type=float, help="Smooth with a kernel of this standard deviation. Default: not at all."
@@ -101,7 +102,7 @@ def density(
             f"--bandwidth-km {bandwidth_km:g}: at most {MOST_KM:.0f} is wanted, half the Earth's circumference"
         )
     options.positive("--resolution", resolution)
-    where, remarks = _where(grid, bounds, resolution, crs, one=one is not None)
+    where, remarks = _where(grid, bounds, resolution, crs, one=one is not None, by=by)
     for remark in remarks:
         report.say(remark)
     album = open_some(predictions, image_ids if one is None else ())
@@ -128,16 +129,20 @@ def density(
 
 
 def _where(
-    grid: str | None, bounds: str | None, resolution: float | None, crs: str | None, *, one: bool
-) -> tuple[Grid | Literal["auto"], list[str]]:
-    """The grid that the options describe; that of one image finds its own window unless they say something."""
-    described = bounds is not None or resolution is not None or crs is not None
-    if grid == "auto" and described:
-        raise UsageError("--grid auto chooses bounds, resolution and CRS itself: leave those options out")
-    if grid == "globe" and (bounds is not None or crs is not None):
-        raise UsageError("--grid globe goes with --resolution alone: leave --bounds and --crs out")
-    if grid == "auto" or (grid is None and one and not described):
-        return "auto", []
+    grid: str | None, bounds: str | None, resolution: float | None, crs: str | None, *, one: bool, by: str | None
+) -> tuple[Grid | Frame, list[str]]:
+    """What the options describe: without bounds one image finds its own window, and so do several in another CRS."""
+    if grid is not None and bounds is not None:
+        raise UsageError(f"--grid {grid} chooses the bounds itself: leave it or --bounds out")
+    if grid == "globe" and crs is not None:
+        raise UsageError(f"--grid globe is in EPSG:4326: leave it or --crs {crs} out")
+    if bounds is None and grid != "globe" and (grid == "auto" or one or crs is not None):
+        if by is not None:
+            raise UsageError(f"--by {by} makes several rasters, and a window is found for one: give --bounds")
+        from geo_mvmf.inputs.coordinate_systems import parse_crs
+        from geo_mvmf.maps.frames import Frame
+
+        return Frame(crs=None if crs is None else parse_crs(crs), resolution=resolution), []
     return grids.grid(bounds, resolution, crs)
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyproj
 import xarray as xr
 
 from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError, UsageError
-from geo_mvmf.maps import charts, frames, smoothing, stacks
+from geo_mvmf.maps import charts, smoothing, stacks
 from geo_mvmf.maps.albums import Album, album_of
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.cylindrical import CylindricalRaster
+from geo_mvmf.maps.frames import Frame
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.maps.projected import ProjectedRaster
 from geo_mvmf.maps.raster_parts import crs_name
@@ -125,7 +128,7 @@ def cell_area_km2(grid: Grid) -> FloatArray:
 
 def density_raster(
     mixture: VmfMixture | CellMixture | Album,
-    grid: Grid | Literal["auto"],
+    grid: Grid | Frame | Literal["auto"],
     *,
     image_ids: Sequence[str] | None = None,
     combine: Literal["mean"] | None = None,
@@ -138,8 +141,9 @@ def density_raster(
     ----------
     mixture : VmfMixture, CellMixture or Album
         N images; an `maps.albums.Album` gives their mixing weights one image at a time.
-    grid : Grid or "auto"
-        Where; "auto" is the `frame` that shows 99 % of the probability of one image, or of the mean.
+    grid : Grid, Frame or "auto"
+        Where; a Frame finds the window that shows most of the probability of one image, or of the mean; "auto" is
+        ``Frame()``: 99 % of it.
     image_ids : sequence of str, optional
         N names for the image dimension; numbers where not given.
     combine : {"mean"}, optional
@@ -166,7 +170,8 @@ def density_raster(
     ValueError
         `image_ids` or `by` has another length than the mixture, `combine` is something else, or `by` stands alone.
     BadInputError
-        The mean of no images was asked for, the grid is "auto" for several rasters, or a density cannot be smoothed.
+        The mean of no images was asked for, the grid is to find its window for several rasters, or a density cannot be
+        smoothed.
 
     Examples
     --------
@@ -179,7 +184,7 @@ def density_raster(
     source = album_of(mixture) if isinstance(mixture, VmfMixture) else mixture
     if bandwidth_km is not None:
         source = smoothing.smoothed(source, bandwidth_km)
-    where = _frame(source, rasters) if isinstance(grid, str) else grid
+    where = grid if isinstance(grid, Grid) else _framed(grid, source, rasters)
     made = stacks.stack(_Painter(source, rasters.members), cell_area_km2, len(rasters.names), where)
     array = xr.DataArray(
         made.values,
@@ -233,13 +238,16 @@ def _rasters(
     return _Rasters(list(np.unique(texts)), [np.flatnonzero(texts == name) for name in np.unique(texts)])
 
 
-def _frame(source: CellMixture | Album, rasters: _Rasters) -> Grid:
+def _framed(wanted: Frame | str, source: CellMixture | Album, rasters: _Rasters) -> Grid:
+    frame = Frame() if wanted == "auto" else wanted
+    if not isinstance(frame, Frame):
+        raise UsageError(f"grid is {wanted!r}: a Grid, a Frame or 'auto' is wanted, such as Grid.globe(0.5)")
     if len(rasters.names) != 1:
         raise BadInputError(
-            f"grid='auto' is the frame of one raster, and there are {len(rasters.names)}: give one image, "
+            f"a window of its own is that of one raster, and there are {len(rasters.names)}: give one image, "
             "combine='mean', or a Grid"
         )
-    return frames.frame(source if isinstance(source, CellMixture) else source.mean_mixture(rasters.members[0]))
+    return frame.of(source if isinstance(source, CellMixture) else source.mean_mixture(rasters.members[0]))
 
 
 class _Painter:
@@ -287,7 +295,7 @@ def _coordinates(grid: Grid, areas: FloatArray) -> dict[str, Any]:
     t = grid.transform
     transform = " ".join(repr(float(number)) for number in (t.c, t.a, t.b, t.f, t.d, t.e))
     named = {"spatial_ref": grid.crs.to_wkt(), "GeoTransform": transform, "name": crs_name(grid.crs)}
-    reference = {**grid.crs.to_cf(), **named}
+    reference = {**_grid_mapping(grid.crs), **named}
     result: dict[str, Any] = {
         "spatial_ref": ((), 0, reference),
         "cell_area_km2": (
@@ -300,6 +308,17 @@ def _coordinates(grid: Grid, areas: FloatArray) -> dict[str, Any]:
         x, y = grid.centres
         result[rows], result[columns] = (rows, y, _axis(grid, "Y")), (columns, x, _axis(grid, "X"))
     return result
+
+
+def _grid_mapping(crs: pyproj.CRS) -> dict[str, Any]:
+    """Attributes by CF; of a CRS that CF's own cannot say whole (Swiss LV95, say) the WKT, which readers prefer."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # a parameter is lost: what is left is another projection
+            found: dict[str, Any] = crs.to_cf()
+    except (UserWarning, KeyError):  # a rotated pole without all its parameters, which pyproj stumbles over
+        return {"crs_wkt": crs.to_wkt()}
+    return found
 
 
 def _axis(grid: Grid, axis: str) -> dict[str, str]:

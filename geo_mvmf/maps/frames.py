@@ -1,17 +1,21 @@
 """Frames: the grid that shows nearly all of one density's probability, with raster cells of a round size.
 
 A frame is a rectangle of longitude and latitude whose raster cells are about square on the ground; across longitude 180
-its east exceeds 180. Where the probability lies around a pole, meridians would tear it apart: there the frame is a
-square of the polar stereographic map (EPSG:3995 in the north, EPSG:3031 in the south).
+its east exceeds 180. Where the probability lies around a pole, meridians would tear it apart: there the frame is one of
+the polar stereographic map (EPSG:3995 in the north, EPSG:3031 in the south). In a CRS that somebody chose a frame is a
+rectangle of x and y.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import affine
 import numpy as np
 import numpy.typing as npt
+import pyproj
 
 from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError
@@ -20,12 +24,7 @@ from geo_mvmf.maps.grid import Grid
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
 FloatArray = npt.NDArray[np.float64]
-
-PROBABILITY = 0.99
-"""What a frame holds, unless told otherwise."""
-
-CELLS = 512
-"""Raster cells along the longer side of a frame, about as many at most."""
+BoolArray = npt.NDArray[np.bool_]
 
 _SAMPLES = 100_000  # in all: the share of probability outside is known to 3e-4
 _SPARE = 3.0  # standard errors by which the samples hold more than is wanted
@@ -36,62 +35,142 @@ _POLAR_ARC = 90.0  # degrees of longitude beyond which it is
 _KM_PER_DEGREE = sphere.EARTH_RADIUS_KM * math.pi / 180.0
 _LEAST_KM = 0.01  # a raster cell of 10 m: less than any density's width
 _POLAR = {1: "EPSG:3995", -1: "EPSG:3031"}
+_UNIT = 1000.0  # of a CRS: places are projected in it, and come back to within a thousandth of it
+_SAME_PLACE = 1e-5  # radians, 60 m: a place that comes back farther off is shown where another one is
 
 
-def frame(
-    mixture: VmfMixture | CellMixture, *, probability: float = PROBABILITY, cells: int = CELLS, seed: int = 0
-) -> Grid:
-    """Find the grid that shows most of the probability of a density.
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What a grid that finds its own window is to show; `grid="auto"` is ``Frame()``.
 
     Parameters
     ----------
-    mixture : VmfMixture or CellMixture
-        One image, or several whose mean is meant.
     probability : float
         What the grid has to hold, 0..0.999; of all rectangles tried the smallest is taken.
     cells : int
         About how many raster cells the longer side may have; their height is the least of 1, 2, 5, 10, 20, 50, ... that
         keeps to it.
+    crs : str, int, pyproj.CRS or anything pyproj reads, optional
+        Coordinate reference system; default EPSG:4326, or polar stereographic where most lies around a pole.
+    resolution : float, optional
+        Height and width of a raster cell in units of the CRS, in place of what follows from `cells`.
     seed : int
         The rectangle is found from samples; the same seed gives the same one.
-
-    Returns
-    -------
-    Grid
-        Geographic, or polar around a pole.
 
     Raises
     ------
     BadInputError
-        There is no image, or the probability or the number of raster cells is out of range.
+        The probability, the number of raster cells or the resolution is out of range.
+    ValueError
+        pyproj does not know the CRS.
 
     Examples
     --------
-    >>> grid = frame(VmfMixture(sphere.to_directions([180.0], [0.0]), [16.0], [[0.0]]))
+    >>> grid = Frame().of(VmfMixture(sphere.to_directions([180.0], [0.0]), [16.0], [[0.0]]))
     >>> [round(edge, 1) for edge in grid.bounds], grid.transform.a
     ([179.9, -0.1, 180.1, 0.1], 0.0005)
+    >>> Frame(crs="EPSG:3035", resolution=5000.0).of(VmfMixture(sphere.to_directions([9.0], [52.0]), [12.0], [[0.0]]))
+    Grid(19 x 19, bounds (4205000, 3160000, 4300000, 3255000), EPSG:3035)
     """
-    if not 0.0 < probability <= 0.999:
-        raise BadInputError(f"probability {probability!r} of a frame is not in 0..0.999")
-    if cells < 8:
-        raise BadInputError(f"a frame of {cells} raster cells shows nothing; 8 is the least")
-    if not len(mixture):
-        raise BadInputError("a frame of 0 images: there is no density to show; give at least one image")
-    drawn = mixture.sample(max(_SAMPLES // len(mixture), 1), seed=seed).reshape(-1, 3)
-    wanted = probability + _SPARE * math.sqrt(probability * (1.0 - probability) / len(drawn))
-    polar = _polar_frame(drawn, wanted, cells)
-    return polar if polar is not None else _geographic_frame(drawn, wanted, cells)
 
+    probability: float = 0.99
+    cells: int = 512
+    crs: Any = None
+    resolution: float | None = None
+    seed: int = 0
 
-def _geographic_frame(directions: FloatArray, wanted: float, cells: int) -> Grid:
-    longitude, latitude = sphere.to_longitude_latitude(directions)
-    found = []
-    for outside in np.linspace(0.0, 1.0 - wanted, _TRIES):
-        west, east = _shortest_arc(longitude, 1.0 - float(outside))
-        inside = np.mod(longitude - west, 360.0) <= east - west
-        south, north = _shortest_interval(latitude[inside], wanted / float(inside.mean()))
-        found.append((west, south, east, north))
-    return _snapped(min(found, key=_area), cells)
+    def __post_init__(self) -> None:
+        if not 0.0 < self.probability <= 0.999:
+            raise BadInputError(f"probability {self.probability!r} of a frame is not in 0..0.999")
+        if self.cells < 8:
+            raise BadInputError(f"a frame of {self.cells} raster cells shows nothing; 8 is the least")
+        if self.crs is not None:
+            object.__setattr__(self, "crs", raster_parts.parse_crs(self.crs))
+        if self.resolution is not None and not 0.0 < self.resolution < math.inf:
+            raise BadInputError(f"resolution {self.resolution!r} of a frame is not a positive number")
+
+    def of(self, mixture: VmfMixture | CellMixture) -> Grid:
+        """Find the grid that shows most of the probability of a density.
+
+        Parameters
+        ----------
+        mixture : VmfMixture or CellMixture
+            One image, or several whose mean is meant.
+
+        Returns
+        -------
+        Grid
+            In the CRS of the frame.
+
+        Raises
+        ------
+        BadInputError
+            There is no image, the CRS cannot show so much of the probability, or the raster would be too large.
+
+        Examples
+        --------
+        See `Frame`.
+        """
+        if not len(mixture):
+            raise BadInputError("a frame of 0 images: there is no density to show; give at least one image")
+        directions = mixture.sample(max(_SAMPLES // len(mixture), 1), seed=self.seed).reshape(-1, 3)
+        spread = math.sqrt(self.probability * (1.0 - self.probability) / len(directions))
+        wanted = self.probability + _SPARE * spread
+        try:
+            if self.crs is not None and not self.crs.is_geographic:
+                return self._projected(directions, wanted, self.crs)
+            polar = self._polar(directions, wanted) if self.crs is None else None
+            return polar or self._geographic(directions, wanted)
+        except ValueError as error:  # a grid's own word for what a resolution makes of it
+            raise BadInputError(str(error)) from error
+
+    def _geographic(self, directions: FloatArray, wanted: float) -> Grid:
+        longitude, latitude = sphere.to_longitude_latitude(directions)
+        found = []
+        for outside in np.linspace(0.0, 1.0 - wanted, _TRIES):
+            west, east = _shortest_arc(longitude, 1.0 - float(outside))
+            inside = np.mod(longitude - west, 360.0) <= east - west
+            south, north = _shortest_interval(latitude[inside], wanted / float(inside.mean()))
+            found.append((west, south, east, north))
+        west, south, east, north = min(found, key=_area)
+        narrowing = max(math.cos(math.radians(0.5 * (south + north))), 1e-3)
+        least = _LEAST_KM / _KM_PER_DEGREE
+        fewest = self.cells - 2
+        height = _round_up(max((north - south) / fewest, (east - west) * narrowing / fewest, least))
+        height = min(height, 10.0)  # of the round sizes the largest that divides both 180 and 360
+        width = min(_round_up(0.75 * height / narrowing), 10.0)  # three quarters: the nearest, not the next
+        size = (width, height) if self.resolution is None else (self.resolution, self.resolution)
+        return _snapped((west, south, east, north), size, self.crs or raster_parts.parse_crs(4326))
+
+    def _polar(self, directions: FloatArray, wanted: float) -> Grid | None:
+        """A rectangle of the polar stereographic map, where the probability lies around a pole."""
+        longitude, latitude = sphere.to_longitude_latitude(directions)
+        sign = 1 if np.median(latitude) >= 0.0 else -1
+        near = sign * latitude >= 90.0 - _POLAR_REACH
+        west, east = _shortest_arc(longitude, wanted)
+        if near.mean() < wanted or east - west <= _POLAR_ARC:
+            return None
+        return self._projected(directions, wanted, raster_parts.parse_crs(_POLAR[sign]), near)
+
+    def _projected(
+        self, directions: FloatArray, wanted: float, crs: pyproj.CRS, shown: BoolArray | None = None
+    ) -> Grid:
+        """A rectangle of x and y."""
+        units = Grid.from_bounds(0.0, 0.0, _UNIT, _UNIT, _UNIT, crs=crs)
+        column, row = units.to_pixels(*sphere.to_longitude_latitude(directions))
+        if shown is None:
+            shown = np.linalg.norm(units.to_directions(column, row) - directions, axis=1) <= _SAME_PLACE  # False at NaN
+        if shown.mean() < wanted:
+            raise BadInputError(_not_shown(crs, float(shown.mean()), self.probability))
+        x, y = _UNIT * column[shown], _UNIT * (1.0 - row[shown])
+        share = 0.5 * (1.0 + wanted / float(shown.mean()))  # what lies outside, half by x and half by y
+        (left, right), (bottom, top) = _shortest_interval(x, share), _shortest_interval(y, share)
+        least = 1000.0 * _LEAST_KM / crs.axis_info[0].unit_conversion_factor
+        fewest = self.cells - 2
+        size = self.resolution or _round_up(max((right - left) / fewest, (top - bottom) / fewest, least))
+        west, south = _outwards(left, size, -1), _outwards(bottom, size, -1)
+        east, north = _outwards(right, size, 1), _outwards(top, size, 1)
+        return _grid((west, south, east, north), (size, size), crs)
 
 
 def _area(bounds: tuple[float, float, float, float]) -> float:
@@ -120,14 +199,9 @@ def _shortest_interval(values: FloatArray, share: float) -> tuple[float, float]:
     return float(rising[first]), float(rising[first + count - 1])
 
 
-def _snapped(bounds: tuple[float, float, float, float], cells: int) -> Grid:
-    """Widen bounds to whole raster cells of a round size, about square on the ground."""
-    west, south, east, north = bounds
-    narrowing = max(math.cos(math.radians(0.5 * (south + north))), 1e-3)
-    least = _LEAST_KM / _KM_PER_DEGREE
-    height = _round_up(max((north - south) / (cells - 2), (east - west) * narrowing / (cells - 2), least))
-    height = min(height, 10.0)  # of the round sizes the largest that divides both 180 and 360
-    width = min(_round_up(0.75 * height / narrowing), 10.0)  # three quarters: the nearest round size, not the next
+def _snapped(bounds: tuple[float, float, float, float], size: tuple[float, float], crs: pyproj.CRS) -> Grid:
+    """Widen bounds in degrees to whole raster cells."""
+    (west, south, east, north), (width, height) = bounds, size
     west, east = _outwards(west, width, -1), _outwards(east, width, 1)
     if east - west >= 360.0:
         west, east = -180.0, 180.0
@@ -136,14 +210,16 @@ def _snapped(bounds: tuple[float, float, float, float], cells: int) -> Grid:
     south, north = max(_outwards(south, height, -1), -90.0), min(_outwards(north, height, 1), 90.0)
     if west >= 180.0:
         west, east = west - 360.0, east - 360.0
-    return _grid((west, south, east, north), (width, height), "EPSG:4326")
+    return _grid((west, south, east, north), size, crs)
 
 
-def _grid(bounds: tuple[float, float, float, float], size: tuple[float, float], crs: str) -> Grid:
-    """Raster cells of exactly this size: the bounds are multiples of it, but for rounding."""
-    west, south, east, north = bounds
-    shape = max(round((north - south) / size[1]), 1), max(round((east - west) / size[0]), 1)
-    return Grid(shape, affine.Affine(size[0], 0.0, west, 0.0, -size[1], north), raster_parts.parse_crs(crs))
+def _grid(bounds: tuple[float, float, float, float], size: tuple[float, float], crs: pyproj.CRS) -> Grid:
+    """Raster cells of exactly this size, but for edges of the Earth that are no multiples of it."""
+    grid = Grid.from_bounds(*bounds, size, crs=crs)
+    west, _, _, north = bounds
+    if not np.allclose((grid.transform.a, -grid.transform.e), size, rtol=1e-9):
+        return grid
+    return Grid(grid.shape, affine.Affine(size[0], 0.0, west, 0.0, -size[1], north), crs)  # without rounding
 
 
 def _round_up(size: float) -> float:
@@ -158,22 +234,15 @@ def _outwards(edge: float, step: float, sign: int) -> float:
     return round(steps * step, 12)
 
 
-def _polar_frame(directions: FloatArray, wanted: float, cells: int) -> Grid | None:
-    """A square of the polar stereographic map, where the probability lies around a pole."""
-    longitude, latitude = sphere.to_longitude_latitude(directions)
-    sign = 1 if np.median(latitude) >= 0.0 else -1
-    near = sign * latitude >= 90.0 - _POLAR_REACH
-    if near.mean() < wanted:
-        return None
-    west, east = _shortest_arc(longitude, wanted)
-    if east - west <= _POLAR_ARC:
-        return None
-    empty = _grid((0.0, -1.0, 1.0, 0.0), (1.0, 1.0), _POLAR[sign])  # its columns and rows are metres
-    x, down = empty.to_pixels(longitude[near], latitude[near])
-    share = 0.5 * (1.0 + wanted / float(near.mean()))  # what lies outside, half by x and half by y
-    left, right = _shortest_interval(x, share)
-    bottom, top = _shortest_interval(-down, share)
-    size = _round_up(max((right - left) / (cells - 2), (top - bottom) / (cells - 2), 1000.0 * _LEAST_KM))
-    west, south = _outwards(left, size, -1), _outwards(bottom, size, -1)
-    east, north = _outwards(right, size, 1), _outwards(top, size, 1)
-    return _grid((west, south, east, north), (size, size), _POLAR[sign])
+def _not_shown(crs: pyproj.CRS, share: float, probability: float) -> str:
+    """Say how little of a density a CRS can show, and where it can."""
+    area = crs.area_of_use
+    made_for = ""
+    if area is not None:
+        made_for = (
+            f"; it is made for longitudes {area.west:g} to {area.east:g}, latitudes {area.south:g} to {area.north:g}"
+        )
+    return (
+        f"{raster_parts.crs_name(crs)} can show {share:.0%} of the probability, and the window has to hold "
+        f"{probability:.0%}: give bounds, or another CRS{made_for}"
+    )

@@ -279,6 +279,14 @@ class TestDataArray:
         y = x.replace("longitude", "latitude").replace("_x_", "_y_")
         assert raster.y.attrs == {"standard_name": y, "units": unit_of_y, "axis": "Y"}
 
+    @pytest.mark.parametrize("crs", ["EPSG:2056", "+proj=ob_tran +o_proj=longlat +o_lat_p=39 +lon_0=18 +type=crs"])
+    def test_what_cf_cannot_say_whole_is_said_by_its_wkt_alone(self, mixture_of, crs):
+        """Swiss coordinates would lose an angle, a rotated pole without a longitude has no name in pyproj."""
+        grid = Grid((2, 2), (1, 0, -1, 0, -1, 1), crs)
+        raster = density.density_raster(mixture_of([[0, 0, 1.0]], 3.0), grid)
+        assert set(raster.spatial_ref.attrs) == {"crs_wkt", "spatial_ref", "GeoTransform", "name"}
+        assert Grid.like(raster) == grid
+
     def test_the_mean_of_an_album(self, edges_of_the_earth):
         weights = np.random.default_rng(0).dirichlet(np.ones(10), size=3)
         album = VmfMixture(edges_of_the_earth, np.linspace(3, 12, 10), np.log(weights))

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 
 from geo_mvmf import s2, sphere
-from geo_mvmf.errors import BadInputError
+from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.maps import density, frames
-from geo_mvmf.maps.frames import frame
+from geo_mvmf.maps.frames import Frame
 from geo_mvmf.mixture import CellMixture, VmfMixture
+
+
+def frame(mixture, **wishes):
+    return Frame(**wishes).of(mixture)
 
 
 def peak(longitude, latitude, log_concentration):
@@ -107,8 +111,76 @@ def test_auto_is_of_one_raster():
 
 @pytest.mark.parametrize(
     ("images", "options", "message"),
-    [(1, {"probability": 1.0}, "1.0 of a frame"), (1, {"cells": 4}, "frame of 4"), (0, {}, "frame of 0 images")],
+    [
+        (1, {"probability": 1.0}, "1.0 of a frame"),
+        (1, {"cells": 4}, "frame of 4"),
+        (0, {}, "frame of 0 images"),
+        (1, {"resolution": 0.0}, "resolution 0.0 of a frame is not a positive number"),
+        (1, {"resolution": 1000.0}, "degrees of EPSG:4326 are wanted"),
+        (1, {"resolution": 0.001, "crs": "EPSG:3857"}, "take a window"),
+    ],
 )
 def test_refusals(images, options, message):
     with pytest.raises(BadInputError, match=message):
         frame(peak(0.0, 0.0, 9.0)[:images], **options)
+
+
+@pytest.mark.parametrize(
+    ("place", "crs"),
+    [
+        ((9.0, 52.0, 9.0), "EPSG:3035"),
+        ((9.0, 52.0, 9.0), "EPSG:25832"),
+        ((-100.0, 40.0, 9.0), "EPSG:2163"),
+        ((-75.0, 40.0, 12.0), "EPSG:2263"),  # in feet
+        ((9.0, 52.0, 9.0), "EPSG:4258"),
+        ((180.0, -17.0, 10.0), "EPSG:3832"),  # a Mercator map about longitude 150
+        ((0.0, 90.0, 8.0), "EPSG:32661"),
+    ],
+)
+def test_a_frame_in_a_chosen_crs_holds_99_per_cent(place, crs):
+    mixture = peak(*place)
+    grid = frame(mixture, crs=crs, cells=64)
+    assert grid.crs.to_string() == crs
+    assert 0.99 <= held(mixture, grid) <= 1.0 + 1e-3
+    assert max(grid.shape) <= 64 * 4 / 3 + 2
+    if not grid.is_geographic:
+        assert grid.transform.a == -grid.transform.e
+
+
+@pytest.mark.parametrize(("crs", "size"), [("EPSG:3035", 7000.0), ("EPSG:4326", 0.7), (None, 0.07)])
+def test_a_frame_takes_the_size_of_its_raster_cells(crs, size):
+    grid = frame(peak(9.0, 52.0, 10.0), crs=crs, resolution=size)
+    assert (grid.transform.a, -grid.transform.e) == (size, size)
+    assert all(edge / size == pytest.approx(round(edge / size), abs=1e-6) for edge in grid.bounds)
+
+
+def test_the_globe_keeps_its_edges_where_the_size_does_not_divide_them():
+    grid = frame(VmfMixture([[0.0, 0.0, 1.0]], [-20.0], [[0.0]]), resolution=0.7)
+    assert grid.bounds == pytest.approx((-180.0, -90.0, 180.0, 90.0))
+    assert grid.is_global
+
+
+def test_a_crs_that_cannot_show_the_place_says_so():
+    advice = "give bounds, or another CRS; it is made for longitudes 3.2 to 7.22"  # the Netherlands
+    with pytest.raises(BadInputError, match=rf"EPSG:28992 can show 0% of .* has to hold 99%: {advice}"):
+        frame(peak(-60.0, -10.0, 12.0), crs="EPSG:28992")
+    with pytest.raises(BadInputError, match=r"EPSG:32632 can show 9[0-6]% of"):  # all but two places on the equator
+        frame(peak(0.0, 0.0, -5.0), crs="EPSG:32632")
+
+
+def test_a_place_that_comes_back_elsewhere_is_not_shown(monkeypatch):
+    """The map of Switzerland has room for the far side of the Earth, but shows other places there."""
+    mixture = peak(178.2, -32.4, 14.0)
+    with pytest.raises(BadInputError, match="EPSG:2056 can show 0%"):
+        frame(mixture, crs="EPSG:2056")
+    monkeypatch.setattr(frames, "_SAME_PLACE", 3.0)  # the broken twin
+    assert held(mixture, frame(mixture, crs="EPSG:2056", cells=32)) < 0.01
+
+
+def test_a_density_takes_a_frame_and_no_other_word():
+    mixture = peak(9.0, 52.0, 10.0)
+    raster = density.density_raster(mixture, Frame(crs="EPSG:3035", cells=32))
+    assert raster.dims == ("image", "y", "x")
+    assert 0.99 <= float(raster.probability_sum[0]) <= 1.0 + 1e-3
+    with pytest.raises(UsageError, match="grid is 'globe': a Grid, a Frame or 'auto' is wanted"):
+        density.density_raster(mixture, "globe")

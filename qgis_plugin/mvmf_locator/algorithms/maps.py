@@ -24,8 +24,9 @@ class DensityRaster(base.LocatorAlgorithm):
     Writes the probability density (per km²) of one image, or the mean of several or all, as GeoTIFF, and beside it the
     credible level (0..1) of every raster cell: the probability of the smallest region that holds it. Values are
     integrals over the raster cell, so density times area sums to the probability inside (1 on the globe; metadata
-    PROBABILITY_SUM). Without extent, CRS and resolution one image chooses a window that shows 99 % of its probability,
-    and the mean is on the globe with 0.5°. Mode <i>each</i> writes a pair of files for every image into the folder.
+    PROBABILITY_SUM). Without an extent one image chooses a window that shows 99 % of its probability, and so does the
+    mean where a CRS is chosen; else the mean is on the globe. Mode <i>each</i> writes a pair of files for every image
+    into the folder.
     """
 
     NAME = tr("Probability density raster")
@@ -100,8 +101,6 @@ class DensityRaster(base.LocatorAlgorithm):
             edges = (box.xMinimum(), box.yMinimum(), box.xMaximum(), box.yMaximum())
             grid["bounds"] = ",".join(f"{edge:.12g}" for edge in edges)
             grid["resolution"] = grid["resolution"] or round_size(max(box.width(), box.height()) / _CELLS)
-        elif grid["crs"] not in (None, "EPSG:4326"):
-            raise WorkerFailed(tr("a CRS other than EPSG:4326 needs an extent"), tr("Choose EXTENT, too."))
         return grid
 
 
