@@ -197,6 +197,8 @@ def compare(
     geo_mvmf.errors.BadInputError: 'near' and 'one of them' are of different test images: 1 only of the first, like 'b';
     0 only of the other; 1 of both. Predict the same images by all methods
     """
+    if not isinstance(methods, Mapping):
+        raise UsageError(f"methods are {methods!r:.80}: a dictionary from names to predictions is wanted")
     if len(methods) < 2:
         raise UsageError(f"{len(methods)} method ({', '.join(methods)}): two or more are needed to compare")
     for name in methods:

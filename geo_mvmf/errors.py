@@ -20,6 +20,8 @@ is allowed or what to do.
 
 from __future__ import annotations
 
+import os
+
 
 class GeoMvmfError(Exception):
     """Base of every error that geo_mvmf raises on purpose.
@@ -160,3 +162,30 @@ class TrainingError(GeoMvmfError):
 
     exit_code = 7
     code = "bad_input"
+
+
+def require_no_path(name: str, value: object, advice: str) -> None:
+    """Refuse the path of a file where what is read of it is wanted.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument.
+    value : object
+        The argument.
+    advice : str
+        What reads such a file.
+
+    Raises
+    ------
+    UsageError
+        It is a path.
+
+    Examples
+    --------
+    >>> require_no_path("bundle", "a.safetensors", "load_bundle makes a bundle of a file")
+    Traceback (most recent call last):
+    geo_mvmf.errors.UsageError: bundle is 'a.safetensors': load_bundle makes a bundle of a file
+    """
+    if isinstance(value, str | os.PathLike):
+        raise UsageError(f"{name} is {value!r:.80}: {advice}")

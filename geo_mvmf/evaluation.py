@@ -17,7 +17,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from geo_mvmf import baselines, measures, metrics, resampling, s2, sphere
-from geo_mvmf.errors import BadInputError, UsageError
+from geo_mvmf.errors import BadInputError, UsageError, require_no_path
 from geo_mvmf.inputs import point_predictions, truth_tables
 from geo_mvmf.maps import estimates, ranks
 from geo_mvmf.measures import COVERAGE_LEVELS
@@ -243,6 +243,8 @@ def evaluate(
     >>> evaluate(points).error_km.round(1).tolist()
     [111.2]
     """
+    require_no_path("predictions", predictions, "open_predictions reads a predictions file, pandas a table of points")
+    require_no_path("truth", truth, "read_image_table makes a table of a file")
     if cluster_by is not None and block_level is not None:
         raise UsageError(f"cluster_by {cluster_by!r} and block_level {block_level}: choose one")
     if block_level is not None and not 0 <= block_level <= s2.MAX_LEVEL:

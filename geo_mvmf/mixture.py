@@ -16,8 +16,9 @@ import numpy.typing as npt
 from geo_mvmf import sphere, tessellation, vmf
 from geo_mvmf.cell_caps import caps
 from geo_mvmf.cell_mixture import CellMixture, Seed, as_index
+from geo_mvmf.errors import UsageError
 
-__all__ = ["CellMixture", "VmfMixture"]
+__all__ = ["CellMixture", "VmfMixture", "require_mixture"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -353,3 +354,28 @@ def _normalised(log_weights: FloatArray) -> FloatArray:
         row = int(np.argmax(wrong))
         raise ValueError(f"the mixing weights of image {row} sum to exp({total[row, 0]}), not to 1")
     return np.asarray(log_weights - total)
+
+
+def require_mixture(mixture: object) -> None:
+    """Refuse what is no density, such as Predictions.
+
+    Parameters
+    ----------
+    mixture : object
+        What a function of densities was given.
+
+    Raises
+    ------
+    UsageError
+        It is neither a VmfMixture nor a CellMixture.
+
+    Examples
+    --------
+    >>> require_mixture("a.nc")
+    Traceback (most recent call last):
+    geo_mvmf.errors.UsageError: a VmfMixture or CellMixture is wanted, not str; the `mixture` of Predictions is one
+    """
+    if not isinstance(mixture, VmfMixture | CellMixture):
+        raise UsageError(
+            f"a VmfMixture or CellMixture is wanted, not {type(mixture).__name__}; the `mixture` of Predictions is one"
+        )

@@ -21,7 +21,7 @@ import geopandas
 import pandas as pd
 
 from geo_mvmf import distributed, durable, folder_lock, prediction_folder, prediction_run, progress, row_contract
-from geo_mvmf.errors import BadInputError, RowsFailedError, UsageError
+from geo_mvmf.errors import BadInputError, RowsFailedError, UsageError, require_no_path
 from geo_mvmf.files import stores
 from geo_mvmf.inputs import table_rows, tables
 from geo_mvmf.maps import estimates
@@ -169,13 +169,10 @@ def predict_job(
     [(1, 1), (1, 1)]
     """
     estimates.check_estimator(estimator, radius_km)
-    if isinstance(bundle, str | os.PathLike):
-        raise UsageError(f"bundle is {bundle!r:.80}: load_bundle makes a bundle of a file")
-    if not isinstance(table, pd.DataFrame):
-        raise UsageError(f"table is {table!r:.80}: read_image_table makes a table of a file or folder")
+    require_no_path("bundle", bundle, "load_bundle makes a bundle of a file")
+    tables.require_root(table)
     if batch_size < 1 or workers < 0:
         raise UsageError(f"batch_size {batch_size} must be at least 1, workers {workers} must be at least 0")
-    tables.require_root(table)
     table_rows.warn_if_swapped(table)
     if strict:
         prediction_folder.require_all(

@@ -247,6 +247,11 @@ def test_names_that_cannot_be_shown_are_refused(opened, name):
         compare({name: opened["points"], "other": opened["points"]})
 
 
+def test_methods_without_names_are_refused(opened):
+    with pytest.raises(UsageError, match="a dictionary from names to predictions is wanted"):
+        compare([opened["points"], opened["points"]])
+
+
 def test_a_page_that_fails_leaves_no_table(paths, tmp_path, monkeypatch):
     def fails(*_, **__):
         raise OutputError("page: no space")

@@ -204,6 +204,10 @@ def test_clusters_widen_intervals_and_change_no_value(simulated):
     pd.testing.assert_frame_equal(own[means], alone[means])  # one rule: without clusters every image is its own
     blocks = geo_mvmf.evaluate(found, table, block_level=2)
     assert len(np.unique(blocks.clusters)) < N
+    with pytest.raises(UsageError, match=r"predictions is 'a\.nc': open_predictions reads a predictions file"):
+        geo_mvmf.evaluate("a.nc")
+    with pytest.raises(UsageError, match=r"truth is 'a\.csv': read_image_table makes a table of a file"):
+        geo_mvmf.evaluate(found, "a.csv")
     with pytest.raises(UsageError, match="choose one"):
         geo_mvmf.evaluate(found, table, cluster_by="walk", block_level=2)
     with pytest.raises(UsageError, match=r"block_level 31 is not in 0\.\.30"):

@@ -2,14 +2,20 @@
 
 import math
 
+import geopandas
 import numpy as np
 import pytest
+import shapely
 from scipy import special
 from scipy.spatial.transform import Rotation
 
+import geo_mvmf
 from geo_mvmf import mixture as mixture_module
 from geo_mvmf import sphere, vmf
+from geo_mvmf.errors import UsageError
 from geo_mvmf.mixture import CellMixture, VmfMixture
+
+BOX = shapely.box(0.0, 0.0, 1.0, 1.0)
 
 
 def random_mixture(n=3, c=50, *, seed=0, low=-2.0, high=20.0):
@@ -284,3 +290,21 @@ def test_other_weights_over_the_same_components_are_checked_as_those_of_a_new_mi
     for wrong in (logs[:, :2], logs + 1.0, logs * np.nan):
         with pytest.raises(ValueError, match=r"shapes must be|sum to exp|not a finite"):
             first.with_mixing_weights(wrong)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        geo_mvmf.fuse,
+        lambda given: geo_mvmf.fuse([given]),
+        lambda given: geo_mvmf.restrict(given, BOX),
+        geo_mvmf.estimate,
+        geo_mvmf.credible_regions,
+        lambda given: geo_mvmf.density_raster(given, geo_mvmf.Grid.globe(30.0)),
+        lambda given: geo_mvmf.zone_probabilities(given, geopandas.GeoDataFrame(geometry=[BOX], crs=4326)),
+    ],
+)
+def test_what_is_no_density_is_refused_in_words(use):
+    """Predictions have methods of the same names."""
+    with pytest.raises(UsageError, match="a VmfMixture or CellMixture is wanted, not object; the `mixture` of Pred"):
+        use(object())

@@ -60,6 +60,8 @@ def test_a_path_is_no_bundle_and_a_frame_without_its_folder_no_table(bundle, mak
     table = read_image_table(tmp_path)
     with pytest.raises(UsageError, match=r"bundle is 'a\.safetensors': load_bundle makes a bundle of a file"):
         geo_mvmf.predict("a.safetensors", table)
+    with pytest.raises(UsageError, match=r"table is 'photos': read_image_table makes a table of a file or folder"):
+        geo_mvmf.predict(bundle, "photos")
     merged = table.merge(pd.DataFrame({"path": table["path"], "walk": [1, 2]}), on="path")
     merged.attrs.clear()  # as some versions of pandas do
     for strict in (False, True):

@@ -161,7 +161,7 @@ def permitted_folders(table: gpd.GeoDataFrame) -> list[Path]:
 
 
 def require_root(table: pd.DataFrame) -> None:
-    """Refuse a frame that `read_image_table` did not make, or that has lost what it says of all rows.
+    """Refuse what `read_image_table` did not make, or a frame that has lost what it says of all rows.
 
     Parameters
     ----------
@@ -170,12 +170,14 @@ def require_root(table: pd.DataFrame) -> None:
     Raises
     ------
     UsageError
-        If its ``attrs`` do not say what its paths are relative to.
+        If it is no frame, or its ``attrs`` do not say what its paths are relative to.
 
     Examples
     --------
     >>> require_root(read_image_table(pd.DataFrame({"path": ["a.jpg"]}), root="/tmp"))
     """
+    if not isinstance(table, pd.DataFrame):
+        raise UsageError(f"table is {table!r:.80}: read_image_table makes a table of a file or folder")
     if "root" not in table.attrs:
         raise UsageError(
             "the table does not say which folder its paths begin in: read_image_table(table, root=FOLDER) makes one "

@@ -22,7 +22,7 @@ from geo_mvmf.maps.frames import Frame
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.maps.projected import ProjectedRaster
 from geo_mvmf.maps.raster_parts import crs_name
-from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.mixture import CellMixture, VmfMixture, require_mixture
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -180,6 +180,8 @@ def density_raster(
     >>> density.dims, round(float((density * density.cell_area_km2).sum()), 6)
     (('image', 'latitude', 'longitude'), 1.0)
     """
+    if not isinstance(mixture, Album):
+        require_mixture(mixture)
     rasters = _rasters(len(mixture), image_ids, combine, by)
     source = album_of(mixture) if isinstance(mixture, VmfMixture) else mixture
     if bandwidth_km is not None:

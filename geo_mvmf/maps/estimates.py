@@ -21,7 +21,7 @@ from geo_mvmf import cell_caps, s2, sphere, vmf
 from geo_mvmf.errors import UsageError
 from geo_mvmf.maps import climbs, near, placing, radial, stand_ins
 from geo_mvmf.maps.once import OncePerComponents
-from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.mixture import CellMixture, VmfMixture, require_mixture
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -85,6 +85,7 @@ def estimate(
     >>> estimate(mixture).round(6).tolist()
     [[20.0, 60.0]]
     """
+    require_mixture(mixture)
     check_estimator(estimator, radius_km)
     if estimator == "median":
         directions = np.array([placing.median(image.exact, image.rough) for image in _images(mixture)])

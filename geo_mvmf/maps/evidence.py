@@ -27,7 +27,7 @@ from geo_mvmf.maps.combining import MASS_ERROR, Evidence, Mixture, combine
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.maps.multipliers import AreaMultiplier, Multiplier, RasterMultiplier
 from geo_mvmf.maps.remembered import Remembered
-from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.mixture import CellMixture, require_mixture
 
 LEAST_PROBABILITY = 1e-9
 """An area that holds less of an image's probability is refused: what is left there is no more than rounding."""
@@ -62,6 +62,7 @@ def restrict(mixture: Mixture, area: Any, *, max_mass_error: float = MASS_ERROR)
     >>> round(float(north.probability_within([0.0], [90.0], 10007.5)[0, 0]), 2)
     1.0
     """
+    require_mixture(mixture)
     multiplier = area_multiplier(area)
     pieces = []
     for i in range(len(mixture)):
@@ -292,7 +293,10 @@ def joined(mixtures: Iterable[CellMixture]) -> CellMixture:
 
 
 def _sequence(mixtures: Mixture | Sequence[Mixture]) -> Sequence[Mixture]:
-    return [mixtures] if isinstance(mixtures, (VmfMixture, CellMixture)) else mixtures
+    found = list(mixtures) if isinstance(mixtures, Iterable) else [mixtures]  # a mixture has no __iter__
+    for mixture in found:
+        require_mixture(mixture)
+    return found
 
 
 def _figures(mixture: Mixture) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from geo_mvmf import s2, sphere, tessellation
 from geo_mvmf.coarse_cells import warn_if_coarse
 from geo_mvmf.errors import UsageError
 from geo_mvmf.maps import outlines
-from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.mixture import CellMixture, VmfMixture, require_mixture
 
 FloatArray = npt.NDArray[np.float64]
 IdArray = npt.NDArray[np.uint64]
@@ -64,6 +64,7 @@ def credible_regions(
     >>> credible_regions(mixture)[["level", "n_parts"]].to_numpy().tolist()
     [[0.9, 1.0], [0.5, 1.0]]
     """
+    require_mixture(mixture)
     wanted = checked_levels(levels)
     names = [str(i) for i in range(len(mixture))] if image_ids is None else list(image_ids)
     if len(names) != len(mixture):

@@ -24,7 +24,7 @@ from geo_mvmf.inputs.polygons import read_polygons
 from geo_mvmf.maps import borders, zone_moments
 from geo_mvmf.maps.cell_shares import cell_shares
 from geo_mvmf.maps.once import OncePerComponents
-from geo_mvmf.mixture import CellMixture, VmfMixture
+from geo_mvmf.mixture import CellMixture, VmfMixture, require_mixture
 from geo_mvmf.suggestions import suggestion
 
 FloatArray = npt.NDArray[np.float64]
@@ -277,6 +277,7 @@ class Zones:
         UsageError
             If names do not fit the images.
         """
+        require_mixture(mixture)
         names = [str(i) for i in range(len(mixture))] if image_ids is None else list(image_ids)
         if len(names) != len(mixture):
             raise UsageError(f"{len(names)} image_ids were given for {len(mixture)} images")

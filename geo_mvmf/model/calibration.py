@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from geo_mvmf import progress, s2, sphere
-from geo_mvmf.errors import BadInputError, ImageError, UsageError
+from geo_mvmf.errors import BadInputError, ImageError, UsageError, require_no_path
 from geo_mvmf.inputs import images, table_rows, tables
 from geo_mvmf.model import heads, overlap, scaling
 from geo_mvmf.model.bundle import Bundle
@@ -151,6 +151,8 @@ def calibrate_job(
     """
     if not 0 <= block_level <= 12 or batch_size < 1 or workers < 0:
         raise UsageError(f"block_level {block_level} is 0..12, batch_size {batch_size} >= 1, workers {workers} >= 0")
+    require_no_path("bundle", bundle, "load_bundle makes a bundle of a file")
+    tables.require_root(table)
     table_rows.require_not_swapped(table)
     known = tables.has_place(table)
     is_usable = table["status"].eq("ok").to_numpy(bool) & known
