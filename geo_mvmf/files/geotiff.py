@@ -37,6 +37,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Credible levels that styles show."""
 
 BLOCK = 512
+_CACHE_BYTES = 1 << 27  # of GDAL: a row of blocks of the widest raster, with its overviews
 _BLOCKS_AT_ONCE = 16  # across; a window is at most 512 x 8192 raster cells
 _BITS_DROPPED = 12  # of a float32: thresholds are found to 2^-11 of their value
 _BINS = 1 << (31 - _BITS_DROPPED)
@@ -276,7 +277,8 @@ def _write(
         durable.replacing(final.with_suffix(".qml"), overwrite=overwrite) as style,
         durable.replacing(final, overwrite=overwrite) as temporary,
         _errors_named(temporary, final),
-        rasterio.Env(GDAL_PAM_ENABLED=False, GDAL_NUM_THREADS=1),  # PAM would leave .aux.xml files
+        # PAM would leave .aux.xml files; GDAL's cache of blocks would grow to a twentieth of the machine's memory
+        rasterio.Env(GDAL_PAM_ENABLED=False, GDAL_NUM_THREADS=1, GDAL_CACHEMAX=_CACHE_BYTES),
     ):
         # The name begins with the temporary one, so that durable removes it too.
         tiled = temporary.with_name(f"{temporary.name}.tiled.tif")
