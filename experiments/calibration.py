@@ -8,18 +8,15 @@ a buffer and the new places between the training chips. Prints a table; docs/eva
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+import blue_marble
 import numpy as np
 import pandas as pd
 
 import geo_mvmf
 from geo_mvmf.inputs import tables
 from geo_mvmf.model.bundle import Bundle
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import blue_marble  # a script beside this one
 
 SEASONS = ("02", "08")  # two months that were not trained on
 FEW = 200  # of the thousand new places
