@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 import tomllib
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +21,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import record
+import scores
 import shapely
 from imagery import BLOCK, BUFFERED, NEW, ROAM, SIZE, Bar, cut_split, georeference, group_of, kept_out, land_area
 from matplotlib import colors
 from matplotlib.figure import Figure
-from record import HERE, RESULTS
+from record import HERE
 
-from geo_mvmf import durable, evaluation, metrics, predicting, predictions, progress, sphere
+from geo_mvmf import durable, evaluation, metrics, predicting, predictions, progress, resampling, sphere
 from geo_mvmf.inputs import images, tables
 from geo_mvmf.inputs.images import ImageSpec
 from geo_mvmf.maps import estimates
 from geo_mvmf.model import training
+from geo_mvmf.model.bundle import Bundle
 from geo_mvmf.model.configuration import config_from_dict
 from geo_mvmf.model.neighbours import NearestNeighbours
 
@@ -42,7 +41,7 @@ FloatArray = npt.NDArray[np.float64]
 
 TRAINED, UNSEEN = ("01", "04", "07", "10"), ("02", "05", "08", "11")
 THRESHOLDS_KM = (25.0, 200.0, 750.0, 2500.0)
-RESAMPLES = 1000
+KEPT = {"places": 12000, "test_places": 1500, "steps": None}  # options of the run that is kept with the project
 PARTS = ("cut chips", "train", "predict", "evaluate")
 
 
@@ -64,7 +63,9 @@ def main() -> None:
     judged = judge(found)
     judged["neighbour_error_km"], judged["nearest_km"] = yardstick(options.out)
     clock.lap("evaluate")
-    write_results(options, bundle, judged, land, clock)
+    table = summarise(judged)
+    text = page(table, by_latitude(judged), options)
+    record.write("blue_marble", text, table, picture(judged, land), facts(options, bundle, clock))
 
 
 def read_options() -> argparse.Namespace:
@@ -73,8 +74,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of world.2004MM.3x5400x2700.jpg")
     parser.add_argument("--land", type=Path, required=True, help="Natural Earth's land polygons, 1:50 m")
     parser.add_argument("--out", type=Path, required=True, help="working folder; what is there is used again")
-    parser.add_argument("--places", type=int, default=12000, help="training places of each of four months")
-    parser.add_argument("--test-places", type=int, default=1500, help="test places, each in eight months")
+    parser.add_argument("--places", type=int, default=KEPT["places"], help="training places of each of four months")
+    parser.add_argument(
+        "--test-places", type=int, default=KEPT["test_places"], help="test places, each in eight months"
+    )
     parser.add_argument("--steps", type=int, help="fewer training steps than blue_marble.toml says, to try it")
     options = parser.parse_args()
     for path in (options.data, options.land):
@@ -99,7 +102,7 @@ class Clock:
         durable.write_json(self.kept, self.laps, overwrite=True)
 
 
-def train(options: argparse.Namespace) -> training.Bundle:
+def train(options: argparse.Namespace) -> Bundle:
     """Train as blue_marble.toml says; a second run goes on, or uses what is there."""
     values = tomllib.loads((HERE / "blue_marble.toml").read_text(encoding="utf-8"))
     values |= {"table": str(options.out / "training" / "chips.csv"), "out": str(options.out / "run")}
@@ -156,15 +159,6 @@ def thumbnails(folder: Path, table: pd.DataFrame, spec: ImageSpec) -> npt.NDArra
     return np.array(found)
 
 
-def with_interval(judged: pd.DataFrame, column: str, statistic: Any) -> tuple[float, float, float]:
-    """Statistic over images, with a 95 % interval from resampled places (months of one place are no new evidence)."""
-    by_place = judged.pivot_table(index=["true_longitude", "true_latitude"], columns="month", values=column).to_numpy()
-    generator = np.random.default_rng(0)
-    drawn = [statistic(by_place[generator.integers(0, len(by_place), len(by_place))].ravel()) for _ in range(RESAMPLES)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(statistic(by_place.ravel())), float(low), float(high)
-
-
 def summarise(judged: pd.DataFrame) -> pd.DataFrame:
     """One row per group and kind of month."""
     lines = []
@@ -178,20 +172,22 @@ def summarise(judged: pd.DataFrame) -> pd.DataFrame:
 
 def line_of(chosen: pd.DataFrame) -> dict[str, Any]:
     """All figures of one row."""
-    median, low, high = with_interval(chosen, "error_km", np.median)
+    test = chosen.rename(columns={"true_longitude": "longitude", "true_latitude": "latitude"})
+    together = scores.clusters_of(test)
+    median = resampling.median_of_clusters(chosen["error_km"], together)
     shares = metrics.accuracy_at_km(chosen["error_km"], THRESHOLDS_KM)
-    nll = with_interval(chosen, "nll", np.mean)
+    nll = resampling.mean_of_clusters(chosen["nll"], together)
     return {
         "n_places": len(chosen) // chosen["month"].nunique(),
         "n_images": len(chosen),
-        "median_km": median,
-        "median_low": low,
-        "median_high": high,
+        "median_km": median.value,
+        "median_low": median.low,
+        "median_high": median.high,
         "mode_median_km": float(chosen["mode_error_km"].median()),
         **{f"at_{km:.0f}_km": share for km, share in zip(THRESHOLDS_KM, shares.value, strict=True)},
-        "nll": nll[0],
-        "nll_low": nll[1],
-        "nll_high": nll[2],
+        "nll": nll.value,
+        "nll_low": nll.low,
+        "nll_high": nll.high,
         "covered_90": float((chosen["searched_probability"] <= 0.9).mean()),
         "neighbour_median_km": float(chosen["neighbour_error_km"].median()),
         "nearest_training_km": float(chosen["nearest_km"].median()),
@@ -206,20 +202,6 @@ def chance(chosen: pd.DataFrame) -> float:
     return float(np.median(sphere.great_circle_distance_km(longitude, latitude, longitude[order], latitude[order])))
 
 
-def write_results(
-    options: argparse.Namespace, bundle: Any, judged: pd.DataFrame, land: shapely.Geometry, clock: Clock
-) -> None:
-    """Write the page, the table and the picture."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    table = summarise(judged)
-    durable.write_text(RESULTS / "blue_marble.csv", table.round(4).to_csv(index=False), overwrite=True)
-    durable.write_bytes(RESULTS / "blue_marble.png", picture(judged, land), overwrite=True)
-    facts = circumstances(options, bundle, clock)
-    durable.write_text(RESULTS / "blue_marble.md", page(table, by_latitude(judged), facts), overwrite=True)
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
-    print(f"wrote {RESULTS / 'blue_marble.md'}")
-
-
 def by_latitude(judged: pd.DataFrame) -> pd.DataFrame:
     """Median error of new places in unseen months by latitude: the tropics hardly change over the year."""
     chosen = judged[(judged["group"] == NEW) & judged["month"].isin(UNSEEN)]
@@ -228,47 +210,50 @@ def by_latitude(judged: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index(names="latitude").rename(columns={"size": "n_images", "median": "median_km"})
 
 
-def circumstances(options: argparse.Namespace, bundle: Any, clock: Clock) -> dict[str, str]:
-    """What a reader needs to do it again."""
-    files = [*sorted(options.data.glob("world.2004*.jpg")), options.land]
-    libraries = [f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "rasterio")]
+def facts(options: argparse.Namespace, bundle: Bundle, clock: Clock) -> dict[str, str]:
+    """What a reader needs to do it again, beside what every experiment says."""
     summary = bundle.metadata["training"]
     return {
-        "command": f"`python experiments/blue_marble.py --data FOLDER --land {options.land.name} --out WORK`"
-        f" ({options.places} training places a month, {options.test_places} test places)",
-        "machine": f"{record.cpu()}, {os.cpu_count()} cores, no GPU; load {os.getloadavg()[2]:.1f} (its own included)",
+        "test": f"{options.test_places} places in every month",
         "seconds": ", ".join(f"{name} {clock.laps[name]:.0f}" for name in PARTS if name in clock.laps),
         "training": f"{summary['steps']} steps of {summary['batch_size']} images, seed {summary['seed']}",
-        "versions": ", ".join([f"Python {platform.python_version()}", *libraries]),
-        "inputs": record.inputs(*files),
+        "inputs": record.inputs(*sorted(options.data.glob("world.2004*.jpg")), options.land),
     }
 
 
-def page(table: pd.DataFrame, latitudes: pd.DataFrame, facts: dict[str, str]) -> str:
+def page(table: pd.DataFrame, latitudes: pd.DataFrame, options: argparse.Namespace) -> str:
     """Lay the results out in Markdown."""
     head = (
-        "| places | months | places (images) | median km (95 %) | by mode | ≤ 25 | ≤ 200 | ≤ 750 | ≤ 2500 km "
-        "| NLL (95 %) | truth in the 90 % region | nearest neighbour, km | nearest training chip, km | chance, km |"
-    )
-    lines = [head, "|" + " --- |" * 14]
-    for row in table.itertuples():
-        shares = [f"{getattr(row, f'at_{km:.0f}_km'):.2f}" for km in THRESHOLDS_KM]
-        lines.append(
-            f"| {row.places} | {row.months} | {row.n_places} ({row.n_images}) "
-            f"| **{row.median_km:.0f}** ({row.median_low:.0f}–{row.median_high:.0f}) | {row.mode_median_km:.0f} "
-            f"| {' | '.join(shares)} | {row.nll:.2f} ({row.nll_low:.2f}–{row.nll_high:.2f}) | {row.covered_90:.0%} "
-            f"| {row.neighbour_median_km:.0f} | {row.nearest_training_km:.0f} | {row.chance_median_km:.0f} |"
-        )
-    bands = [f"| {row.latitude} | {row.n_images} | {row.median_km:.0f} |" for row in latitudes.itertuples()]
-    text = (HERE / "blue_marble_text.md").read_text(encoding="utf-8")
+        "places", "months", "places (images)", "median km (95 %)", "by mode", "≤ 25", "≤ 200", "≤ 750", "≤ 2500 km",
+        "NLL (95 %)", "truth in the 90 % region", "nearest neighbour, km", "nearest training chip, km", "chance, km",
+    )  # fmt: skip
+    lines = [
+        [
+            row.places,
+            row.months,
+            f"{row.n_places} ({row.n_images})",
+            f"**{row.median_km:.0f}** ({row.median_low:.0f}–{row.median_high:.0f})",
+            f"{row.mode_median_km:.0f}",
+            *(f"{getattr(row, f'at_{km:.0f}_km'):.2f}" for km in THRESHOLDS_KM),
+            f"{row.nll:.2f} ({row.nll_low:.2f}–{row.nll_high:.2f})",
+            f"{row.covered_90:.0%}",
+            f"{row.neighbour_median_km:.0f}",
+            f"{row.nearest_training_km:.0f}",
+            f"{row.chance_median_km:.0f}",
+        ]
+        for row in table.itertuples()
+    ]
+    bands = [(row.latitude, row.n_images, f"{row.median_km:.0f}") for row in latitudes.itertuples()]
+    text, reading = ((HERE / f"blue_marble_{name}.md").read_text(encoding="utf-8") for name in ("text", "reading"))
     return text.format(
-        table="\n".join(lines),
-        latitudes="\n".join(["| latitude | images | median km |", "|" + " --- |" * 3, *bands]),
-        facts="\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())]),
+        places=options.places,
+        table=record.rows(head, lines),
+        latitudes=record.rows(("latitude", "images", "median km"), bands),
+        reading=record.reading(reading, was_read=KEPT.items() <= vars(options).items()),
     )
 
 
-def picture(judged: pd.DataFrame, land: shapely.Geometry) -> bytes:
+def picture(judged: pd.DataFrame, land: shapely.Geometry) -> Figure:
     """Draw the errors on a map, unseen months only, with the test blocks and the coasts."""
     figure = Figure(figsize=(11.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
@@ -283,7 +268,7 @@ def picture(judged: pd.DataFrame, land: shapely.Geometry) -> bytes:
     figure.colorbar(dots, label="error, km (median of the unseen months)", shrink=0.8)
     axes.set(xlim=(-180, 180), ylim=(-60, 72), aspect="equal", xlabel="longitude", ylabel="latitude")
     axes.set_title("Blue Marble chips: error in months never trained on; shaded: no training chip is centred here")
-    return record.png(figure)
+    return figure
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def png(figure: Figure) -> bytes:
 
 def reading(text: str, *, was_read: bool) -> str:
     """What somebody read from the run of scale small that is kept with the project; of another run nobody did."""
-    title = "## Reading (of the run of scale small that is kept here)"
+    title = "## Reading (of the run that is kept here)"
     return f"{title}\n\n{text.strip()}" if was_read else "Nobody has read this run yet: see the tables."
 
 

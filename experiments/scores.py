@@ -42,7 +42,7 @@ def of(
     lines = []
     for group, kind in groups:
         rows = frozen.chosen(group, kind)
-        place = clusters_of(frozen, rows)
+        place = clusters_of(frozen.test.iloc[rows])
         for measure, (every, is_median) in columns_of(judged.iloc[rows]).items():
             known = np.isfinite(every)  # densities are judged for some chips only
             values = every[known]
@@ -85,7 +85,7 @@ def difference(
     """How much a method is better in accuracy, worse in NLL, than another one on the same chips: paired intervals."""
     rows = frozen.chosen(group, kind)
     own, others = columns_of(judged.iloc[rows]), columns_of(other.iloc[rows])
-    place = clusters_of(frozen, rows)
+    place = clusters_of(frozen.test.iloc[rows])
     found = {}
     for measure, (values, is_median) in own.items():
         if measure in others and not is_median:
@@ -94,9 +94,14 @@ def difference(
     return found
 
 
-def clusters_of(frozen: imagery.Frozen, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Which chips belong together: those of a block of 10 by 15 degrees in test blocks, of a place elsewhere."""
-    test = frozen.test.iloc[rows]
+def clusters_of(test: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Which chips belong together: those of a block of 10 by 15 degrees in test blocks, of a place elsewhere.
+
+    Parameters
+    ----------
+    test : DataFrame
+        A row for every test chip: longitude, latitude, and the kind of its place as `group`.
+    """
     where = test[["latitude", "longitude"]].to_numpy()
     in_block = test["group"].isin([imagery.BLOCK, imagery.BUFFERED]).to_numpy()[:, None]
     named = np.hstack([in_block, np.where(in_block, np.floor(where / (10.0, 15.0)), where)])

@@ -1,5 +1,6 @@
 """The split of the experiment on real imagery keeps what it promises; the imagery itself is not needed."""
 
+import argparse
 import importlib
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import shapely
 import torch
 from scipy import spatial
 
-from geo_mvmf import sphere
+from geo_mvmf import resampling, sphere
 from geo_mvmf.inputs import places
 
 
@@ -233,11 +234,11 @@ def test_paired_differences_are_of_the_same_chips(experiment):
         scores.of(each, frozen, [(imagery.NEW, "k")]).set_index("measure").loc["at_200_km"] for each in (own, other)
     ]
     assert alone[0]["low"] < alone[1]["high"]
-    assert len(np.unique(scores.clusters_of(frozen, np.arange(60)))) == 30
+    assert len(np.unique(scores.clusters_of(frozen.test))) == 30
     in_blocks = imagery.Frozen(
         test, test.assign(group=imagery.BLOCK), np.zeros((0, 1)), np.zeros((60, 1)), Path("-"), {}
     )
-    assert len(np.unique(scores.clusters_of(in_blocks, np.arange(60)))) == 2  # longitudes 0 to 30 are in two blocks
+    assert len(np.unique(scores.clusters_of(in_blocks.test))) == 2  # longitudes 0 to 30 are in two blocks
 
 
 def test_a_recolouring_is_one_law_for_all_chips_and_stronger_than_what_is_trained_on(experiment):
@@ -270,3 +271,43 @@ def test_the_change_to_the_plain_network_is_of_the_same_places(experiment):
     assert (both["median_km_change_low"], both["median_km_change_high"]) == pytest.approx((-100.0, -100.0))
     assert both["median_km_high"] - both["median_km_low"] > 100.0
     assert both["nll_change"] == pytest.approx(100.0)
+    over_places = resampling.median_of_clusters(error - 100.0, np.arange(300) // 3)
+    assert (both["median_km_low"], both["median_km_high"]) == pytest.approx((over_places.low, over_places.high))
+
+
+@pytest.fixture
+def judged_in_blocks(experiment):
+    """Chips of four months at 20 places in each of 9 blocks, whose chips are right or wrong together."""
+    rng, block = np.random.default_rng(0), np.repeat(np.arange(9), 20)
+    where = {
+        "true_longitude": 15.0 * block + rng.uniform(0.0, 15.0, 180),
+        "true_latitude": rng.uniform(10.0, 20.0, 180),
+    }
+    judged = pd.DataFrame(where).assign(error_km=1000.0 * (1.0 + block), nll=block)
+    others = ("mode_error_km", "searched_probability", "neighbour_error_km", "nearest_km")
+    months = experiment("blue_marble").UNSEEN
+    return pd.concat([judged.assign(month=month, **dict.fromkeys(others, 0.5)) for month in months])
+
+
+def test_intervals_of_test_blocks_count_blocks_and_not_places(experiment, judged_in_blocks):
+    blue_marble, judged = experiment("blue_marble"), judged_in_blocks
+    in_blocks, alone = (
+        blue_marble.line_of(judged.assign(group=group)) for group in (blue_marble.BLOCK, blue_marble.NEW)
+    )
+    for name, measure, values in (("median", "median_km", judged["error_km"]), ("nll", "nll", judged["nll"])):
+        assert in_blocks[measure] == alone[measure] == pytest.approx(values.median())
+        width, of_places = (line[f"{name}_high"] - line[f"{name}_low"] for line in (in_blocks, alone))
+        assert width > 2.5 * of_places > 0.0
+
+
+def test_what_was_read_from_the_kept_run_stands_on_no_other_page(experiment, judged_in_blocks):
+    blue_marble = experiment("blue_marble")
+    table = blue_marble.summarise(judged_in_blocks.assign(group=blue_marble.NEW))
+    latitudes = blue_marble.by_latitude(judged_in_blocks.assign(group=blue_marble.NEW))
+    kept, other = (
+        blue_marble.page(table, latitudes, argparse.Namespace(**blue_marble.KEPT | more)) for more in ({}, {"steps": 3})
+    )
+    assert "the aim was 850 km" in kept
+    assert "the aim was 850 km" not in other
+    assert "Nobody has read this run yet" in other
+    assert "| new places | unseen | 180 (720) | **5000** (" in other
