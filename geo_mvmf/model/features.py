@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -153,6 +153,7 @@ def cache_features(
     workers: int = 4,
     dtype: str = "float16",
     paths: Sequence[Path] | None = None,
+    before_unlocking: Callable[[FeatureCache], None] | None = None,
 ) -> Generator[Progress, None, FeatureCache]:
     """Compute the features of a table's images that the cache does not hold yet.
 
@@ -176,6 +177,8 @@ def cache_features(
         "float16" or "float32".
     paths : sequence of Path, optional
         Absolute paths of the rows; by default those of the table.
+    before_unlocking : callable, optional
+        Is given the result before another process may add to the cache, which removes the file it is mapped from.
 
     Yields
     ------
@@ -210,15 +213,18 @@ def cache_features(
     status, message = list(table["status"]), list(table["message"])
     with folder_lock.holding(folder):
         durable.sweep(folder, held=True)
-        store = FeatureStore(folder, backbone.num_features, dtype)
+        store = yield from FeatureStore.opened(folder, backbone.num_features, dtype)
         digests, stamps = yield from _digests(paths, status, message, workers)
         wanted = _wanted(digests, zip(paths, stamps, strict=True), store.known())
         compute = _Computer(backbone, choose_device(str(device)), spec, batch_size, workers)
         yield from _fill(store, compute, wanted)
-        features, known = store.merge()
-    index = np.array([known.get(digest, -1) for digest in digests], dtype=np.int64)
-    _explain(index, paths, spec, status, message)
-    return FeatureCache(features, index, status, message)
+        features, known = yield from store.merge()
+        index = np.array([known.get(digest, -1) for digest in digests], dtype=np.int64)
+        _explain(index, paths, spec, status, message)
+        cache = FeatureCache(features, index, status, message)
+        if before_unlocking is not None:
+            before_unlocking(cache)
+    return cache
 
 
 def _folder(backbone: Backbone, cache_dir: str | os.PathLike[str], spec: ImageSpec, dtype: str) -> Path:

@@ -344,18 +344,21 @@ def _features(
     folder: Path,
     ranks: Ranks,
 ) -> Generator[Progress, None, tuple[ImageSet, sources.FeatureSource]]:
-    job = cache_features(
-        backbone,
-        image_set.table,
-        config.cache_dir or folder / "features",
-        spec=spec,
-        batch_size=64,
-        device=device,
-        workers=config.workers,
-        dtype=config.features_dtype,
-        paths=image_set.paths,
+    cache = yield from features_of_rank_0(
+        ranks,
+        lambda before_unlocking: cache_features(
+            backbone,
+            image_set.table,
+            config.cache_dir or folder / "features",
+            spec=spec,
+            batch_size=64,
+            device=device,
+            workers=config.workers,
+            dtype=config.features_dtype,
+            paths=image_set.paths,
+            before_unlocking=before_unlocking,
+        ),
     )
-    cache = yield from features_of_rank_0(ranks, job)
     return image_set.without(cache.index < 0), sources.FeatureSource(cache, device)
 
 

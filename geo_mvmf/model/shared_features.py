@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,21 @@ from geo_mvmf.progress import Progress
 
 _SIGN_OF_LIFE_SECONDS = PATIENCE.total_seconds() / 30.0
 
+_Job = Generator[Progress, None, FeatureCache]
+_BeforeUnlocking = Callable[[FeatureCache], None]
 
-def features_of_rank_0(
-    ranks: Ranks, job: Generator[Progress, None, FeatureCache]
-) -> Generator[Progress, None, FeatureCache]:
+
+def features_of_rank_0(ranks: Ranks, start: Callable[[_BeforeUnlocking | None], _Job]) -> _Job:
     """Let rank 0 do a job of `cache_features`, and give all ranks what it cached.
+
+    The cache stays locked until all have mapped its file: another job that adds to it removes that file.
 
     Parameters
     ----------
     ranks : Ranks
         All have to call it at the same time.
-    job : generator
-        Started on rank 0 only.
+    start : callable
+        Gives the job for a `before_unlocking`; called on rank 0 only.
 
     Yields
     ------
@@ -47,25 +50,22 @@ def features_of_rank_0(
 
     Examples
     --------
-    >>> def job():
+    >>> def start(before_unlocking):
     ...     yield Progress("features", 1, 1)
     ...     return FeatureCache(np.zeros((1, 2)), np.zeros(1, dtype=np.int64), ["ok"], [""])
-    >>> len(list(features_of_rank_0(Ranks(), job())))
+    >>> len(list(features_of_rank_0(Ranks(), start)))
     1
     """
     if ranks.size == 1:
-        return (yield from job)
+        return (yield from start(None))
     if ranks.rank == 0:
-        cache = yield from _with_signs_of_life(ranks, job)
-        return _shown(ranks, cache)
+        return (yield from _with_signs_of_life(ranks, start(lambda cache: _show(ranks, cache))))
     while (told := ranks.tell(None))["busy"]:
         pass
     return _seen(ranks, told)
 
 
-def _with_signs_of_life(
-    ranks: Ranks, job: Generator[Progress, None, FeatureCache]
-) -> Generator[Progress, None, FeatureCache]:
+def _with_signs_of_life(ranks: Ranks, job: _Job) -> _Job:
     """Tell those who wait, now and then, that the job goes on: their patience is finite."""
     told = time.monotonic()
     while True:
@@ -80,7 +80,8 @@ def _with_signs_of_life(
         yield event
 
 
-def _shown(ranks: Ranks, cache: FeatureCache) -> FeatureCache:
+def _show(ranks: Ranks, cache: FeatureCache) -> None:
+    """Tell the others where the features are, and wait until they have mapped them."""
     path = cache.features.filename if isinstance(cache.features, np.memmap) else None
     bad = [(row, cache.status[row], cache.message[row]) for row in np.flatnonzero(cache.index < 0).tolist()]
     ranks.tell({
@@ -91,7 +92,7 @@ def _shown(ranks: Ranks, cache: FeatureCache) -> FeatureCache:
         "bad": bad,
     })  # fmt: skip
     ranks.deal(torch.from_numpy(cache.index), cache.index.shape, torch.int64, shared=False)
-    return cache
+    _meet(ranks)
 
 
 def _seen(ranks: Ranks, told: dict[str, Any]) -> FeatureCache:
@@ -101,14 +102,21 @@ def _seen(ranks: Ranks, told: dict[str, Any]) -> FeatureCache:
         status[row], message[row] = what, why
     shape = tuple(told["shape"])
     if told["path"] is None:
+        _meet(ranks)
         return FeatureCache(np.zeros(shape, dtype=np.float32), index, status, message)
     try:
         features = np.load(told["path"], mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise _unseen(ranks, told["path"], str(error)) from error
+    finally:
+        _meet(ranks)
     if features.shape != shape:
         raise _unseen(ranks, told["path"], f"it has shape {features.shape} here and {shape} there")
     return FeatureCache(features, index, status, message)
+
+
+def _meet(ranks: Ranks) -> None:
+    ranks.integers([0], torch.device("cpu"))
 
 
 def _unseen(ranks: Ranks, path: str, why: str) -> TrainingError:

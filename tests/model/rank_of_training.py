@@ -3,11 +3,14 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from geo_mvmf.errors import GeoMvmfError
+from geo_mvmf import folder_lock
+from geo_mvmf.errors import GeoMvmfError, LockedError
 from geo_mvmf.model import replicas, shared_features, training
 from geo_mvmf.model.configuration import TrainingConfig
 from geo_mvmf.model.image_set import ImageSet
@@ -66,11 +69,25 @@ def see_no_features():
         shared_features.np.load = lambda path, **_: (Path("/no/such/disk") / Path(path).name).open()
 
 
+def map_late():
+    """Rank 1 maps the features a second after it heard of them, and only while nobody else could add to them."""
+    whole = np.load
+
+    def load(path, **options):
+        time.sleep(1.0)
+        with pytest.raises(LockedError), folder_lock.holding(Path(path).parent):
+            pass
+        return whole(path, **options)
+
+    if os.environ["RANK"] != "0":
+        shared_features.np.load = load
+
+
 CHANGES = {
     change.__name__: change
     for change in (
         freeze_statistics, keep_own_gradients, keep_own_clock, deal_first_part, tell_often, see_other_images,
-        see_other_files, see_no_features,
+        see_other_files, see_no_features, map_late,
     )
 }  # fmt: skip
 

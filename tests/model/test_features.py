@@ -11,7 +11,7 @@ from geo_mvmf import progress
 from geo_mvmf.errors import BadInputError, LockedError, UsageError
 from geo_mvmf.inputs import images, tables
 from geo_mvmf.inputs.images import ImageSpec
-from geo_mvmf.model import features
+from geo_mvmf.model import feature_store, features
 from geo_mvmf.model.backbones import build_backbone
 from geo_mvmf.model.feature_store import FeatureStore
 from geo_mvmf.model.features import backbone_digest, cache_features
@@ -219,8 +219,42 @@ def test_two_jobs_do_not_fill_the_same_cache(backbone, folder, tmp_path):
     run(backbone, folder, tmp_path / "cache")
 
 
+def test_a_cache_is_locked_until_its_features_were_shown(backbone, folder, tmp_path):
+    shown = []
+
+    def show(cache):
+        shown.append(np.array(cache.features))
+        with pytest.raises(LockedError):
+            run(backbone, folder, tmp_path / "cache")
+
+    cache = run(backbone, folder, tmp_path / "cache", before_unlocking=show)
+    np.testing.assert_array_equal(shown[0], cache.features)
+    run(backbone, folder, tmp_path / "cache")
+
+
+def opened(folder, dtype="float32"):
+    return FeatureStore.opened(folder, 2, dtype)
+
+
+def test_each_block_that_is_merged_or_checked_is_a_sign_of_life(tmp_path, monkeypatch):
+    """Else the ranks that wait for a cache of terabytes would take rank 0 for dead."""
+    monkeypatch.setattr(feature_store, "SHARD_ROWS", 2)
+    monkeypatch.setattr(feature_store, "_HASHED_BYTES", 96)
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    store = progress.run(opened(tmp_path))
+    for shard in range(2):
+        store.append([bytes([row] * 32) for row in range(2 * shard, 2 * shard + 2)], rows[2 * shard : 2 * shard + 2])
+    assert len(list(opened(tmp_path))) == 2  # each shard
+    merging = [(event.done, event.total) for event in store.merge()]
+    assert merging == [(2, 4), (4, 4), (0, 0), (0, 0)]  # then 128 bytes of header and 32 of features
+    assert len(list(opened(tmp_path))) == 2
+    store.append([bytes([row] * 32) for row in (4, 5)], rows[4:])
+    assert [event.done for event in store.merge() if event.total] == [2, 4, 6]
+    np.testing.assert_array_equal(progress.run(progress.run(opened(tmp_path)).merge())[0], rows)
+
+
 def test_features_beyond_float16_are_refused_not_rounded_to_infinity(tmp_path):
-    store = FeatureStore(tmp_path, 2, "float16")
+    store = progress.run(opened(tmp_path, "float16"))
     with pytest.raises(BadInputError, match=r"up to 1e\+05 do not fit into float16"):
         store.append([b"a" * 32], np.array([[-1e5, 2.0]], np.float32))
 

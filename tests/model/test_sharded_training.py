@@ -204,6 +204,11 @@ def test_backbones_stay_the_same_on_all(config):
 
 
 @pytest.mark.hard
+def test_the_features_stay_until_all_have_mapped_them(config):
+    trained(config("run"), 2, ["map_late"])
+
+
+@pytest.mark.hard
 def test_a_machine_that_cannot_read_the_features_ends_the_run(config):
     run = config("run")
     assert codes(start(run, 2, ["see_no_features"])) == [7, 7]
