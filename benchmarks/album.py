@@ -205,7 +205,7 @@ def _write_fine() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "fine.tif"
         start = time.perf_counter()
-        density_files.write(target, density_raster(mixture, Grid.globe(0.01)), {}, overwrite=False)
+        density_files.write(target, density_raster(mixture, Grid.globe(0.01)), mixture, {}, overwrite=False)
         wall = time.perf_counter() - start
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
         with rasterio.open(target) as raster:

@@ -17,11 +17,15 @@ import numpy.typing as npt
 from geo_mvmf import durable
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.files import geotiff, stores
+from geo_mvmf.maps import density as densities
 from geo_mvmf.maps import levels
 from geo_mvmf.suggestions import suggestion
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from geo_mvmf.maps.albums import Album
+    from geo_mvmf.mixture import CellMixture, VmfMixture
 
 _ZEROS = 1 << 24
 
@@ -86,7 +90,14 @@ def check_files(path: Path, *, several: bool, overwrite: bool) -> None:
         durable.require_new(path, *beside)
 
 
-def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite: bool) -> xr.DataArray:
+def write(
+    path: Path,
+    raster: xr.DataArray,
+    mixture: VmfMixture | CellMixture | Album,
+    run: Mapping[str, Any],
+    *,
+    overwrite: bool,
+) -> xr.DataArray:
     """Write a raster of densities: .nc, or the first image as .tif with a second one of credible levels.
 
     Parameters
@@ -95,6 +106,8 @@ def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite
         The raster of levels is called <name>_level.tif.
     raster : DataArray
         From `density_raster`.
+    mixture : VmfMixture, CellMixture or Album
+        What it was made of: levels are those of all probability, also where the raster is a window.
     run : mapping
         What made the predictions.
     overwrite : bool
@@ -118,7 +131,7 @@ def write(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite
         if path.suffix.lower() == ".nc":
             stores.write_density_netcdf(path, computed, overwrite=overwrite)
         else:
-            _write_tifs(path, computed, run, overwrite=overwrite)
+            _write_tifs(path, computed, mixture, run, overwrite=overwrite)
         return raster.assign_coords(probability_sum=computed["probability_sum"])
 
 
@@ -162,7 +175,14 @@ def _reserve(file: IO[bytes], size: int) -> None:
     file.flush()
 
 
-def _write_tifs(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, overwrite: bool) -> None:
+def _write_tifs(
+    path: Path,
+    raster: xr.DataArray,
+    mixture: VmfMixture | CellMixture | Album,
+    run: Mapping[str, Any],
+    *,
+    overwrite: bool,
+) -> None:
     tags = {
         "IMAGE_ID": str(raster["image"].to_numpy()[0]),
         "MODEL": run.get("bundle", ""),
@@ -174,8 +194,10 @@ def _write_tifs(path: Path, raster: xr.DataArray, run: Mapping[str, Any], *, ove
         tags["BANDWIDTH_KM"] = f"{raster.attrs['bandwidth_km']:.9g}"
     if run.get("evidence"):  # fused or restricted: an area, a prior, how independent the images were taken to be
         tags["EVIDENCE"] = json.dumps(run["evidence"], sort_keys=True)
-    geotiff.write_density(path, raster[0], tags=tags, overwrite=overwrite)
-    geotiff.write_level(_level(path), levels.credible_level_raster(raster)[0], tags=tags, overwrite=overwrite)
+    outside = densities.beyond_raster(mixture, raster)
+    geotiff.write_density(path, raster[0], tags=tags, beyond=outside, overwrite=overwrite)
+    level = levels.credible_level_raster(raster, outside)
+    geotiff.write_level(_level(path), level[0], tags=tags, overwrite=overwrite)
 
 
 def _level(path: Path) -> Path:

@@ -289,7 +289,8 @@ class Predictions:
         several = bool(image_id is None and (by or not combine) and self.is_predicted.sum() > 1)
         density_files.check_files(Path(path), several=several, overwrite=overwrite)
         raster = self.density(grid, image_id, combine=combine, by=by, bandwidth_km=bandwidth_km)
-        return density_files.write(Path(path), raster, self.run, overwrite=overwrite)
+        album = album_of_rows(self.store, self._rows_of(None if image_id is None else [image_id]), owner=self)
+        return density_files.write(Path(path), raster, album, self.run, overwrite=overwrite)
 
     def sample(self, n: int, *, seed: int = 0) -> geopandas.GeoDataFrame:
         """Draw possible places of each image.

@@ -29,6 +29,7 @@ from geo_mvmf import durable
 from geo_mvmf.errors import OutputError, UsageError
 from geo_mvmf.files import styles
 from geo_mvmf.maps import density as densities
+from geo_mvmf.maps.beyond import Beyond
 from geo_mvmf.maps.grid import Grid
 
 FloatArray = npt.NDArray[np.float64]
@@ -49,6 +50,7 @@ def write_density(
     grid: Grid | None = None,
     *,
     tags: Mapping[str, object] | None = None,
+    beyond: Beyond | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a density as a COG, with a style made from its own credible thresholds beside it.
@@ -64,7 +66,9 @@ def write_density(
     tags : mapping, optional
         Written as text with upper-case names: model, weights hash, image id. PROBABILITY_SUM is the coordinate
         `probability_sum` of the DataArray, or the sum of density times area where there is none. CREDIBLE_DENSITY_90
-        is the least density of the cells that hold 90 % together; none where the whole grid holds less.
+        is the least density of the smallest region that holds 90 %; none where all that is known holds less.
+    beyond : Beyond, optional
+        What lies outside the grid; without it regions are of what lies inside.
     overwrite : bool
         Whether existing files may be replaced.
 
@@ -92,6 +96,8 @@ def write_density(
     """
     source = _source(path, density, grid)
     measured = _Measured()
+    if beyond is not None:
+        measured.add_mass(beyond.densities.astype(np.float32), beyond.probability)
 
     def tags_of() -> dict[str, object]:
         total = source.probability_sum if source.probability_sum is not None else measured.total
@@ -205,12 +211,16 @@ class _Measured:
         self.minimum, self.maximum = min(self.minimum, float(kept.min())), max(self.maximum, float(kept.max()))
         mass = kept * area_km2[valid]
         self.total += float(mass.sum())
+        self.add_mass(values[valid], mass)
+
+    def add_mass(self, values: npt.NDArray[np.float32], mass: FloatArray) -> None:
+        """Take in the probability that has a density, wherever it lies."""
         # The bits of positive float32 numbers, read as integers, are in the order of the numbers.
-        bins = np.abs(np.maximum(values[valid], np.float32(0.0))).view(np.uint32) >> _BITS_DROPPED  # abs: no -0
+        bins = np.abs(np.maximum(values, np.float32(0.0))).view(np.uint32) >> _BITS_DROPPED  # abs: no -0
         self.mass += np.bincount(bins, weights=np.maximum(mass, 0.0), minlength=_BINS)
 
     def thresholds(self) -> dict[float, float]:
-        """Least densities of credible regions, of those among `LEVELS` that the raster holds.
+        """Least densities of credible regions, of those among `LEVELS` that hold no more than is known.
 
         At most 0.05 % too low, so that the cells above them hold at least the level.
         """
@@ -226,7 +236,7 @@ class _Measured:
 
     @property
     def held(self) -> float:
-        """Probability in all cells."""
+        """Probability in all cells, and beyond them where that is known."""
         return float(self.mass.sum())
 
     def statistics(self) -> dict[str, str]:

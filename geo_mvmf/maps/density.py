@@ -16,6 +16,7 @@ from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.maps import charts, smoothing, stacks
 from geo_mvmf.maps.albums import Album, album_of
+from geo_mvmf.maps.beyond import Beyond, beyond
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.cylindrical import CylindricalRaster
 from geo_mvmf.maps.frames import Frame
@@ -30,6 +31,7 @@ IntArray = npt.NDArray[np.int64]
 NAME = "density_per_km2"
 
 _MEANS_KEPT = 8
+_ALL = 1e-6  # a grid that holds all but so much has nothing beyond it
 
 _ATTRIBUTES: dict[str, Any] = {
     "units": "km-2",
@@ -183,9 +185,7 @@ def density_raster(
     if not isinstance(mixture, Album):
         require_mixture(mixture)
     rasters = _rasters(len(mixture), image_ids, combine, by)
-    source = album_of(mixture) if isinstance(mixture, VmfMixture) else mixture
-    if bandwidth_km is not None:
-        source = smoothing.smoothed(source, bandwidth_km)
+    source = _source(mixture, bandwidth_km)
     where = grid if isinstance(grid, Grid) else _framed(grid, source, rasters)
     made = stacks.stack(_Painter(source, rasters.members), cell_area_km2, len(rasters.names), where)
     array = xr.DataArray(
@@ -205,6 +205,40 @@ def density_raster(
         array.coords["num_images"] = ("image", counts, {"units": "1", "long_name": "images in the mean"})
     array.encoding["grid_mapping"] = "spatial_ref"
     return array
+
+
+def beyond_raster(mixture: VmfMixture | CellMixture | Album, raster: xr.DataArray) -> Beyond:
+    """Find what lies outside the raster of one image, or of the mean of all.
+
+    Parameters
+    ----------
+    mixture : VmfMixture, CellMixture or Album
+        What `density_raster` made the raster of.
+    raster : xarray.DataArray
+        One.
+
+    Returns
+    -------
+    Beyond
+
+    Examples
+    --------
+    >>> peak = VmfMixture(sphere.to_directions([0.0], [0.0]), [5.0], [[0.0]])
+    >>> half = density_raster(peak, Grid.from_bounds(0.0, -90.0, 180.0, 90.0, 1.0))
+    >>> round(float(beyond_raster(peak, half).probability.sum()), 6)
+    0.5
+    """
+    inside = float(raster["probability_sum"][0])
+    if inside > 1.0 - _ALL:
+        return Beyond.nothing()
+    source = _source(mixture, raster.attrs.get("bandwidth_km"))
+    one = source if isinstance(source, CellMixture) else source.mean_mixture(np.arange(len(source)))
+    return beyond(one, Grid.like(raster), inside)
+
+
+def _source(mixture: VmfMixture | CellMixture | Album, bandwidth_km: float | None) -> CellMixture | Album:
+    source = album_of(mixture) if isinstance(mixture, VmfMixture) else mixture
+    return source if bandwidth_km is None else smoothing.smoothed(source, bandwidth_km)
 
 
 class _Rasters(NamedTuple):

@@ -20,6 +20,7 @@ import pyproj
 from geo_mvmf import sphere
 from geo_mvmf.errors import BadInputError
 from geo_mvmf.maps import raster_parts
+from geo_mvmf.maps.beyond import placed
 from geo_mvmf.maps.grid import Grid
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
@@ -36,7 +37,6 @@ _KM_PER_DEGREE = sphere.EARTH_RADIUS_KM * math.pi / 180.0
 _LEAST_KM = 0.01  # a raster cell of 10 m: less than any density's width
 _POLAR = {1: "EPSG:3995", -1: "EPSG:3031"}
 _UNIT = 1000.0  # of a CRS: places are projected in it, and come back to within a thousandth of it
-_SAME_PLACE = 1e-5  # radians, 60 m: a place that comes back farther off is shown where another one is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +157,8 @@ class Frame:
     ) -> Grid:
         """A rectangle of x and y."""
         units = Grid.from_bounds(0.0, 0.0, _UNIT, _UNIT, _UNIT, crs=crs)
-        column, row = units.to_pixels(*sphere.to_longitude_latitude(directions))
-        if shown is None:
-            shown = np.linalg.norm(units.to_directions(column, row) - directions, axis=1) <= _SAME_PLACE  # False at NaN
+        column, row = placed(units, directions)
+        shown = np.isfinite(column) if shown is None else shown
         if shown.mean() < wanted:
             raise BadInputError(_not_shown(crs, float(shown.mean()), self.probability))
         x, y = _UNIT * column[shown], _UNIT * (1.0 - row[shown])

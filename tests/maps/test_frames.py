@@ -5,7 +5,7 @@ import pytest
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.errors import BadInputError, UsageError
-from geo_mvmf.maps import density, frames
+from geo_mvmf.maps import beyond, density, frames
 from geo_mvmf.maps.frames import Frame
 from geo_mvmf.mixture import CellMixture, VmfMixture
 
@@ -173,7 +173,7 @@ def test_a_place_that_comes_back_elsewhere_is_not_shown(monkeypatch):
     mixture = peak(178.2, -32.4, 14.0)
     with pytest.raises(BadInputError, match="EPSG:2056 can show 0%"):
         frame(mixture, crs="EPSG:2056")
-    monkeypatch.setattr(frames, "_SAME_PLACE", 3.0)  # the broken twin
+    monkeypatch.setattr(beyond, "_SAME_PLACE", 3.0)  # the broken twin
     assert held(mixture, frame(mixture, crs="EPSG:2056", cells=32)) < 0.01
 
 
