@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ RECIPE = "uv tool install --python 3.12 geo-mvmf"
 
 _WINDOWS = os.name == "nt"
 _INTERPRETERS = ("bin/python3", "bin/python", "Scripts/python.exe", "python.exe")
+_COMMANDS = ("geo-mvmf", "geo-mvmf.exe")
 _PROGRAM_FOLDERS = ("~/.local/bin", "~/bin", "/opt/homebrew/bin", "/usr/local/bin")
 _TOOL_FOLDERS = ("~/.local/share/uv/tools", "~/AppData/Roaming/uv/data/tools", "~/AppData/Roaming/uv/tools")
 _TRAMPOLINE = re.compile(r"^'''exec' (?P<quote>[\"']?)(?P<python>/.+?)(?P=quote) \"\$0\"")  # of long or spaced paths
@@ -47,9 +47,10 @@ def find_python(setting: str, environ: Mapping[str, str]) -> Found:
             python = interpreter_of(wish)
             reason = tr("{} names {!r}: no Python and no environment is there").format(origin, wish.strip())
             return Found(python, origin, "" if python else reason)
-    folders = os.pathsep.join([environ.get("PATH", ""), *map(os.path.expanduser, _PROGRAM_FOLDERS)])
-    command = shutil.which("geo-mvmf", path=folders)
-    places = [(tr("the command {}").format(command), command)] if command else []
+    folders = [*environ.get("PATH", "").split(os.pathsep), *map(os.path.expanduser, _PROGRAM_FOLDERS)]
+    # Not shutil.which: on Windows it looks in the current folder first, which may be anybody's.
+    commands = [os.path.join(folder, name) for folder in filter(os.path.isabs, folders) for name in _COMMANDS]
+    places = [(tr("the command {}").format(command), command) for command in filter(_is_program, commands)][:1]
     tools = [environ.get("UV_TOOL_DIR", ""), *_TOOL_FOLDERS]
     places += [(tr("the tools of uv"), os.path.join(folder, "geo-mvmf")) for folder in tools if folder]
     places.append((tr("the folder ~/geo-mvmf"), "~/geo-mvmf"))
@@ -71,7 +72,7 @@ def interpreter_of(place: str) -> str:
         path = os.path.join(folder, "python.exe")
     if not _is_program(path):
         return ""
-    if name.lower() in ("geo-mvmf", "geo-mvmf.exe"):
+    if name.lower() in _COMMANDS:
         return _interpreter_of_script(path)
     return path if re.match(r"python|pypy", name, re.IGNORECASE) else ""
 
@@ -127,8 +128,12 @@ def _interpreter_of_script(script: str) -> str:
         named = match.group("python") if match else ""
     if named and re.match("python|pypy", os.path.basename(named)) and _is_program(named):
         return named
-    beside = [os.path.join(os.path.dirname(real), name) for name in ("python.exe", "python3", "python")]
-    return "" if named else next(filter(_is_program, beside), "")
+    if named:
+        return ""
+    # A program of Windows: the Python beside it is its own in an environment alone (uv puts others into ~/.local/bin).
+    beside = os.path.join(os.path.dirname(real), "python.exe")
+    is_environment = os.path.isfile(os.path.join(environment_folder(beside), "pyvenv.cfg"))
+    return beside if is_environment and _is_program(beside) else ""
 
 
 def _is_program(path: str) -> bool:

@@ -8,6 +8,7 @@ import math
 import os
 
 from qgis import core
+from qgis.PyQt.QtCore import QDate, QDateTime, Qt, QTime
 
 from .protocol import WorkerFailed
 from .texts import tr
@@ -93,4 +94,6 @@ def _plain(value):
         return value if math.isfinite(value) else None
     if isinstance(value, (bool, int, str)):
         return value
-    return value.toString("yyyy-MM-ddTHH:mm:ss") if hasattr(value, "toString") else str(value)
+    if isinstance(value, (QDate, QTime, QDateTime)):
+        return value.toString(Qt.DateFormat.ISODate)  # with the zone, where there is one
+    return str(value)

@@ -308,6 +308,27 @@ def translate(request):
         return [environment.find_python("/no", {}).problem, error.message, error.hint]
 
 
+def table(request):
+    """Make a layer of one photo with values of the types of dates and times, and give the table made of it."""
+    from mvmf_locator import image_tables
+    from qgis.core import QgsFeature, QgsProcessingContext, QgsVectorLayer
+    from qgis.PyQt.QtCore import QDate, QDateTime, Qt, QTime
+
+    day, time_of_day = QDate(2026, 1, 2), QTime(3, 4, 5)
+    utc = QDateTime(day, time_of_day, Qt.TimeSpec.UTC)
+    del request
+    layer = QgsVectorLayer(
+        "Point?field=photo:string&field=day:date&field=at:time&field=local:datetime&field=utc:datetime&field=no:date",
+        "photos",
+        "memory",
+    )
+    feature = QgsFeature(layer.fields())
+    feature.setAttributes(["a.jpg", day, time_of_day, QDateTime(day, time_of_day), utc, None])
+    layer.dataProvider().addFeatures([feature])
+    path, _ = image_tables.table_of_layer(layer, "photo", "/photos", QgsProcessingContext(), make_feedback())
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))["features"]
+
+
 DOINGS = {
     "translate": translate,
     "run": run,
@@ -317,6 +338,7 @@ DOINGS = {
     "reload": reload,
     "options": options,
     "registry": registry,
+    "table": table,
 }
 
 

@@ -80,11 +80,29 @@ def test_long_and_spaced_paths_stand_behind_sh(tmp_path, head):
 
 def test_programs_of_windows(tmp_path):
     python = program(tmp_path / "env/Scripts/python.exe")
+    (tmp_path / "env/pyvenv.cfg").touch()
     program(tmp_path / "env/Scripts/pythonw.exe")
     script = program(tmp_path / "env/Scripts/geo-mvmf.exe", "MZ")
     assert interpreter_of(str(tmp_path / "env")) == str(python)
     assert interpreter_of(str(tmp_path / "env/Scripts/pythonw.exe")) == str(python)
     assert interpreter_of(str(script)) == str(python)
+
+
+def test_on_windows_the_python_beside_uv_s_programs_is_another_one(home):
+    program(home / ".local/bin/python.exe")  # uv's default
+    shown = program(home / ".local/bin/geo-mvmf.exe", "MZ")
+    assert interpreter_of(str(shown)) == ""
+    python = program(home / "AppData/Roaming/uv/tools/geo-mvmf/Scripts/python.exe")
+    assert find_python("", {}).python == str(python)
+
+
+def test_a_command_in_the_current_folder_is_not_taken(tmp_path, monkeypatch, home):
+    python = program(tmp_path / "c/bin/python3")
+    program(tmp_path / "here/geo-mvmf", f"#!{python}\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_python("", {"PATH": os.pathsep.join(["", ".", "../here"])}).python == ""
+    # the twin: PATH with its absolute name
+    assert find_python("", {"PATH": str(tmp_path / "here")}).python == str(python)
 
 
 def test_what_is_no_python(tmp_path):

@@ -50,6 +50,18 @@ def test_every_algorithm_is_described(probe, fake_python):
         assert {"PREDICTIONS", "IMAGE_IDS"} <= set(seen["algorithms"][name]["parameters"]), name
 
 
+def test_dates_and_times_of_a_layer_are_iso(probe, fake_python):
+    (row,) = probe({"do": "table"}, fake_python("good"))
+    moments = {name: row["properties"][name] for name in ("day", "at", "local", "utc", "no")}
+    assert moments == {
+        "day": "2026-01-02",
+        "at": "03:04:05",
+        "local": "2026-01-02T03:04:05",
+        "utc": "2026-01-02T03:04:05Z",
+        "no": None,
+    }
+
+
 @pytest.mark.hard
 def test_without_a_python_it_says_what_to_do_and_spoils_no_rich_text(probe):
     seen = probe({"do": "registry"}, "/no/<img src=x>/python")
