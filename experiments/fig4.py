@@ -120,16 +120,17 @@ code has and the paper does not mention (1e-9 in their unit, which grows with ka
 
 READING = """\
 **Agrees.** Fine accuracy (within 200 km) rises with log kappa0 up to about 10, and coarse accuracy (within 750 and
-2,500 km) is best at 6: the trade-off is there. A concentration that follows the distance between cells (auto) is within
-0.03 of the best value in every column, and in NLL no worse than the best (8), without having been chosen.
+2,500 km) is best at 6: the trade-off is there. A concentration that follows the distance between cells (auto) is at new
+places within 0.031 of the best share in every column, and in NLL no worse than the best (8), without having been
+chosen.
 
 **Does not agree.** With the exact loss coarse accuracy falls by 0.05 to 0.07 from its best value to that at log kappa0
 20, and from 12 on nothing changes any more: the loss has become cross entropy on the nearest mean direction, as it
 must. With the authors' floor everything falls from 10 on, at 20 to 0.21 within 2,500 km and 0.01 within 200 km, because
-the gradient of all chips that are not within a few components' widths of a mean direction is cut off. So the steep
-side of the paper's figure is the floor's here, and the mild one the loss's. Where the floor bites moves with the
-distance between mean directions: the paper's 2^15 components around cities are nearer to most photos than 2^11 on
-uniformly drawn land are, and its best value (16) lies accordingly higher.
+the gradient of all chips that are not within a few components' widths of a mean direction is cut off. So the steep side
+of the paper's figure is the floor's here, and the mild one the loss's. Where the floor bites moves with the distance
+between mean directions: the paper's 2^15 components around cities are nearer to most photos than 2^11 on uniformly
+drawn land are, and its best value (16) lies accordingly higher.
 
 **NLL** is the judge that accuracy is not: with log kappa0 16 the densities are worse than a uniform one by more than a
 thousand nats, because a chip is typically tens of kilometres from the nearest mean direction. In test blocks wider

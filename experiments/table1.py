@@ -216,21 +216,23 @@ intervals off zero; in an unseen season by somewhat less. Fine-tuning helps both
 within 750 km, 0.10 nats). The paper's gaps are ten times as large (0.24 to 0.34 within 25 and 200 km on Im2GPS);
 nothing like that is seen here, with 2^11 components.
 
-**Does not agree.** With the paper's log kappa0 = 16 MvMF is no better than cross entropy, and its densities are
-worthless. Labels smoothed over 75 km, which give a classifier the same knowledge of distance, are better than MvMF
-with frozen components within 200 km (0.46 against 0.42) and as good beyond; MvMF has the better NLL, and letting it
-train its mean directions and concentrations closes half of the gap within 200 km. A nearest neighbour beats all of
-them in accuracy at new places (0.66 within 200 km): 24,000 chips to copy from lie closer together than 2^11
-components, and a new place shares pixels with some of them. Ten neighbours as kernels have the best NLL there (-4.10),
-and too narrow regions (81 % of the truths in the 90 % region; 56 % in an unseen season). That is memory, and what a
-split between training places rewards.
+**Does not agree.** With the paper's log kappa0 = 16 MvMF is no better than cross entropy beyond 200 km (within: 0.41
+against 0.39), and its densities are worthless. Labels smoothed over 75 km, which give a classifier the same knowledge
+of distance, are better than MvMF with frozen components within 200 km (0.46 against 0.42) and as good beyond; MvMF has
+the better NLL, and letting it train its mean directions and concentrations closes half of the gap within 200 km. A
+nearest neighbour beats all of them in accuracy at new places (0.66 within 200 km): 24,000 chips to copy from lie closer
+together than 2^11 components, and a new place shares pixels with some of them. Ten neighbours as kernels have the best
+NLL there (-4.10), and too narrow regions (81 % of the truths in the 90 % region; 56 % in an unseen season). That is
+memory, and what a split between training places rewards.
 
-**In test blocks** no method knows where a chip is: 0.15 to 0.20 within 750 km, some 4,000 km in the median, NLL about
-that of a uniform density (2.53) or worse, and 90 % regions that hold a third of the truths or less. With the buffer,
-which leaves no shared pixel, nothing is left: at most 0.03 within 750 km, and densities much worse than a uniform one.
-Differences between methods there are within their intervals, but for two after fine-tuning: MvMF is 2.2 nats less
-wrong, and finds 2 chips in a hundred within 200 km where cross entropy finds 4. Calibrate on blocks, and believe
-`in_training_area`.
+**In test blocks** no method knows where a chip is. The trained ones place 0.15 to 0.20 within 750 km, with a median of
+4,100 to 4,300 km; one neighbour does about as well (0.18), ten worse (0.07), and without an image it is 0.01. NLL is
+about that of a uniform density (2.53) or worse, and no 90 % region holds what it says: of the trained methods 26 to 37
+% of the truths (none with log kappa0 16), of ten neighbours 10 %, without an image 17 %, of one neighbour 54 %, whose
+regions are often the whole sphere. With the buffer, which leaves no shared pixel, nothing is left: at most 0.03 within
+750 km, and densities much worse than a uniform one. Differences between methods there are within their intervals, but
+for two after fine-tuning: MvMF is 2.2 nats less wrong, and finds 2 chips in a hundred within 200 km where cross entropy
+finds 4. Calibrate on blocks, and believe `in_training_area`.
 
 **Not reproducible here**: the paper's numbers, photos, and accuracy within 1 km. The intervals count places and blocks,
 and not seeds: one network, one seed.

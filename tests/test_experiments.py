@@ -311,3 +311,10 @@ def test_what_was_read_from_the_kept_run_stands_on_no_other_page(experiment, jud
     assert "the aim was 850 km" not in other
     assert "Nobody has read this run yet" in other
     assert "| new places | unseen | 180 (720) | **5000** (" in other
+
+
+@pytest.mark.parametrize("name", ["fig3", "fig4", "fig5", "fig6", "table1"])
+def test_kept_pages_end_with_what_their_scripts_say_was_read(experiment, name):
+    page = (Path(__file__).parents[1] / "docs" / "experiments" / f"{name}.md").read_text(encoding="utf-8")
+    read = experiment("record").reading(experiment(name).READING, was_read=True)
+    assert f"\n{read}\n\n| circumstances |" in page
