@@ -84,7 +84,7 @@ def write_chips(countries: geopandas.GeoDataFrame) -> None:
 
 
 def places(countries: geopandas.GeoDataFrame) -> list[tuple[float, float, str, str]]:
-    """Draw land places uniformly over area between 56 S and 72 N; none within 150 km of another."""
+    """Draw land places uniformly over area between 56 S and 72 N."""
     generator = np.random.default_rng(SEED)
     found: list[tuple[float, float, str, str]] = []
     while len(found) < COUNT:
