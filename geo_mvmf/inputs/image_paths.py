@@ -11,6 +11,7 @@ import collections
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,8 @@ from geo_mvmf.errors import BadInputError, UsageError
 from geo_mvmf.inputs.photo_files import IMAGE_SUFFIXES
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|/+vsi", re.IGNORECASE)
-_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\|//")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_SERVER = re.compile(r"[\\/]{2}")  # Windows tells it who the user is as soon as a file there is looked for
 _PLAIN = re.compile(r"[\w.@ -][\w./@ ()+=,-]*[\w)]", re.ASCII)  # a relative path that needs no further look
 _DIGITS = re.compile(r"([0-9]+)")
 _SHOWN = 200  # characters of a hostile path that go into a message
@@ -103,6 +105,8 @@ class PathResolver:
             text = os.fspath(text)
         if not isinstance(text, str) or not text.strip():
             return ResolvedPath("", "missing", "there is no path")
+        if sys.platform == "win32":
+            text = text.replace("\\", "/")
         if _PLAIN.fullmatch(text):
             head, _, name = text.rpartition("/")
         elif problem := _name_problem(text):
@@ -203,8 +207,10 @@ def find_images(
     """
     top = absolute_folder(folder, "folder")
     found = sorted(_walk(top, resolver, recursive=recursive), key=lambda name: natural_key(name.path))
-    prefix = Path(os.path.relpath(os.path.realpath(top), os.path.realpath(resolver.root))).as_posix()
-    start = "" if prefix == "." else f"{prefix}/" if not prefix.startswith("..") else f"{top.as_posix()}/"
+    real, root = os.path.realpath(top), os.path.realpath(resolver.root)
+    # What lies outside may lie on another drive, to which no relative path leads.
+    prefix = Path(os.path.relpath(real, root)).as_posix() if _lies_in(real, root) else top.as_posix()
+    start = "" if prefix == "." else f"{prefix}/"
     for row, name in enumerate(found):  # in place: of a million images one list is enough
         is_ok = name.status == "ok"
         found[row] = resolver.resolve(start + name.path) if is_ok else name._replace(path=start + name.path)
@@ -353,7 +359,7 @@ def _name_problem(text: str) -> str:
         return "contains a NUL byte"
     if _ADDRESS.match(text):
         return "is an address, not a file: download it first"
-    if _WINDOWS.match(text):
+    if _SERVER.match(text) or (_DRIVE.match(text) and sys.platform != "win32"):
         return "starts with a drive or a server: give paths relative to the root"
     if not text.isascii() and not _is_text(text):
         return "is not valid UTF-8: rename the file"

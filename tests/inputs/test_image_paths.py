@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,11 @@ def lay_traps(house):
     os.mkfifo(house / "root" / "pipe.jpg")
 
 
+@pytest.mark.parametrize("platform", ["linux", "win32"])
 @pytest.mark.parametrize("path", HOSTILE)
-def test_nothing_outside_is_ok(path, house, monkeypatch):
+def test_nothing_outside_is_ok(path, platform, house, monkeypatch):
     lay_traps(house)
+    monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.chdir(house / "root")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("socket.jpg")
@@ -88,6 +91,35 @@ def test_broken_twin_joining_paths_leads_out(house):
     joined = house / "root" / "../secret.jpg"
     assert joined.read_text() == "secret.jpg"  # what a plain join would have read
     assert PathResolver(house / "root").resolve("../secret.jpg").status == "refused"
+
+
+def test_windows_has_drives_and_backslashes_and_asks_no_server(house, monkeypatch):
+    (house / "root" / "C:").mkdir()
+    (house / "root" / "C:" / "a.jpg").touch()  # stands for a root on that drive
+    paths = {
+        "sub\\b.jpg": ("sub/b.jpg", "ok"),
+        "sub\\..\\a.jpg": ("a.jpg", "ok"),
+        "C:\\a.jpg": ("C:/a.jpg", "ok"),
+        "\\\\server\\share\\a.jpg": ("//server/share/a.jpg", "refused"),
+        "sub\\..\\..\\secret.jpg": ("sub/../../secret.jpg", "refused"),
+    }
+    elsewhere = [PathResolver(house / "root").resolve(path).status for path in paths]
+    assert elsewhere == ["missing", "missing", "refused", "refused", "missing"]
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert {path: PathResolver(house / "root").resolve(path)[:2] for path in paths} == paths
+
+
+def test_a_permitted_folder_may_be_on_another_drive(house, monkeypatch):
+    relpath = os.path.relpath
+
+    def of_windows(path, start):
+        if ".." in (found := relpath(path, start)):
+            raise ValueError("path is on mount 'D:', start on mount 'C:'")
+        return found
+
+    monkeypatch.setattr(os.path, "relpath", of_windows)
+    found = find_images(house / "neighbour", PathResolver(house / "root", [house / "neighbour"]))
+    assert found == [((house / "neighbour" / "c.jpg").as_posix(), "ok", "")]
 
 
 def test_permitted_folders_and_only_those(house):
