@@ -3,6 +3,8 @@
 python benchmarks/loss.py                   # every shape: perhaps 40 minutes on 2 idle cores
 python benchmarks/loss.py --shape 512x2048x16384 --repeats 5
 python benchmarks/loss.py --device cuda     # loss_cuda.py: other shapes, whole steps; writes results/loss_cuda.md
+
+A run is written to results/loss_run.md; the page results/loss.md collects those of several machines, by hand.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def main() -> None:
         loss_cuda.run(options)
         return
     body = [_section(shape, options) for shape in options.shape or SHAPES]
-    record.write("loss", "The streamed MvMF loss", "\n\n".join([_INTRODUCTION, *body]))
+    record.write("loss_run", "The streamed MvMF loss", "\n\n".join([_INTRODUCTION, *body]))
 
 
 _INTRODUCTION = """Forward and backward pass, gradients by features, weight and bias (mean directions and

@@ -4,7 +4,8 @@ The network is left out: its place takes a table of random features. The output 
 `--kept` asks (components that hold all but 1e-4 of an image's weight, about). Every case runs in a process of its own;
 its product, W x + b alone, is measured there in turn with two things: the way from features to mixing weights without
 their tails, and `predict`, which ends with the merged predictions file on disk. The product is taken twice, in batches
-as the network's and as the output layer's.
+as the network's and as the output layer's. The run is written to results/predict_scale_run.md; the page
+results/predict_scale.md collects those of several machines, by hand.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
             done = subprocess.run(child, capture_output=True, text=True, check=True)
             found.append(json.loads(done.stdout.splitlines()[-1]))
             print(found[-1], file=sys.stderr)
-    record.write("predict_scale", "Prediction over many components, from features", _report(found, options))
+    record.write("predict_scale_run", "Prediction over many components, from features", _report(found, options))
 
 
 def _options() -> argparse.Namespace:
@@ -117,7 +118,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
     images, components = options.images[0], 2 ** options.powers[0]
     bundle = _bundle(components, images, options.features, options.kept)
     spent = _watch()
-    products, batched, weighed, walls, cpus = [], [], [], [], []
+    products, batched, weighed, walls, cpus, parts = [], [], [], [], [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "photos").mkdir()
@@ -135,6 +136,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
             predict(bundle, table, out=folder / "a.nc", batch_size=BATCH, workers=options.threads, overwrite=True)
             walls.append(time.perf_counter() - begun)
             cpus.append(time.process_time() - cpu)
+            parts.append(dict(spent))
     middle = int(np.argsort(np.divide(walls, products))[len(walls) // 2])
     per = 1e3 / images
     return {
@@ -150,7 +152,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
         "least": min(np.divide(walls, products)),
         "most": max(np.divide(walls, products)),
         "more_mib": (record.peak_kib() - base) / 1024,
-        **{name: seconds * per for name, seconds in spent.items()},  # of the last repeat
+        **{name: seconds * per for name, seconds in parts[middle].items()},
     }
 
 
@@ -230,8 +232,8 @@ def _report(found: list[dict[str, float]], options: argparse.Namespace) -> str:
             ]
         )
     return f"""{options.features} features, about {options.kept} components kept, batches of {BATCH},
-{options.threads} thread(s); milliseconds an image, the median of {options.repeats} repeats by its ratio. "weights" is
-from features to mixing weights without their tails; "predict" ends with finished rows on disk, and of it "head" is
+{options.threads} thread(s); milliseconds an image, of the repeat with the median "predict ratio" of {options.repeats};
+the "weights ratio" is the median of all. "weights" is from features to mixing weights without their tails; "predict" ends with finished rows on disk, and of it "head" is
 what makes weights, "prune" what leaves their tails out, "parts" and "merge" are files (what threads spend may overlap
 all else). Both ratios are to the product in batches of {BATCH}; "MiB more" is the peak beyond what is in use with
 bundle and libraries loaded.
