@@ -180,6 +180,15 @@ def test_a_projected_grid_is_never_half_a_metre(store, tmp_path):
         assert (raster.width, raster.height) == (300, 400)
 
 
+def test_a_window_beside_the_density_says_where_the_image_is(store, tmp_path):
+    where = ("--bounds", "-150,-60,-149.9,-59.9")
+    done = run("density", store, "--image-id", "1.png", *where, "--out", tmp_path / "d.tif")
+    assert done.exit_code == 0, done.output
+    placed = open_predictions(store).rows.set_index("image_id").loc["1.png"]
+    assert "inside --bounds -150,-60,-149.9,-59.9 (west,south,east,north in units of EPSG:4326)" in done.stderr
+    assert f"1.png is placed at longitude {placed['longitude']:.1f}, latitude {placed['latitude']:.1f}" in done.stderr
+
+
 @pytest.mark.parametrize("which", [("--image-id", "1.png"), ()], ids=["one image", "the mean"])
 def test_a_crs_alone_finds_its_own_window(store, tmp_path, which):
     done = run("density", store, *which, "--crs", "EPSG:6933", "--resolution", 100000, "--out", tmp_path / "d.tif")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import geopandas
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,6 +73,15 @@ raster = found.density(geo_mvmf.Grid.globe(10.0), "1.png")
 
 
 @pytest.mark.hard
+@pytest.mark.parametrize("locking", [True, False, "best-effort", None])
+def test_a_file_that_this_process_has_open_is_not_called_damaged(found, tmp_path, locking):
+    found.save(tmp_path / "b.nc")
+    with h5py.File(tmp_path / "b.nc", "r", locking=locking):  # as a notebook's xarray has
+        again = geo_mvmf.open_predictions(tmp_path / "b.nc")
+        assert again.rows["image_id"].tolist() == found.rows["image_id"].tolist()
+        assert len(again.mixture) == len(found.mixture)
+
+
 def test_row_18_predictions_reopen_without_torch_and_pickle(found, tmp_path):
     """In a process where torch cannot be imported and an audit hook notes every class a pickle would load."""
     code = READER + "print(json.dumps([raster.values.sum(), list(regions['area_km2']), unpickled]))"

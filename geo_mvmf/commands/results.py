@@ -14,6 +14,7 @@ from geo_mvmf.terminal import Reporter
 if TYPE_CHECKING:
     from geo_mvmf.maps.frames import Frame
     from geo_mvmf.maps.grid import Grid
+    from geo_mvmf.predictions import Predictions
 
 _RASTERS = (".tif", ".tiff", ".nc")
 
@@ -124,8 +125,19 @@ def density(
         report.wrote(name, path)
     inside = float(raster["probability_sum"][0])
     if bounds is not None and inside < 0.01:
-        report.say(f"hardly any probability lies inside: are bounds and resolution in units of {crs or 'EPSG:4326'}?")
+        report.say(
+            f"hardly any probability lies inside --bounds {bounds} (west,south,east,north in units of "
+            f"{crs or 'EPSG:4326'}){_placed(album, one)}"
+        )
     report.result(f"wrote {out}; probability inside: {inside:.6f}", counts={"probability_inside": inside})
+
+
+def _placed(album: Predictions, image_id: str | None) -> str:
+    """Say where the image is, where there is one."""
+    if image_id is None:
+        return ""
+    row = album.rows[album.rows["image_id"] == image_id].iloc[0]
+    return f": {image_id} is placed at longitude {row['longitude']:.1f}, latitude {row['latitude']:.1f}"
 
 
 def _where(
@@ -142,7 +154,10 @@ def _where(
         from geo_mvmf.inputs.coordinate_systems import parse_crs
         from geo_mvmf.maps.frames import Frame
 
-        return Frame(crs=None if crs is None else parse_crs(crs), resolution=resolution), []
+        try:
+            return Frame(crs=None if crs is None else parse_crs(crs), resolution=resolution), []
+        except ValueError as error:
+            raise UsageError(f"--crs {crs}: {error}") from error
     return grids.grid(bounds, resolution, crs)
 
 

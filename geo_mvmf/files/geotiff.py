@@ -31,6 +31,7 @@ from geo_mvmf.files import styles
 from geo_mvmf.maps import density as densities
 from geo_mvmf.maps.beyond import Beyond
 from geo_mvmf.maps.grid import Grid
+from geo_mvmf.maps.raster_parts import crs_name
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -40,6 +41,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 BLOCK = 512
 _CACHE_BYTES = 1 << 27  # of GDAL: a row of blocks of the widest raster, with its overviews
 _BLOCKS_AT_ONCE = 16  # across; a window is at most 512 x 8192 raster cells
+_SAME_PLACE = 1e-5  # radians, 60 m: datums that programs take for each other differ by less
 _BITS_DROPPED = 12  # of a float32: thresholds are found to 2^-11 of their value
 _BINS = 1 << (31 - _BITS_DROPPED)
 
@@ -262,6 +264,7 @@ def _source(path: str | os.PathLike[str], values: Any, grid: Grid | None) -> _So
         values = values.data
     if grid is None:
         raise UsageError(f"{final}: an array alone does not say where it lies; give its grid")
+    _check_crs(final, grid)
     plain = values if hasattr(values, "ndim") else np.asarray(values, dtype=np.float64)
     if plain.ndim == 3 and plain.shape[0] == 1:
         plain = plain[0]
@@ -358,6 +361,26 @@ def _raster_crs(grid: Grid) -> Any:
     if grid.crs.equals("OGC:CRS84") or grid.crs.equals("EPSG:4326"):
         return rasterio.crs.CRS.from_epsg(4326)
     return rasterio.crs.CRS.from_wkt(grid.crs.to_wkt())
+
+
+def _check_crs(path: Path, grid: Grid) -> None:
+    """Refuse, before anything is computed, a CRS that a GeoTIFF cannot say, or says as another."""
+    place = {"crs": _raster_crs(grid), "transform": grid.transform}
+    with rasterio.Env(GDAL_PAM_ENABLED=False), rasterio.MemoryFile() as memory:
+        with memory.open(driver="GTiff", dtype="uint8", count=1, height=1, width=1, **place) as raster:
+            raster.write(np.zeros((1, 1, 1), np.uint8))
+        with memory.open() as raster:
+            said = raster.crs
+    column, row = (0.5 * size for size in grid.shape[::-1])
+    here = grid.to_directions(column, row)
+    if said is not None and np.isfinite(here).all():
+        there = Grid(grid.shape, grid.transform, said.to_wkt()).to_directions(column, row)
+        if not np.linalg.norm(there - here) < _SAME_PLACE:
+            said = None
+    if said is None:
+        raise UsageError(
+            f"{path}: a GeoTIFF cannot say the CRS {crs_name(grid.crs)!r}: write .nc, or choose another CRS"
+        )
 
 
 def _tag_text(value: object) -> str:

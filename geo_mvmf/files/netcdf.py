@@ -157,11 +157,26 @@ def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         if not head.startswith(_MAGIC):
             raise BadInputError(f"{path}: not a NetCDF-4 file{_hint(final, mistaken.words_of(head))}")
     try:
-        # Nothing here is changed in place, so locks would only fail on network drives.
-        with h5py.File(final, "r", locking=False) as file:
+        with _opened(final) as file:
             yield file
     except _ODD_FILES as error:
         raise BadInputError(f"{path}: damaged file: {error}") from error
+
+
+def _opened(path: Path) -> h5py.File:
+    """Open without locks, or with those by which this process (a notebook's xarray) has the file open already."""
+    # Nothing here is changed in place, so locks would only fail on network drives.
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "locking" not in str(error):
+            raise
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "locking" not in str(error):
+            raise
+    return h5py.File(path, "r", locking=True)
 
 
 def _hint(path: Path, words: str) -> str:

@@ -69,7 +69,8 @@ def parse_crs(value: str | pyproj.CRS) -> pyproj.CRS:
         return value
     text = str(value).strip()
     if not _CODE.fullmatch(text):
-        raise UsageError(f"crs {text[:200]!r} is not of the form EPSG:n or OGC:CRS84")
+        meant = f"; did you mean EPSG:{text}?" if re.fullmatch(r"\d{4,6}", text) else ""
+        raise UsageError(f"crs {text[:200]!r} is not of the form EPSG:n or OGC:CRS84{meant}")
     try:
         return _from_code(*text.upper().split(":"))
     except CRSError as error:

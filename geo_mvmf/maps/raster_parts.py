@@ -122,7 +122,7 @@ def parse_crs(crs: Any) -> pyproj.CRS:
     Raises
     ------
     ValueError
-        pyproj does not know it.
+        pyproj does not know it, or it is none of a map.
 
     Examples
     --------
@@ -130,9 +130,12 @@ def parse_crs(crs: Any) -> pyproj.CRS:
     'OGC:CRS84'
     """
     try:
-        return pyproj.CRS.from_user_input(crs)
+        found = pyproj.CRS.from_user_input(crs)
     except pyproj.exceptions.CRSError as error:
         raise ValueError(f"{crs!r} is not a coordinate reference system that pyproj knows: {error}") from error
+    if found.is_geocentric or found.is_vertical or found.is_engineering:
+        raise ValueError(f"{crs_name(found)} ({found.name}) has no longitude and latitude, and no x and y of a map")
+    return found
 
 
 @functools.lru_cache(maxsize=64)
@@ -253,7 +256,10 @@ def parts_of_array(array: Any) -> Parts:
     geographic = names[0] in {"latitude", "lat"} and names[1] in {"longitude", "lon"}
     crs = attributes.get("crs_wkt", attributes.get("spatial_ref", "EPSG:4326" if geographic else None))
     if crs is None:
-        raise ValueError(f"the array with dimensions {names} has no spatial_ref with a CRS: add one, or give a Grid")
+        raise ValueError(
+            f"the array with dimensions {names} has no spatial_ref with a CRS: open its file with "
+            "xarray.open_dataset(path, decode_coords='all'), add one, or give a Grid"
+        )
     x, width = _even(columns, names[1])
     y, height = _even(rows, names[0])
     stored = _stored_transform(attributes, x, y, width, height)

@@ -199,6 +199,11 @@ class TestLike:
         upside_down = array.isel(latitude=slice(None, None, -1))
         assert Grid.like(upside_down).transform.e == 10.0
 
+    def test_an_array_whose_spatial_ref_stayed_a_variable_says_how_to_open_its_file(self):
+        array = xr.DataArray(np.zeros((2, 2)), dims=("y", "x"), coords={"y": [1.0, 0.0], "x": [0.0, 1.0]})
+        with pytest.raises(ValueError, match="decode_coords='all'"):
+            Grid.like(array)
+
     def test_an_array_with_spatial_ref(self):
         x, y = UTM.centres
         reference = xr.DataArray(0, attrs={"crs_wkt": UTM.crs.to_wkt()})
