@@ -235,8 +235,8 @@ def _report(found: list[dict[str, float]], options: argparse.Namespace) -> str:
 {options.threads} thread(s); milliseconds an image, of the repeat with the median "predict ratio" of {options.repeats};
 the "weights ratio" is the median of all. "weights" is from features to mixing weights without their tails; "predict"
 ends with finished rows on disk, and of it "head" is what makes weights, "prune" what leaves their tails out, "parts"
-and "merge" are files (what threads spend may overlap all else). Both ratios are to the product in batches of {BATCH}; "MiB
-more" is the peak beyond what is in use with bundle and libraries loaded.
+and "merge" are files (what threads spend may overlap all else). Both ratios are to the product in batches of {BATCH};
+"MiB more" is the peak beyond what is in use with bundle and libraries loaded.
 
 {record.table(head, rows)}
 
