@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from geo_mvmf.maps import quadrature, rims
+from geo_mvmf.maps import quadrature, raster_parts, rims
 from geo_mvmf.maps.grid import Grid
 
 FloatArray = npt.NDArray[np.float64]
@@ -36,6 +38,7 @@ _NARROW = 1e-4  # radians: where the rim is a point, even such a rectangle may b
 _LEAST = 1e-9  # side of a rectangle that is not halved whatever it holds
 _POINT = 1e-6  # radians: a rectangle of 6 m is not halved either; next to some poles projections shake by a millimetre
 _CHARTS_AT_ONCE = 2048
+_LONG_S = 20.0  # seconds after which somebody who waits is told why
 _POINTS_AT_ONCE = 1 << 15
 
 
@@ -199,6 +202,11 @@ def charts_of(grid: Grid) -> Charts:
     grid : Grid
         Any; meant for those that are not cylindrical.
 
+    Warns
+    -----
+    UserWarning
+        After 20 seconds: far from what it was made for a projection may have to be cut into very many pieces.
+
     Examples
     --------
     >>> charts = charts_of(Grid.from_bounds(-5e5, -5e5, 5e5, 5e5, 1e5, crs=3995))
@@ -207,9 +215,13 @@ def charts_of(grid: Grid) -> Charts:
     """
     todo = _first_tiles(grid)
     bounds, values = [np.empty((0, 4))], [np.empty((0, ORDER, ORDER, 3))]
+    began, is_told = time.perf_counter(), False
     while todo.size:
         halves = []
         for start in range(0, todo.shape[0], _CHARTS_AT_ONCE):
+            if not is_told and time.perf_counter() - began > _LONG_S:
+                warnings.warn(_tedious(grid), stacklevel=2)
+                is_told = True
             tiles = todo[start : start + _CHARTS_AT_ONCE]
             directions = grid.to_directions(*_nodes_of(tiles))
             bent = rims.bend(grid, tiles, directions)
@@ -226,6 +238,20 @@ def charts_of(grid: Grid) -> Charts:
             halves.append(_halve(tiles, split, _middles(grid, tiles, directions, split)))
         todo = np.concatenate(halves)
     return Charts(grid, np.concatenate(bounds), np.concatenate(values))
+
+
+def _tedious(grid: Grid) -> str:
+    """Say why nothing comes yet, and what to do."""
+    area = grid.crs.area_of_use
+    within = (
+        ""
+        if area is None
+        else f" (longitudes {area.west:g} to {area.east:g}, latitudes {area.south:g} to {area.north:g})"
+    )
+    return (
+        f"{raster_parts.crs_name(grid.crs)} is not smooth everywhere in {grid!r}: the raster may take minutes or hours; "
+        f"a window within the area that the CRS is made for{within} takes seconds"
+    )
 
 
 def _shrunk(tiles: FloatArray) -> FloatArray:

@@ -238,6 +238,12 @@ class TestAreas:
         grid = Grid.from_bounds(3e5, 5e6, 6e5, 5.3e6, 1000, crs=32632)
         assert len(charts_of(grid).bounds) == 100
 
+    def test_who_waits_is_told_why(self, monkeypatch):
+        monkeypatch.setattr(charts, "_LONG_S", 0.0)
+        grid = Grid.from_bounds(-1e7, -1e7, 1e7, 1e7, 1e6, crs=3035)
+        with pytest.warns(UserWarning, match=r"EPSG:3035 is not smooth .* made for \(longitudes -35.58 to 44.83"):
+            charts_of(grid)
+
 
 class TestDataArray:
     def test_dimensions_attributes_and_coordinates(self, edges_of_the_earth, mixture_of):
