@@ -188,7 +188,7 @@ def _read_geojson(file: BinaryIO, path: Path) -> Layer:
     features = _features(document, path)
     properties = [feature.get("properties") for feature in features]
     records = [_flat(entry) if isinstance(entry, dict) else {} for entry in properties]
-    frame = pd.DataFrame.from_records(records, index=pd.RangeIndex(len(records)))
+    frame = pd.DataFrame(records, index=pd.RangeIndex(len(records)))
     geometries, broken = _shapes(feature.get("geometry") for feature in features)
     return Layer(frame, geometries, broken, _geojson_crs(document, path), str(path))
 
