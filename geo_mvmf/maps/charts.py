@@ -242,15 +242,10 @@ def charts_of(grid: Grid) -> Charts:
 
 def _tedious(grid: Grid) -> str:
     """Say why nothing comes yet, and what to do."""
-    area = grid.crs.area_of_use
-    within = (
-        ""
-        if area is None
-        else f" (longitudes {area.west:g} to {area.east:g}, latitudes {area.south:g} to {area.north:g})"
-    )
+    area = raster_parts.area_of_use(grid.crs)
     return (
-        f"{raster_parts.crs_name(grid.crs)} is not smooth everywhere in {grid!r}: the raster may take minutes or hours; "
-        f"a window within the area that the CRS is made for{within} takes seconds"
+        f"{raster_parts.crs_name(grid.crs)} is not smooth everywhere in {grid!r}: the raster may take minutes or more; "
+        f"a window within the area that the CRS is made for{f' ({area})' if area else ''} takes seconds"
     )
 
 

@@ -235,12 +235,8 @@ def _outwards(edge: float, step: float, sign: int) -> float:
 
 def _not_shown(crs: pyproj.CRS, share: float, probability: float) -> str:
     """Say how little of a density a CRS can show, and where it can."""
-    area = crs.area_of_use
-    made_for = ""
-    if area is not None:
-        made_for = (
-            f"; it is made for longitudes {area.west:g} to {area.east:g}, latitudes {area.south:g} to {area.north:g}"
-        )
+    area = raster_parts.area_of_use(crs)
+    made_for = f"; it is made for {area}" if area else ""
     return (
         f"{raster_parts.crs_name(crs)} can show {share:.0%} of the probability, and the window has to hold "
         f"{probability:.0%}: give bounds, or another CRS{made_for}"

@@ -35,6 +35,20 @@ def crs_name(crs: pyproj.CRS) -> str:
     return f"{authority[0]}:{authority[1]}" if authority else crs.name
 
 
+def area_of_use(crs: pyproj.CRS) -> str:
+    """Say in degrees which part of the Earth a CRS is made for; empty where it does not say.
+
+    Examples
+    --------
+    >>> area_of_use(pyproj.CRS(28992))
+    'longitudes 3.2 to 7.22, latitudes 50.75 to 53.7'
+    """
+    area = crs.area_of_use
+    if area is None:
+        return ""
+    return f"longitudes {area.west:g} to {area.east:g}, latitudes {area.south:g} to {area.north:g}"
+
+
 def parse_shape(shape: Any) -> tuple[int, int]:
     """Check a shape (rows, columns).
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from geo_mvmf import s2, sphere
 from geo_mvmf.errors import BadInputError, UsageError
-from geo_mvmf.maps import density, lattice, levels, runs, stacks
+from geo_mvmf.maps import charts, density, lattice, levels, runs, stacks
 from geo_mvmf.maps.cell_raster import CellRaster
 from geo_mvmf.maps.charts import charts_of
 from geo_mvmf.maps.cylindrical import CylindricalRaster
