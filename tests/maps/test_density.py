@@ -239,9 +239,9 @@ class TestAreas:
         assert len(charts_of(grid).bounds) == 100
 
     def test_who_waits_is_told_why(self, monkeypatch):
-        monkeypatch.setattr(charts, "_LONG_S", 0.0)
-        grid = Grid.from_bounds(-1e7, -1e7, 1e7, 1e7, 1e6, crs=3035)
-        with pytest.warns(UserWarning, match=r"EPSG:3035 is not smooth .* made for \(longitudes -35.58 to 44.83"):
+        monkeypatch.setattr(charts, "_LONG_S", -1.0)
+        grid = Grid.from_bounds(3e5, 5e6, 6e5, 5.4e6, 1e5, crs=32632)
+        with pytest.warns(UserWarning, match=r"EPSG:32632 is not smooth .* made for \(longitudes 6 to 12, latitudes"):
             charts_of(grid)
 
 
