@@ -331,7 +331,9 @@ def _unit(mean_directions: FloatArray) -> FloatArray:
     wrong = ~(np.abs(norms - 1.0) <= NORM_TOLERANCE)
     if np.any(wrong):
         row = int(np.argmax(wrong))
-        raise ValueError(f"mean direction {row} is {mean_directions[row].tolist()}, of length {norms[row]}, not 1")
+        raise ValueError(
+            f"mean direction {row} is {mean_directions[row].tolist()}, of length {norms[row]}, not 1; normalise them"
+        )
     return np.asarray(mean_directions / norms[:, None])
 
 

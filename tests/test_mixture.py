@@ -243,7 +243,7 @@ def test_inputs_are_checked_and_made_exact():
     good = {"mean_directions": np.eye(3)[:2], "log_concentrations": [1.0, 2.0], "log_mixing_weights": [[0.0, -np.inf]]}
     for name, value, words in [
         ("mean_directions", np.eye(3), "the shapes must be"),
-        ("mean_directions", [[1.0, 0, 0], [0, 0.5, 0]], "mean direction 1"),
+        ("mean_directions", [[1.0, 0, 0], [0, 0.5, 0]], "mean direction 1 is .*, of length 0.5, not 1; normalise them"),
         ("mean_directions", [[1.0, 0, 0], [0, np.nan, 0]], "mean direction 1"),
         ("log_concentrations", [1.0, np.nan], "log concentration 1 is nan"),
         ("log_concentrations", [np.inf, 1.0], "log concentration 0 is inf"),

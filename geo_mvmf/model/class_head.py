@@ -11,6 +11,7 @@ from geo_mvmf import s2
 from geo_mvmf.mixture import CellMixture
 from geo_mvmf.model.label_smoothing import EveryLabel, LabelSmoothing, NearLabels
 from geo_mvmf.model.loss import cross_entropy_loss
+from geo_mvmf.model.loss_arguments import check_targets
 from geo_mvmf.model.output_layer import initial_layer, log_softmax
 from geo_mvmf.model.streaming import WeightUpdate
 
@@ -144,8 +145,11 @@ class CrossEntropyHead(nn.Module):
 
         Raises
         ------
+        TypeError
+            What should be a tensor is none.
         ValueError
-            A target is in none of the cells; with smoothed labels that is no matter.
+            A target is no unit vector, or in none of the cells; with smoothed labels the latter is no matter. Or a
+            sample weight is negative.
 
         Examples
         --------
@@ -153,6 +157,7 @@ class CrossEntropyHead(nn.Module):
         >>> round(float(head.loss(torch.zeros(1, 2), torch.tensor([[1.0, 0.0, 0.0]])).detach().exp()), 3)
         6.0
         """
+        check_targets(target_directions, len(features), sample_weight)
         return cross_entropy_loss(
             features,
             self.weight,
@@ -182,7 +187,7 @@ class CrossEntropyHead(nn.Module):
         Raises
         ------
         ValueError
-            A target is in none of the cells.
+            A target is no unit vector, or in none of the cells.
 
         Examples
         --------
@@ -190,6 +195,7 @@ class CrossEntropyHead(nn.Module):
         >>> round(float(head.negative_log_density(torch.zeros(1, 2), torch.tensor([[1.0, 0.0, 0.0]]))), 3)
         2.531
         """
+        check_targets(target_directions, len(features))
         classes = self.classes(_numpy(target_directions))
         target = torch.from_numpy(classes).to(features.device)
         with torch.inference_mode():

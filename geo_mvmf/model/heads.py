@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from geo_mvmf.mixture import VmfMixture
 from geo_mvmf.model.bundle_format import MAX_LOG_CONCENTRATION
 from geo_mvmf.model.class_head import CrossEntropyHead, shared_cells
-from geo_mvmf.model.loss import check_floor, mvmf_loss
+from geo_mvmf.model.loss import mvmf_loss
+from geo_mvmf.model.loss_arguments import check_floor
 from geo_mvmf.model.neighbours import NearestNeighbours
 from geo_mvmf.model.output_layer import initial_layer, log_softmax
 from geo_mvmf.model.ranks import Ranks
@@ -166,7 +167,7 @@ class MvmfHead(nn.Module):
         features : Tensor, shape (N, D)
             Any floating type.
         target_directions : Tensor, shape (N, 3)
-            Unit vectors, float64.
+            As in `mvmf_loss`.
         sample_weight : Tensor, shape (N,), optional
             As in `mvmf_loss`.
         reduction : {"mean", "sum", "none"}
@@ -176,6 +177,11 @@ class MvmfHead(nn.Module):
         -------
         Tensor, shape () or (N,)
             Uniform = log 4 pi.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `mvmf_loss`; for instance where what is trained was not brought back by `project` after every step.
 
         Examples
         --------
@@ -220,6 +226,8 @@ class MvmfHead(nn.Module):
     @torch.no_grad()
     def project(self) -> None:
         """Bring what is trained back after an optimiser's step: mean directions to length 1, concentrations into range.
+
+        Of a loop of your own it is the last line of every step, after ``optimiser.step()``.
 
         Examples
         --------

@@ -9,7 +9,6 @@ of float64 coordinates, to the few logits where they count. Coordinates never en
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,18 +17,17 @@ from torch import Tensor
 from geo_mvmf.model import loss_passes, streaming
 from geo_mvmf.model.components import log_density, log_normaliser
 from geo_mvmf.model.label_smoothing import EveryLabel, NearLabels
+from geo_mvmf.model.loss_arguments import check_layer, check_mvmf_arguments, check_shape
 from geo_mvmf.model.output_layer import OutputLayer
 from geo_mvmf.model.pair_sums import TargetLogits
 
 __all__ = ["cross_entropy_loss", "log_density", "log_normaliser", "mvmf_loss", "reduce_losses"]
 
-REDUCTIONS = ("mean", "sum", "none")
-
 
 def mvmf_loss(
     features: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     mean_directions: Tensor,
     log_concentrations: Tensor,
     target_directions: Tensor,
@@ -49,21 +47,22 @@ def mvmf_loss(
         What the backbone made of the images. All must be finite: a row that is not gives a loss of NaN.
     weight : Tensor, shape (C, D)
         Of the output layer.
-    bias : Tensor, shape (C,)
-        Of the output layer.
+    bias : Tensor, shape (C,), optional
+        Of the output layer. None: zeros.
     mean_directions : Tensor, shape (C, 3)
-        Unit vectors; float64.
+        Unit vectors, within 10 %; float64. A step of an optimiser takes them off the sphere: normalise them after
+        every step, as `MvmfHead.project` does (docs/own_training_loop.md).
     log_concentrations : Tensor, shape (C,)
-        Natural logarithms of kappa; float64.
+        Natural logarithms of kappa, -60..60; float64.
     target_directions : Tensor, shape (N, 3)
-        Unit vectors; float64. No gradient is computed for them.
+        Unit vectors, within 1e-4; float64. No gradient is computed for them.
     sample_weight : Tensor, shape (N,), optional
-        "mean" is then the weighted mean (NaN if all weights are 0); "sum" and "none" are multiplied.
+        0 or more. "mean" is then the weighted mean (NaN if all weights are 0); "sum" and "none" are multiplied.
     floor : float, optional
         Density per steradian added to the mixture's, as the authors' code does (it cuts the gradient of far targets;
         the paper's Figure 4 depends on it; their 1e-9 is 1e-9 kappa / (2 pi e^2) in this unit). None: the exact loss.
     reduction : {"mean", "sum", "none"}
-        How the N losses become the result.
+        How the N losses become the result. The mean of an empty batch is NaN.
     logit_budget_bytes : int, optional
         exp(logits) up to this size are kept for the backward pass, the rest is computed again, with the same bits;
         default 256 MiB. Beyond them and the gradients, memory is a few chunks of components, whatever C is.
@@ -76,12 +75,16 @@ def mvmf_loss(
     -------
     Tensor of float32 (float64 if the features or the weight are), shape () or (N,)
         Nats, against area on the unit sphere (uniform: log 4 pi = 2.531). Gradients reach features, weight, bias,
-        mean_directions (in space, not along the sphere) and log_concentrations; no second derivatives.
+        mean_directions (in space, not along the sphere) and log_concentrations; no second derivatives. Wherever an
+        argument is NaN, so is the loss.
 
     Raises
     ------
+    TypeError
+        What should be a tensor is none.
     ValueError
-        Shapes do not fit or an option is unknown.
+        Shapes do not fit, directions are no unit vectors, a log concentration is out of range, a sample weight is
+        negative, or an option is unknown.
 
     Notes
     -----
@@ -104,7 +107,7 @@ def mvmf_loss(
         losses: Tensor = _MvmfLoss.apply(
             features,
             weight,
-            bias,
+            weight.new_zeros(len(weight)) if bias is None else bias,
             mean_directions.double(),
             log_concentrations.double(),
             target_directions.detach().double(),
@@ -116,7 +119,7 @@ def mvmf_loss(
 def cross_entropy_loss(
     features: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     target: Tensor | NearLabels | EveryLabel,
     *,
     sample_weight: Tensor | None = None,
@@ -133,8 +136,8 @@ def cross_entropy_loss(
         What the backbone made of the images.
     weight : Tensor, shape (C, D)
         Of the output layer.
-    bias : Tensor, shape (C,)
-        Of the output layer.
+    bias : Tensor, shape (C,), optional
+        Of the output layer. None: zeros.
     target : Tensor of int64, shape (N,); or NearLabels, or EveryLabel
         The true class of each row, 0..C - 1; or shares of classes in it (`label_smoothing`), whose cross entropy is the
         labelled mean of what it would be with each class.
@@ -148,6 +151,8 @@ def cross_entropy_loss(
 
     Raises
     ------
+    TypeError
+        What should be a tensor is none.
     ValueError
         Shapes do not fit, a class is out of range, or an option is unknown.
 
@@ -157,79 +162,18 @@ def cross_entropy_loss(
     >>> round(float(loss.exp()), 6)
     4.0
     """
-    _check_layer(features, weight, bias, reduction, kept_type, weight_update)
+    check_layer(features, weight, bias, sample_weight, reduction, kept_type, weight_update)
     labels = _labels(target, features.shape[0], weight.shape[0])
     how = loss_passes.options(features, None, logit_budget_bytes, kept_type, weight_update)
     with torch.autocast(features.device.type, enabled=False):
         losses: Tensor = _CrossEntropyLoss.apply(
             features,
             weight,
-            bias,
+            weight.new_zeros(len(weight)) if bias is None else bias,
             labels,
             how,
         )
         return reduce_losses(losses, sample_weight, reduction)
-
-
-def check_mvmf_arguments(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean_directions: Tensor,
-    log_concentrations: Tensor,
-    target_directions: Tensor,
-    *,
-    sample_weight: Tensor | None,
-    floor: float | None,
-    reduction: str,
-    kept_type: str | None,
-    weight_update: streaming.WeightUpdate | None,
-) -> None:
-    """Check what `mvmf_loss` is given; parameters as there.
-
-    Raises
-    ------
-    ValueError
-        Shapes do not fit or an option is unknown.
-
-    Examples
-    --------
-    >>> y = torch.tensor([[0.0, 0.0, 1.0]])
-    >>> layer = torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1)
-    >>> options = {"sample_weight": None, "floor": -1.0, "reduction": "sum", "kept_type": None, "weight_update": None}
-    >>> check_mvmf_arguments(*layer, y, torch.zeros(1), y, **options)
-    Traceback (most recent call last):
-    ValueError: floor -1.0 must be a positive density per steradian, or None
-    """
-    _check_layer(features, weight, bias, reduction, kept_type, weight_update)
-    n, components = features.shape[0], weight.shape[0]
-    _check_shape("mean_directions", mean_directions, (components, 3))
-    _check_shape("log_concentrations", log_concentrations, (components,))
-    _check_shape("target_directions", target_directions, (n, 3))
-    if sample_weight is not None:
-        _check_shape("sample_weight", sample_weight, (n,))
-    check_floor(floor)
-
-
-def check_floor(floor: float | None) -> None:
-    """Check what is added to densities.
-
-    Parameters
-    ----------
-    floor : float, optional
-        Density per steradian.
-
-    Raises
-    ------
-    ValueError
-        It is not positive, or not finite.
-
-    Examples
-    --------
-    >>> check_floor(1e-9)
-    """
-    if floor is not None and not 0.0 < floor < math.inf:
-        raise ValueError(f"floor {floor!r} must be a positive density per steradian, or None")
 
 
 def reduce_losses(losses: Tensor, sample_weight: Tensor | None, reduction: str) -> Tensor:
@@ -261,7 +205,7 @@ def reduce_losses(losses: Tensor, sample_weight: Tensor | None, reduction: str) 
     """
     if sample_weight is None:
         return {"mean": losses.mean, "sum": losses.sum}[reduction]() if reduction != "none" else losses
-    _check_shape("sample_weight", sample_weight, tuple(losses.shape))
+    check_shape("sample_weight", sample_weight, tuple(losses.shape))
     weights = sample_weight.to(losses)
     weighted = losses * weights
     if reduction == "none":
@@ -308,7 +252,7 @@ def _labels(target: Tensor | NearLabels | EveryLabel, n: int, num_classes: int) 
         if target.shape != (n, num_classes):
             raise ValueError(f"labels are of {target.shape} rows and classes, expected {(n, num_classes)}")
         return target
-    _check_shape("target", target, (n,))
+    check_shape("target", target, (n,))
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise ValueError(f"target has dtype {target.dtype}, expected whole numbers of classes (int64)")
     wrong = (target < 0) | (target >= num_classes)
@@ -316,32 +260,3 @@ def _labels(target: Tensor | NearLabels | EveryLabel, n: int, num_classes: int) 
         row = int(wrong.nonzero()[0, 0])
         raise ValueError(f"row {row} has class {int(target[row])}, not in 0..{num_classes - 1}")
     return TargetLogits(target, num_classes)
-
-
-def _check_layer(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    reduction: str,
-    kept_type: str | None,
-    update: streaming.WeightUpdate | None,
-) -> None:
-    if features.ndim != 2 or weight.ndim != 2 or weight.shape[0] == 0:
-        raise ValueError(
-            f"features and weight have shapes {tuple(features.shape)}, {tuple(weight.shape)}; "
-            "expected (N, D), (C, D) with C >= 1"
-        )
-    _check_shape("weight", weight, (weight.shape[0], features.shape[1]))
-    _check_shape("bias", bias, (weight.shape[0],))
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
-    if kept_type not in loss_passes.KEPT_TYPES:
-        raise ValueError(f"kept_type {kept_type!r} is not None or bfloat16")
-    if update is not None and (weight is not update.weight or not weight.requires_grad):
-        what = "another weight" if weight is not update.weight else "a frozen weight"
-        raise ValueError(f"weight_update is of {what} of shape {tuple(update.weight.shape)}; give the loss its own")
-
-
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")

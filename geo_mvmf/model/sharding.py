@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from geo_mvmf.model import loss_passes, streaming
-from geo_mvmf.model.loss import REDUCTIONS, check_mvmf_arguments, reduce_losses
+from geo_mvmf.model.loss import reduce_losses
+from geo_mvmf.model.loss_arguments import REDUCTIONS, check_mvmf_arguments
 from geo_mvmf.model.output_layer import OutputLayer
 from geo_mvmf.model.ranks import Ranks
 
@@ -26,7 +27,7 @@ _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def sharded_mvmf_loss(
     features: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     mean_directions: Tensor,
     log_concentrations: Tensor,
     target_directions: Tensor,
@@ -49,14 +50,14 @@ def sharded_mvmf_loss(
         Of this rank's rows, any number of them.
     weight : Tensor, shape (c, D)
         Of this rank's components, at least one.
-    bias : Tensor, shape (c,)
-        Likewise.
+    bias : Tensor, shape (c,), optional
+        Likewise. None: zeros.
     mean_directions : Tensor, shape (c, 3)
-        Unit vectors; float64.
+        As in `mvmf_loss`.
     log_concentrations : Tensor, shape (c,)
-        Natural logarithms of kappa; float64.
+        As in `mvmf_loss`.
     target_directions : Tensor, shape (n, 3)
-        Of this rank's rows. Unit vectors; float64.
+        Of this rank's rows; as in `mvmf_loss`.
     ranks : Ranks
         Who shares the components.
     sample_weight : Tensor, shape (n,), optional
@@ -76,8 +77,10 @@ def sharded_mvmf_loss(
 
     Raises
     ------
+    TypeError
+        As `mvmf_loss`, on this rank.
     ValueError
-        Shapes do not fit, an option is unknown, or ranks disagree about what has to be the same; on all ranks.
+        As `mvmf_loss`, or ranks disagree about what has to be the same; on all ranks.
     TrainingError
         Another rank ended or is silent.
 
@@ -104,7 +107,7 @@ def sharded_mvmf_loss(
         losses: Tensor = _ShardedLoss.apply(
             features,
             weight,
-            bias,
+            weight.new_zeros(len(weight)) if bias is None else bias,
             mean_directions.double(),
             log_concentrations.double(),
             target_directions.detach().double(),

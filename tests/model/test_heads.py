@@ -291,6 +291,29 @@ def test_cells_that_are_no_partition_are_refused(cells, message):
         CrossEntropyHead(2, cells)
 
 
+@pytest.mark.parametrize("make", [mvmf, planet, lambda: planet(label_smoothing_km=75.0)])
+def test_targets_and_weights_that_would_be_plausible_nonsense_are_named(make):
+    head, x, y = make(), features(3), targets(3)
+    with pytest.raises(ValueError, match="target_directions: row 0 has length 2, which is not in"):
+        head.loss(x, 2.0 * y)
+    with pytest.raises(ValueError, match="sample_weight: row 1 has value -1, which is not 0 or more"):
+        head.loss(x, y, torch.tensor([1.0, -1.0, 1.0]))
+    with pytest.raises(
+        TypeError, match=r"target_directions is of type ndarray, expected a torch.Tensor of shape \(3, 3\)"
+    ):
+        head.loss(x, y.numpy())
+
+
+def test_a_head_that_is_never_projected_says_so():
+    head = mvmf(train_mean_directions=True)
+    with torch.no_grad():
+        head.mean_directions *= 1.2
+    with pytest.raises(ValueError, match=r"mean_directions: row 0 has length 1\.2, .* after every step"):
+        head.loss(features(3), targets(3))
+    head.project()
+    assert torch.isfinite(head.loss(features(3), targets(3)))
+
+
 def test_section_2_3_components_at_the_data_are_nearest_neighbours():
     """c = n, mu_i = y_i, w_i = x_i, b_i = -|x_i|^2 / 2: the component estimate is the nearest neighbour's place."""
     generator = np.random.default_rng(3)

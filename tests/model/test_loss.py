@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -441,15 +442,16 @@ def test_components_left_out_never_counted(narrow_chunks):
         torch.testing.assert_close(loss, whole(parts, y), rtol=1e-13, atol=1e-12)
 
 
-def test_a_mean_direction_of_another_length_is_no_trap():
+def test_a_mean_direction_a_little_off_length_1_is_no_trap():
+    """As an optimiser leaves it within a step."""
     parts, y = problem(log_kappa=(5.0, 15.0))
-    parts["mean_directions"] = (parts["mean_directions"] * 0.9).detach().requires_grad_()
-    short = 0.95 * y
+    parts["mean_directions"] = (parts["mean_directions"] * 0.91).detach().requires_grad_()
+    short = (1.0 - 9e-5) * y
     torch.testing.assert_close(mvmf_loss(**parts, target_directions=short, reduction="none"), whole(parts, short))
 
 
 @pytest.mark.parametrize("where", ["features", "target"])
-def test_a_row_that_is_not_finite_shows_and_spares_the_others(where):
+def test_a_row_that_is_nan_shows_and_spares_the_others(where):
     parts, y = problem()
     parts = {name: part.detach() for name, part in parts.items()}
     clean = mvmf_loss(**parts, target_directions=y, reduction="none")
@@ -459,9 +461,20 @@ def test_a_row_that_is_not_finite_shows_and_spares_the_others(where):
     assert torch.equal(clean[~torch.isnan(dirty)], dirty[~torch.isnan(dirty)])
 
 
+@pytest.mark.parametrize("name", ["weight", "bias", "mean_directions", "log_concentrations", "sample_weight"])
+def test_a_parameter_that_is_nan_shows(name):
+    """Training names the rows of such a loss; a ValueError would be no news of a step that went wrong."""
+    parts, y = problem()
+    parts |= {"sample_weight": torch.ones(7, dtype=F64)}
+    parts[name] = parts[name].detach().clone()
+    parts[name][3] = math.nan
+    assert math.isnan(float(mvmf_loss(**parts, target_directions=y).detach()))
+
+
 def test_an_empty_batch_has_no_losses():
     parts, y = problem()
     parts["features"] = torch.zeros(0, 5, dtype=F64, requires_grad=True)
+    assert math.isnan(float(mvmf_loss(**parts, target_directions=y[:0]).detach()))
     each = mvmf_loss(**parts, target_directions=y[:0], reduction="none")
     assert each.shape == (0,)
     assert all(not gradient.any() for gradient in gradients(each.sum(), parts).values())
@@ -595,6 +608,7 @@ def test_memory_stays_bounded_with_2_to_the_17_components():
         ({"bias": torch.zeros(39)}, r"bias has shape \(39,\), expected \(40,\)"),
         ({"features": torch.zeros(7)}, r"features and weight have shapes \(7,\), \(40, 5\)"),
         ({"weight": torch.zeros(0, 5)}, "with C >= 1"),
+        ({"weight": torch.zeros(5, 40)}, r"weight has shape \(5, 40\), expected \(C, 5\): features have 5 columns"),
         ({"target_directions": torch.zeros(7, 2)}, r"target_directions has shape \(7, 2\), expected \(7, 3\)"),
         ({"mean_directions": torch.zeros(40, 2)}, r"mean_directions has shape \(40, 2\), expected \(40, 3\)"),
         ({"sample_weight": torch.ones(7, 1)}, r"sample_weight has shape \(7, 1\), expected \(7,\)"),
@@ -608,6 +622,97 @@ def test_wrong_arguments_say_what_is_wrong(changed, message):
     parts, y = problem()
     with pytest.raises(ValueError, match=message):
         mvmf_loss(**({**parts, "target_directions": y} | changed))
+
+
+def with_row(tensor, row, change):
+    changed = tensor.detach().clone()
+    changed[row] = change(changed[row])
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "change", "message"),
+    [
+        (
+            "target_directions",
+            4,
+            lambda y: 2.0 * y,
+            "row 4 has length 2, which is not in 0.9999..1.0001; they are unit",
+        ),
+        ("target_directions", 6, lambda y: 0.0 * y, "row 6 has length 0, "),
+        ("target_directions", 0, lambda y: 1.0002 * y, "row 0 has length 1.0002, "),
+        ("target_directions", 0, lambda y: math.inf * y.sign(), "row 0 has length inf, "),
+        (
+            "mean_directions",
+            39,
+            lambda mu: 0.89 * mu,
+            "row 39 has length 0.89, which is not in 0.9..1.1; normalise them",
+        ),
+        ("mean_directions", 1, lambda mu: 1.11 * mu, "row 1 has length 1.11, "),
+        ("mean_directions", 0, lambda mu: 0.0 * mu, "row 0 has length 0, "),
+        (
+            "log_concentrations",
+            2,
+            lambda _: math.exp(8.0),
+            "row 2 has value 2980.96, which is not in -60..60; they are",
+        ),
+        ("log_concentrations", 0, lambda _: -math.inf, "row 0 has value -inf, "),
+        ("sample_weight", 5, lambda _: -1e-3, "row 5 has value -0.001, which is not 0 or more; 0 leaves a row out"),
+    ],
+)
+def test_values_that_would_be_plausible_nonsense_are_named(name, row, change, message):
+    parts, y = problem()
+    parts |= {"target_directions": y, "sample_weight": torch.ones(7)}
+    with pytest.raises(ValueError, match=re.escape(f"{name}: {message}")):
+        mvmf_loss(**(parts | {name: with_row(parts[name], row, change)}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_directions_of_any_precision_that_has_enough_of_it_are_unit_vectors(dtype):
+    parts, y = problem()
+    parts["mean_directions"] = parts["mean_directions"].detach().bfloat16()
+    mvmf_loss(**parts, target_directions=y.to(dtype))
+    with pytest.raises(ValueError, match="target_directions: row"):  # 0.1 degrees off
+        mvmf_loss(**parts, target_directions=y.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"log_concentrations": 8.0}, r"log_concentrations is of type float, expected a torch.Tensor of shape \(40,\)"),
+        ({"target_directions": np.zeros((7, 3))}, r"target_directions is of type ndarray, .* of shape \(7, 3\)"),
+        ({"mean_directions": None}, r"mean_directions is of type NoneType, .* of shape \(40, 3\)"),
+        ({"sample_weight": [1.0] * 7}, r"sample_weight is of type list, .* of shape \(7,\)"),
+        ({"bias": 0.0}, r"bias is of type float, .* of shape \(40,\)"),
+        ({"features": np.zeros((7, 5))}, r"features is of type ndarray, .* of shape \(N, D\)"),
+        ({"weight": torch.nn.Linear(5, 40)}, r"weight is of type Linear, .* of shape \(C, D\)"),
+    ],
+)
+def test_what_is_no_tensor_is_named(changed, message):
+    parts, y = problem()
+    with pytest.raises(TypeError, match=message):
+        mvmf_loss(**({**parts, "target_directions": y} | changed))
+
+
+def test_no_bias_is_a_bias_of_zeros():
+    parts, y = problem()
+    zero = {**parts, "bias": torch.zeros(40, dtype=F64)}
+    layer = [parts["features"], parts["weight"]]
+    expected = gradients(mvmf_loss(**zero, target_directions=y), {"weight": parts["weight"]})["weight"]
+    loss = mvmf_loss(**(parts | {"bias": None}), target_directions=y)
+    assert torch.equal(gradients(loss, {"weight": parts["weight"]})["weight"], expected)
+    assert torch.equal(
+        cross_entropy_loss(*layer, None, torch.arange(7)), cross_entropy_loss(*layer, zero["bias"], torch.arange(7))
+    )
+
+
+def test_functional_transforms_are_refused_by_torch_as_the_page_says():
+    parts, y = problem()
+    features, *rest = (part.detach() for part in parts.values())
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda x: mvmf_loss(x, *rest, y))(features)
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.vmap(lambda row: mvmf_loss(row[None], *rest, y[:1]))(features)
 
 
 @pytest.mark.parametrize("wrong", [-1, 40])
