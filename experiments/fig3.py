@@ -219,7 +219,7 @@ READING = """\
 Tried beside it, and not part of the run: with the paper's one concentration, e^16, the held-out NLL is 131 (mixing
 weights by the photos of each cell; -3.77 with concentrations that follow the cells). A place that is tens of kilometres
 from every mean direction costs hundreds of nats, which is what the likelihood floor of the authors' code hides. With
-steps of 64 m the held-out NLL became worse.
+steps of 64 m at most it is -3.847: mean directions that may move ten times as far fit hardly better.
 """
 
 
