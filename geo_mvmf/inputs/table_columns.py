@@ -203,6 +203,8 @@ def parse_numbers(column: pd.Series[Any]) -> tuple[FloatArray, dict[int, str]]:
     if column.dtype.kind in "iuf":
         return np.array(column.to_numpy(dtype=np.float64, na_value=np.nan)), {}  # a copy: columns are read-only
     numbers = np.array(pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
+    found = ~np.isnan(numbers)
+    numbers[found] = column.to_numpy(dtype=object)[found].astype(np.float64)  # pandas 2 errs in the last digit
     problems = {}
     for row in np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy()):
         text = str(column.iloc[int(row)]).strip()

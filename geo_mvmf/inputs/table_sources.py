@@ -290,7 +290,9 @@ def _parse_csv(text: str, path: Path, keys: Callable[[list[str], str], Iterable[
     header = next(filter(None, csv.reader(io.StringIO(text), delimiter=separator)), [])
     names = [name.strip() or f"column_{number + 1}" for number, name in enumerate(header)]
     texts = set(keys(names, str(path)))
-    return pd.read_csv(
+    # pandas 2 in C ends a cell at a NUL: another file's path, perhaps
+    engine: dict[str, Any] = {"engine": "python"} if "\0" in text else {"engine": "c", "low_memory": False}
+    frame: pd.DataFrame = pd.read_csv(
         io.StringIO(text),
         sep=separator,
         header=0,
@@ -298,8 +300,9 @@ def _parse_csv(text: str, path: Path, keys: Callable[[list[str], str], Iterable[
         dtype=dict.fromkeys(texts, "str"),
         keep_default_na=False,
         na_values={name: [""] if name in texts else ["", "nan", "NaN"] for name in names},
-        low_memory=False,
+        **engine,
     )
+    return frame
 
 
 def _decoded(data: bytes, path: Path) -> str:
