@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
             yield temporary
             if not temporary.is_file():
                 raise OutputError(f"{final}: the writer wrote nothing under {temporary.name}")
-            _flush_file(temporary)
+            _flush(temporary)
             _commit(temporary, final, overwrite)
     finally:
         _remove_all(final.parent, temporary.name)
@@ -347,7 +348,7 @@ def _commit(temporary: Path, final: Path, overwrite: bool) -> None:  # noqa: FBT
             if os.path.lexists(final):
                 raise _appeared(final) from None
             temporary.replace(final)
-    _flush_folder(final.parent)
+    _flush(final.parent)
 
 
 def _commit_folder(temporary: Path, final: Path, overwrite: bool) -> None:  # noqa: FBT001 (private)
@@ -355,9 +356,10 @@ def _commit_folder(temporary: Path, final: Path, overwrite: bool) -> None:  # no
     if os.path.lexists(final):
         if not overwrite:
             raise _appeared(final)
+        os.utime(final)  # says when it was set aside where a rename leaves no time (Windows)
         final.rename(aside)
     temporary.rename(final)
-    _flush_folder(final.parent)
+    _flush(final.parent)
     if os.path.lexists(aside):
         _remove(aside)
 
@@ -366,22 +368,22 @@ def _appeared(final: Path) -> OutputError:
     return OutputError(f"{final}: appeared while it was being written; it was left as it is")
 
 
-def _flush_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _flush(path: Path) -> None:
+    is_folder = path.is_dir()  # flushed, it keeps the renames inside it for good (POSIX)
+    if is_folder and sys.platform == "win32":  # which opens no folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows flushes only what may be written
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-_flush_folder = _flush_file  # opened read-only and flushed, it keeps the renames inside it for good (POSIX)
-
-
 def _flush_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
-            _flush_file(Path(parent) / name)
-        _flush_folder(Path(parent))
+            _flush(Path(parent) / name)
+        _flush(Path(parent))
 
 
 def _remove_all(folder: Path, beginning: str) -> None:

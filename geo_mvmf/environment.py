@@ -59,7 +59,9 @@ def describe() -> dict[str, object]:
 def _torch() -> tuple[str, list[str], str]:
     command = [sys.executable, "-X", "utf8", "-I", "-c", _TORCH]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 (fixed)
+        done = subprocess.run(  # noqa: S603 (fixed)
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=120, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"could not be asked: {error}", [], "unknown"
     if done.returncode:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from geo_mvmf import durable
 from geo_mvmf.errors import LockedError, OutputError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 _TRIES = 100  # a holder removes the file once, so one more try is nearly always the last
 
@@ -18,7 +23,7 @@ _TRIES = 100  # a holder removes the file once, so one more try is nearly always
 def holding(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a folder for this process alone.
 
-    The lock is the kernel's (flock), so it ends with the process however that ends: no stale locks.
+    The lock is the kernel's (flock, on Windows LockFile), so it ends with the process however that ends: none is stale.
 
     Parameters
     ----------
@@ -42,7 +47,7 @@ def holding(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(descriptor)
+        _release(descriptor, Path(folder))
 
 
 def _locked(folder: Path) -> int:
@@ -50,9 +55,9 @@ def _locked(folder: Path) -> int:
     for _ in range(_TRIES):
         with durable.output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _flock(descriptor, folder)
+            _lock(descriptor, folder)
         except (LockedError, OutputError):
             os.close(descriptor)
             raise
@@ -63,10 +68,13 @@ def _locked(folder: Path) -> int:
     raise LockedError(f"{folder}: its .lock went away {_TRIES} times while it was locked; try again, or choose another")
 
 
-def _flock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int, folder: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # the latter on Windows
         raise LockedError(
             f"{folder}: another process is working here; wait for it to end, or choose another folder"
         ) from error
@@ -74,3 +82,15 @@ def _flock(descriptor: int, folder: Path) -> None:
         raise OutputError(
             f"{folder}: cannot be locked: {error.strerror}; choose a folder on another file system"
         ) from error
+
+
+def _release(descriptor: int, folder: Path) -> None:
+    if sys.platform == "win32":
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)  # closing would do, at a time of the system's choice
+    os.close(descriptor)
+    if sys.platform == "win32":
+        with contextlib.suppress(OSError):  # the next one holds it
+            if [entry.name for entry in folder.iterdir()] == [".lock"]:
+                # Who held the folder may have taken it away, but no file that is open can be.
+                (folder / ".lock").unlink()
+                folder.rmdir()

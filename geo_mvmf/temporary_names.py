@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,8 +52,9 @@ def abandoned(folder: Path, *, held: bool = False) -> Iterator[tuple[Path, Path 
     """Find what killed writers left in a folder.
 
     Whether a process of another space lives (on another machine that shares the disk, in another container, or before
-    a restart) cannot be known here: what it writes counts once nothing of it has changed for a week; after a minute, a
-    folder that was set aside and has no successor, and everything where nobody else should be writing.
+    a restart) cannot be known here, and on Windows of no process: what it writes counts once nothing of it has changed
+    for a week; after a minute, a folder that was set aside and has no successor, and everything where nobody else
+    should be writing.
 
     Parameters
     ----------
@@ -85,12 +87,13 @@ def abandoned(folder: Path, *, held: bool = False) -> Iterator[tuple[Path, Path 
 
 
 def _is_abandoned(entry: Path, space: str | None, process: int, seconds: float) -> bool:
-    if space == _space():
+    if space == _space() and sys.platform != "win32":  # where there is no such question: os.kill ends what it names
         return not _is_alive(process)
     limit = time.time() - seconds
     with contextlib.suppress(FileNotFoundError):  # renamed or removed just now, so somebody is at work
-        # The time of change, because setting a folder aside leaves its time of modification as it was.
-        return all(path.lstat().st_ctime < limit for path in itertools.chain([entry], entry.rglob("*")))
+        # The time of change where there is one: setting a folder aside leaves that of modification as it was.
+        found = (path.lstat() for path in itertools.chain([entry], entry.rglob("*")))
+        return all(max(each.st_ctime, each.st_mtime) < limit for each in found)
     return False
 
 

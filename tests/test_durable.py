@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -244,6 +245,37 @@ def test_a_folder_set_aside_before_a_restart_comes_back_after_a_minute(tmp_path,
     with pytest.raises(OutputError, match="exists already"):
         write_folder(tmp_path / "f", "other", overwrite=False)
     assert names(tmp_path / "f") == ["inside"]
+
+
+def test_on_windows_no_process_is_asked_whether_it_lives(tmp_path, monkeypatch):
+    def ask(process, number):
+        raise AssertionError("os.kill ends processes there, or sends an event to their console")
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "kill", ask)
+    # its time of change is that of the creation there
+    lstat = Path.lstat
+    monkeypatch.setattr(Path, "lstat", lambda path: SimpleNamespace(st_ctime=0.0, st_mtime=lstat(path).st_mtime))
+    file = left_behind(tmp_path / "a", monkeypatch)
+    file.touch()
+    for days, gone in ((6, []), (2, [file.name])):
+        wait(monkeypatch, days * 86400)
+        assert durable.sweep(tmp_path) == gone
+
+
+def test_a_folder_that_is_set_aside_says_when_where_a_rename_leaves_no_time(tmp_path, monkeypatch):
+    write_folder(tmp_path / "f", "old")
+    os.utime(tmp_path / "f", (0, 0))
+    rename, times = Path.rename, {}
+
+    def keep(self, target):
+        times[Path(target).name] = self.stat().st_mtime
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", keep)
+    write_folder(tmp_path / "f", "new")
+    assert len(times) == 2  # aside, and the new one
+    assert all(time.time() - moment < 60 for moment in times.values())
 
 
 @OLD

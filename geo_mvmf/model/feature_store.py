@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
@@ -165,7 +166,8 @@ class FeatureStore:
         current.add(_path(self.folder, "features", len(self.digests)).with_suffix(".sha256"))
         stale = {path for kind in ("*-*.npy", "*-*.sha256") for path in self.folder.glob(kind)} - current
         for path in [*sorted(stale), *(shard.path for shard in self.shards)]:
-            path.unlink()
+            with contextlib.suppress(PermissionError):  # mapped on Windows: the next merge takes it away
+                path.unlink()
 
 
 def _path(folder: Path, kind: str, count: int) -> Path:
