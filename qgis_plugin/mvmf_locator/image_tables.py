@@ -60,6 +60,9 @@ def _write(rows):
         root = os.path.commonpath(folders) if folders else os.path.expanduser("~")
     except ValueError as error:
         raise WorkerFailed(tr("the images lie on several drives"), tr("Run it once for each drive.")) from error
+    for row, _ in rows:
+        if os.path.isabs(row["path"] or ""):  # a table that names a server (Windows) is refused, a root may lie on one
+            row["path"] = os.path.relpath(row["path"], root)
     features = [{"type": "Feature", "properties": row, "geometry": place} for row, place in rows]
     path = core.QgsProcessingUtils.generateTempFilename("images.geojson")
     with open(path, "w", encoding="utf-8") as file:

@@ -309,7 +309,7 @@ def translate(request):
 
 
 def table(request):
-    """Make a layer of one photo with values of the types of dates and times, and give the table made of it."""
+    """Make a layer of one photo with dates and times, and give the table made of it, and its root."""
     from mvmf_locator import image_tables
     from qgis.core import QgsFeature, QgsProcessingContext, QgsVectorLayer
     from qgis.PyQt.QtCore import QDate, QDateTime, Qt, QTime
@@ -323,10 +323,10 @@ def table(request):
         "memory",
     )
     feature = QgsFeature(layer.fields())
-    feature.setAttributes(["a.jpg", day, time_of_day, QDateTime(day, time_of_day), utc, None])
+    feature.setAttributes(["sub/a.jpg", day, time_of_day, QDateTime(day, time_of_day), utc, None])
     layer.dataProvider().addFeatures([feature])
-    path, _ = image_tables.table_of_layer(layer, "photo", "/photos", QgsProcessingContext(), make_feedback())
-    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))["features"]
+    path, root = image_tables.table_of_layer(layer, "photo", "/photos", QgsProcessingContext(), make_feedback())
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))["features"], root
 
 
 DOINGS = {

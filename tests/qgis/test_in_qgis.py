@@ -50,8 +50,9 @@ def test_every_algorithm_is_described(probe, fake_python):
         assert {"PREDICTIONS", "IMAGE_IDS"} <= set(seen["algorithms"][name]["parameters"]), name
 
 
-def test_dates_and_times_of_a_layer_are_iso(probe, fake_python):
-    (row,) = probe({"do": "table"}, fake_python("good"))
+def test_the_table_of_a_layer_has_iso_dates_and_paths_within_its_root(probe, fake_python):
+    (row,), root = probe({"do": "table"}, fake_python("good"))
+    assert (row["properties"]["path"], root) == ("a.jpg", "/photos/sub")
     moments = {name: row["properties"][name] for name in ("day", "at", "local", "utc", "no")}
     assert moments == {
         "day": "2026-01-02",
