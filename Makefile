@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built-from-pyproject
 
-.PHONY: help demo test test-hard check bench experiments sample plugin qgis-newest qgis-screenshots clean
+.PHONY: help demo test test-hard test-lowest check bench experiments sample plugin qgis-newest qgis-screenshots clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,23 @@ test: $(STAMP)  ## the default tests (under 5 minutes on 2 cores)
 
 test-hard: $(STAMP)  ## the long and violent tests: kills, floods, damage (5 to 10 minutes)
 	@$(BIN)/python -m pytest -q -n 2 -m hard -p no:randomly --timeout 1500
+
+# The lowest versions that pyproject.toml allows, for the oldest Python; they warn of what is long changed, which ends
+# no test here. Models and training, where only PyTorch matters, are left to the newer versions of `make test`.
+LOWEST := .venv-lowest
+LOWEST_STAMP := $(LOWEST)/.built-from-pyproject
+LOWEST_TESTS := tests/files tests/inputs tests/maps tests/test_cli*.py tests/test_distributed.py tests/test_p*.py \
+  tests/test_report.py
+$(LOWEST_STAMP): pyproject.toml $(STAMP)
+	@echo "building $(LOWEST)"
+	@rm -rf $(LOWEST)
+	@$(BIN)/uv venv --quiet --python 3.11 $(LOWEST)
+	@VIRTUAL_ENV=$(CURDIR)/$(LOWEST) $(BIN)/uv pip install --quiet --compile-bytecode --resolution lowest-direct --editable '.[test]'
+	@touch $(LOWEST_STAMP)
+
+test-lowest: $(LOWEST_STAMP)  ## files, maps, predictions and commands with the lowest versions (under 4 minutes on 2 cores)
+	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 -m "not hard" \
+	  -o filterwarnings= -o cache_dir=$(LOWEST)/.pytest_cache $(LOWEST_TESTS)
 
 check: $(STAMP)  ## style and types
 	@$(BIN)/ruff check .
@@ -78,4 +95,4 @@ qgis-screenshots: $(STAMP)  ## take the pictures of docs/qgis.md anew (needs QGI
 	@$(PYTHON) qgis_plugin/screenshots.py
 
 clean:  ## remove the environment and what the demo wrote
-	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) demo_output .pytest_cache .mypy_cache .ruff_cache
