@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -162,7 +163,8 @@ class Reporter:
         """
         self.close()
         if self._echoes:
-            click.echo(message)
+            encoding = sys.stdout.encoding  # of a pipe on Windows it knows a few hundred characters
+            click.echo(message.encode(encoding, "backslashreplace").decode(encoding))
         if self.style == "json":
             found = {name: number for name, number in (counts or {}).items() if number is not None}
             said = {"outputs": self.outputs, "counts": found, "message": message}

@@ -1,5 +1,8 @@
 """What a command says beside its result."""
 
+import io
+import sys
+
 from geo_mvmf import terminal
 from geo_mvmf.progress import Progress
 
@@ -36,3 +39,11 @@ def test_where_no_bar_is_landmarks_are_lines_and_not_too_many(monkeypatch, capsy
     for done, is_landmark in [(3, True), (4, False), (5, True), (6, True), (7, True), (9, True)]:
         report(Progress("train", done, 9, "loss 1", is_landmark=is_landmark))
     assert capsys.readouterr().err.splitlines() == [f"train {done}/9: loss 1" for done in (3, 6, 9)]
+
+
+def test_a_result_is_said_to_a_pipe_that_knows_few_characters(monkeypatch):
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, encoding="cp1252", newline="\n"))
+    terminal.Reporter("none").result("wrote Ægir/写真.nc")
+    sys.stdout.flush()
+    assert pipe.getvalue().decode("cp1252") == "wrote Ægir/\\u5199\\u771f.nc\n"
