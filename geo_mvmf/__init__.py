@@ -21,6 +21,7 @@ _HOMES = {
     "CellMixture": "geo_mvmf.mixture",
     "Frame": "geo_mvmf.maps.frames",
     "Grid": "geo_mvmf.maps.grid",
+    "MvmfHead": "geo_mvmf.model.heads",
     "Partition": "geo_mvmf.model.classes",
     "Predictions": "geo_mvmf.predictions",
     "VmfMixture": "geo_mvmf.mixture",
@@ -35,6 +36,7 @@ _HOMES = {
     "evaluate": "geo_mvmf.evaluation",
     "fuse": "geo_mvmf.maps.evidence",
     "great_circle_distance_km": "geo_mvmf.sphere",
+    "initial_log_concentrations": "geo_mvmf.model.classes",
     "load_bundle": "geo_mvmf.model.bundle",
     "mvmf_loss": "geo_mvmf.model.loss",
     "open_predictions": "geo_mvmf.predictions",
@@ -45,7 +47,9 @@ _HOMES = {
     "predict": "geo_mvmf.predicting",
     "read_image_table": "geo_mvmf.inputs.tables",
     "restrict": "geo_mvmf.maps.evidence",
+    "to_directions": "geo_mvmf.sphere",
     "train": "geo_mvmf.model.training",
+    "write_method_predictions": "geo_mvmf.method_predictions",
     "zone_probabilities": "geo_mvmf.maps.zones",
 }
 
