@@ -163,7 +163,8 @@ class Reporter:
         """
         self.close()
         if self._echoes:
-            encoding = sys.stdout.encoding  # of a pipe on Windows it knows a few hundred characters
+            # of a pipe on Windows it knows a few hundred characters; a program without a window has no output
+            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
             click.echo(message.encode(encoding, "backslashreplace").decode(encoding))
         if self.style == "json":
             found = {name: number for name, number in (counts or {}).items() if number is not None}

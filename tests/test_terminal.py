@@ -47,3 +47,8 @@ def test_a_result_is_said_to_a_pipe_that_knows_few_characters(monkeypatch):
     terminal.Reporter("none").result("wrote Ægir/写真.nc")
     sys.stdout.flush()
     assert pipe.getvalue().decode("cp1252") == "wrote Ægir/\\u5199\\u771f.nc\n"
+
+
+def test_a_program_without_any_output_is_told_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    terminal.Reporter("none").result("wrote a.nc")
