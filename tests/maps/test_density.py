@@ -285,9 +285,9 @@ class TestDataArray:
         y = x.replace("longitude", "latitude").replace("_x_", "_y_")
         assert raster.y.attrs == {"standard_name": y, "units": unit_of_y, "axis": "Y"}
 
-    @pytest.mark.parametrize("crs", ["EPSG:2056", "+proj=ob_tran +o_proj=longlat +o_lat_p=39 +lon_0=18 +type=crs"])
+    @pytest.mark.parametrize("crs", ["EPSG:29873", "+proj=ob_tran +o_proj=longlat +o_lat_p=39 +lon_0=18 +type=crs"])
     def test_what_cf_cannot_say_whole_is_said_by_its_wkt_alone(self, mixture_of, crs):
-        """Swiss coordinates would lose an angle, a rotated pole without a longitude has no name in pyproj."""
+        """The grid of Borneo would lose an angle, a rotated pole without a longitude has no name in pyproj."""
         grid = Grid((2, 2), (1, 0, -1, 0, -1, 1), crs)
         raster = density.density_raster(mixture_of([[0, 0, 1.0]], 3.0), grid)
         assert set(raster.spatial_ref.attrs) == {"crs_wkt", "spatial_ref", "GeoTransform", "name"}
