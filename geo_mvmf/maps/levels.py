@@ -69,6 +69,7 @@ def credible_level_raster(density: xr.DataArray, beyond: Beyond | None = None) -
             vectorize=True,
             dask="parallelized",
             output_dtypes=[np.float64],
+            keep_attrs=True,  # of the coordinates: older versions of xarray would leave the CRS out
         )
     level.name = NAME
     level.attrs = {
