@@ -1,11 +1,19 @@
 """A small model and small albums, for tests of what stands on them."""
 
+import signal
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from geo_mvmf.model.bundle import save_bundle
 from geo_mvmf.model.untrained import untrained_bundle
+
+
+def pytest_configure():
+    """Hear Ctrl-C also where the shell ran the tests in the background, so that they ignore it: tests send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
