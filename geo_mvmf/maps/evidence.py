@@ -57,6 +57,7 @@ def restrict(mixture: Mixture, area: Any, *, max_mass_error: float = MASS_ERROR)
 
     Examples
     --------
+    >>> from geo_mvmf.mixture import VmfMixture
     >>> peak = VmfMixture([[1.0, 0.0, 0.0]], [9.0], [[0.0]])
     >>> north = restrict(peak, shapely.box(-180.0, 0.0, 180.0, 90.0))
     >>> round(float(north.probability_within([0.0], [90.0], 10007.5)[0, 0]), 2)
@@ -109,6 +110,7 @@ def fuse(
 
     Examples
     --------
+    >>> from geo_mvmf.mixture import VmfMixture
     >>> peaks = VmfMixture([[1.0, 0.0, 0.0]], [9.0], [[0.0], [0.0]])
     >>> both = fuse(peaks)  # log kappa is log 2 more
     >>> round(float(both.log_density([[1.0, 0.0, 0.0]])[0, 0]), 1)
@@ -251,6 +253,7 @@ def information_gained(before: Mixture | Sequence[Mixture], after: CellMixture) 
 
     Examples
     --------
+    >>> from geo_mvmf.mixture import VmfMixture
     >>> peaks = VmfMixture([[1.0, 0.0, 0.0]], [9.0], [[0.0], [0.0]])
     >>> information_gained(peaks, fuse(peaks))["gained_bits"].round(1).tolist()
     [1.0]

@@ -66,7 +66,13 @@ def check_mvmf_arguments(
         features.device,
         [
             _Range("mean_directions", _lengths(mean_directions), 1.0 - DRIFT, 1.0 + DRIFT, _NORMALISE),
-            _Range("log_concentrations", log_concentrations, -MAX_LOG_CONCENTRATION, MAX_LOG_CONCENTRATION, _NATURAL),
+            _Range(
+                "log_concentrations",
+                log_concentrations.detach(),
+                -MAX_LOG_CONCENTRATION,
+                MAX_LOG_CONCENTRATION,
+                _NATURAL,
+            ),
             _targets(target_directions),
             *_weights(sample_weight),
         ],
