@@ -29,6 +29,7 @@ from geo_mvmf.temporary_folder import TemporaryFolder
 if TYPE_CHECKING:
     import xarray as xr
 
+    from geo_mvmf.maps.albums import Album
     from geo_mvmf.maps.frames import Frame
     from geo_mvmf.maps.grid import Grid
 
@@ -246,10 +247,7 @@ class Predictions:
         BadInputError
             If the image or the column is unknown, or the image has no prediction.
         """
-        chosen = self._rows_of(None if image_id is None else [image_id])
-        ids, labels = (density_files.column(self.store, name, chosen) for name in ("image_id", by))
-        album = album_of_rows(self.store, chosen, owner=self)
-        return density.density_raster(album, grid, image_ids=ids, combine=combine, by=labels, bandwidth_km=bandwidth_km)
+        return self._raster(grid, image_id, combine, by, bandwidth_km)[0]
 
     def write_density(
         self,
@@ -288,8 +286,7 @@ class Predictions:
             raise BadInputError(f"{self.store.path}: none of its {len(self)} images has a prediction to make a map of")
         several = bool(image_id is None and (by or not combine) and self.is_predicted.sum() > 1)
         density_files.check_files(Path(path), several=several, overwrite=overwrite)
-        raster = self.density(grid, image_id, combine=combine, by=by, bandwidth_km=bandwidth_km)
-        album = album_of_rows(self.store, self._rows_of(None if image_id is None else [image_id]), owner=self)
+        raster, album = self._raster(grid, image_id, combine, by, bandwidth_km)
         return density_files.write(Path(path), raster, album, self.run, overwrite=overwrite)
 
     def sample(self, n: int, *, seed: int = 0) -> geopandas.GeoDataFrame:
@@ -359,6 +356,21 @@ class Predictions:
             return
         vector.check_suffix(path)
         progress.run(point_layer.write_job(self.store, path, levels, overwrite=overwrite))
+
+    def _raster(
+        self,
+        grid: Grid | Frame | Literal["auto"],
+        image_id: str | None,
+        combine: Literal["mean"] | None,
+        by: str | None,
+        bandwidth_km: float | None,
+    ) -> tuple[xr.DataArray, Album | CellMixture]:
+        """Density rasters, and what they are made of."""
+        chosen = self._rows_of(None if image_id is None else [image_id])
+        ids, labels = (density_files.column(self.store, name, chosen) for name in ("image_id", by))
+        album = album_of_rows(self.store, chosen, owner=self)
+        made = density.density_raster(album, grid, image_ids=ids, combine=combine, by=labels, bandwidth_km=bandwidth_km)
+        return made, album
 
     def _rows_of(self, image_ids: Sequence[str] | None) -> IntArray:
         return rows_named(self.store, image_ids)

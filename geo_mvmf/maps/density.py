@@ -232,13 +232,17 @@ def beyond_raster(mixture: VmfMixture | CellMixture | Album, raster: xr.DataArra
     if inside > 1.0 - _ALL:
         return Beyond.nothing()
     source = _source(mixture, raster.attrs.get("bandwidth_km"))
-    one = source if isinstance(source, CellMixture) else source.mean_mixture(np.arange(len(source)))
-    return beyond(one, Grid.like(raster), inside)
+    return beyond(_mean_of(source), Grid.like(raster), inside)
 
 
 def _source(mixture: VmfMixture | CellMixture | Album, bandwidth_km: float | None) -> CellMixture | Album:
     source = album_of(mixture) if isinstance(mixture, VmfMixture) else mixture
     return source if bandwidth_km is None else smoothing.smoothed(source, bandwidth_km)
+
+
+def _mean_of(source: CellMixture | Album) -> VmfMixture | CellMixture:
+    """What the only raster of a source shows: its image, or the mean of all (of cells all, whose mean is meant)."""
+    return source if isinstance(source, CellMixture) else source.mean_mixture(np.arange(len(source)))
 
 
 class _Rasters(NamedTuple):
@@ -283,7 +287,7 @@ def _framed(wanted: Frame | str, source: CellMixture | Album, rasters: _Rasters)
             f"a window of its own is that of one raster, and there are {len(rasters.names)}: give one image, "
             "combine='mean', or a Grid"
         )
-    return frame.of(source if isinstance(source, CellMixture) else source.mean_mixture(rasters.members[0]))
+    return frame.of(_mean_of(source))
 
 
 class _Painter:
